@@ -1,0 +1,28 @@
+"""roundelay: one federated learning framework, from a laptop's simulation to real devices, with the same bits.
+
+    import roundelay as rd
+"""
+
+from importlib.metadata import version
+
+from roundelay import algorithms, data, errors, models
+from roundelay.algorithms import FedAvg, FedProx
+from roundelay.data import Data, FederatedData
+from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards, Split
+from roundelay.federation import Stopping
+from roundelay.guard import Guard
+from roundelay.job import Evaluation, Job
+from roundelay.learner import Constant, Cosine, LocalSGD, Step
+from roundelay.messages import FLModel
+from roundelay.run import History, Round
+from roundelay.simulation.settings import Simulation
+from roundelay.tracking.run_folder import Tracking
+from roundelay.workflows import Rounds
+
+__version__ = version("roundelay")
+
+__all__ = [
+    "IID", "Constant", "Cosine", "Data", "Dirichlet", "Evaluation", "FLModel", "FedAvg", "FedProx", "FederatedData",
+    "FromFile", "Guard", "History", "Job", "LocalSGD", "Natural", "QuantitySkew", "Replicate", "Round", "Rounds", "Shards",
+    "Simulation", "Split", "Step", "Stopping", "Tracking", "algorithms", "data", "errors", "models",
+]  # fmt: skip

@@ -1,0 +1,100 @@
+"""Folding admitted updates into one. The mean streams: it holds one running vector, however many clients there are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from roundelay.errors import EmptyRoundError
+from roundelay.messages import Update
+
+Uplink = Mapping[str, Literal["examples", "one"]]
+"""Each vector that a client sends, and its averaging weight: the number of examples, or one."""
+
+
+@dataclass(slots=True)
+class RunningMean:
+    """A weighted mean that needs no weights in advance: ``mean += (value - mean) * weight / weight_so_far``.
+
+    Exact, to the bit, for one value and for identical values; ``sum(weight * value) / sum(weight)`` is not.
+    """
+
+    mean: Tensor | None = None
+    weight: float = 0.0
+
+    def add(self, value: Tensor, weight: float) -> None:
+        self.weight += weight
+        if self.mean is None:
+            self.mean = value.clone()  # a copy, not 0 + value: keeps the sign of zero
+        else:
+            self.mean.lerp_(value, weight / self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What a round's updates of one group come to: per vector its mean and the weight behind it, and their number."""
+
+    means: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    count: int
+
+    def mean(self, name: str) -> Tensor:
+        """Return the weighted mean of one uplink vector, of shape (length,). The caller may keep it, not change it."""
+        return self.means[name]
+
+    def sum(self, name: str) -> Tensor:
+        """Return the plain weighted sum of one uplink vector, of shape (length,)."""
+        return self.means[name] * self.weights[name]
+
+
+@dataclass(slots=True)
+class Fold:
+    """The running fold of one round. Whoever calls ``add`` keeps the order: float sums depend on it.
+
+    Parameters and an algorithm's further vectors are averaged by group, each under its own weight; float buffers are a
+    plain mean weighted by examples; integer buffers take the element-wise maximum, since a counter has no mean.
+    """
+
+    uplink: Uplink
+    _groups: dict[int, dict[str, RunningMean]] = field(default_factory=dict)
+    _counts: dict[int, int] = field(default_factory=dict)
+    _buffers: RunningMean = field(default_factory=RunningMean)
+    _integers: Tensor | None = None
+
+    def add(self, update: Update) -> None:
+        means = self._groups.setdefault(update.group, {name: RunningMean() for name in self.uplink})
+        for name, by in self.uplink.items():
+            means[name].add(update.payload.vectors[name], update.num_examples if by == "examples" else 1.0)
+        self._counts[update.group] = self._counts.get(update.group, 0) + 1
+        self._buffers.add(update.payload.buffers, update.num_examples)
+        integers = update.payload.integers
+        self._integers = integers.clone() if self._integers is None else torch.maximum(self._integers, integers)
+
+    @property
+    def count(self) -> int:
+        return sum(self._counts.values())
+
+    def totals(self) -> dict[int, Total]:
+        """Return one ``Total`` per group.
+
+        Raises:
+            EmptyRoundError: no update was added.
+        """
+        if not self._groups:
+            raise EmptyRoundError("no update was admitted, so there is nothing to average")
+        return {
+            group: Total(
+                {name: mean for name, m in means.items() if (mean := m.mean) is not None},
+                {name: m.weight for name, m in means.items()},
+                self._counts[group],
+            )
+            for group, means in sorted(self._groups.items())
+        }
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Return the averaged float buffers and the integer buffers' maximum; raises EmptyRoundError as ``totals`` does."""
+        if self._buffers.mean is None or self._integers is None:
+            raise EmptyRoundError("no update was admitted, so there are no buffers to average")
+        return self._buffers.mean, self._integers

@@ -1,0 +1,98 @@
+"""Federated averaging, and its proximal variant.
+
+FedAvg: H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-Efficient Learning of Deep
+Networks from Decentralized Data", AISTATS 2017, Algorithm 1. The server learning rate: S. Reddi et al., "Adaptive
+Federated Optimization", ICLR 2021, Algorithm 1 with a plain gradient step as the server's optimiser.
+
+FedProx: T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, "Federated Optimization in Heterogeneous
+Networks", MLSys 2020, eq. 2: every client minimises F_k(w) + mu/2 * ||w - w_t||^2, whose gradient adds mu * (w - w_t).
+
+    w_t      received["params"]      the global model of the round
+    w_k      end.params              the client's end point, which is what travels
+    n_k      end.num_examples        the client's weight
+    mu       FedProx.mu
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from roundelay.aggregators import Total, Uplink
+from roundelay.algorithms.protocol import ClientHalf, Fit, Reply, State
+from roundelay.errors import ConfigError
+from roundelay.messages import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """Average the clients' end points, weighted by examples; ``server_lr`` scales the step from the old model to the mean."""
+
+    server_lr: float = 1.0
+    uplink: ClassVar[Uplink] = {"params": "examples"}
+
+    def __post_init__(self) -> None:
+        _require_positive("server_lr", self.server_lr)
+
+    def init(self, params: Tensor, num_clients: int) -> State:
+        return {"params": params}
+
+    def broadcast(self, state: State) -> Mapping[str, Tensor]:
+        return {"params": state["params"]}
+
+    def first_memory(self, params: Tensor) -> Memory:
+        return {}
+
+    def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
+        end = yield Fit(received["params"])
+        return Reply({"params": end.params}, end.num_examples)
+
+    def apply(self, state: State, totals: Mapping[int, Total]) -> State:
+        return {"params": server_step(state["params"], totals[0].mean("params"), self.server_lr)}
+
+
+@dataclass(frozen=True, slots=True)
+class FedProx:
+    """FedAvg whose clients are held near the global model by mu/2 times the squared distance to it."""
+
+    mu: float
+    server_lr: float = 1.0
+    uplink: ClassVar[Uplink] = {"params": "examples"}
+
+    def __post_init__(self) -> None:
+        _require_positive("server_lr", self.server_lr)
+        if not 0 <= self.mu < float("inf"):
+            raise ConfigError(f"mu must be a finite number of at least 0, got {self.mu!r}")
+
+    def init(self, params: Tensor, num_clients: int) -> State:
+        return {"params": params}
+
+    def broadcast(self, state: State) -> Mapping[str, Tensor]:
+        return {"params": state["params"]}
+
+    def first_memory(self, params: Tensor) -> Memory:
+        return {}
+
+    def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
+        start = received["params"]
+
+        def towards_start(grad: Tensor, params: Tensor) -> None:
+            grad.add_(params - start, alpha=self.mu)
+
+        end = yield Fit(start, correct=towards_start if self.mu else None)
+        return Reply({"params": end.params}, end.num_examples)
+
+    def apply(self, state: State, totals: Mapping[int, Total]) -> State:
+        return {"params": server_step(state["params"], totals[0].mean("params"), self.server_lr)}
+
+
+def server_step(old: Tensor, mean: Tensor, server_lr: float) -> Tensor:
+    """Return old + server_lr * (mean - old), and the mean itself, to the bit, for a server learning rate of 1."""
+    return mean if server_lr == 1.0 else torch.lerp(old, mean, server_lr)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{name} must be a positive number, got {value!r}")

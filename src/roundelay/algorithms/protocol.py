@@ -1,0 +1,114 @@
+"""The form of a federated algorithm: one file per paper, both halves, methods in the order in which an update travels.
+
+Shapes: every vector is (..., D), every per-client number is a tensor (..., 1), so that the same text serves one client
+and a stack of clients. An algorithm sees parameters only; buffers travel beside it.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from roundelay.aggregators import Total, Uplink
+from roundelay.errors import ConfigError
+from roundelay.messages import Memory
+
+State = Mapping[str, Tensor]
+"""The server's named tensors, "params" among them. Never changed in place: a new version is a new mapping."""
+
+Correct = Callable[[Tensor, Tensor], None]
+"""``correct(grad, params)`` changes ``grad`` in place before each optimiser step. Both are (..., D)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The client half asks for local training that begins at ``start`` (..., D)."""
+
+    start: Tensor
+    correct: Correct | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What local training came to.
+
+    ``params`` (..., D) belongs to the algorithm, which may overwrite it. ``num_examples`` (float64), ``num_steps`` and
+    ``lr_sum`` (float32, the sum of the steps' learning rates) are (..., 1); the latter two are NaN where a user's own
+    loop did not tell.
+    """
+
+    params: Tensor
+    num_examples: Tensor
+    num_steps: Tensor
+    lr_sum: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the client half ends with: vectors to send (those of ``uplink``), what to remember once they are folded, the
+    weight, and the group whose model was trained."""
+
+    vectors: Mapping[str, Tensor]
+    num_examples: Tensor
+    memory: Memory = field(default_factory=dict)
+    group: int = 0
+
+
+ClientHalf = Generator[Fit, Fitted, Reply]
+"""A generator that asks for work. Whoever drives it decides how the work is done: a worker's learner, or a user's own loop."""
+
+
+class Algorithm(Protocol):
+    @property
+    def uplink(self) -> Uplink: ...
+
+    def init(self, params: Tensor, num_clients: int) -> State:
+        """Return the first state; ``params`` (D,) are the initial parameters."""
+
+    def broadcast(self, state: State) -> Mapping[str, Tensor]:
+        """Return the vectors that every client of a round receives."""
+
+    def first_memory(self, params: Tensor) -> Memory:
+        """Return what a client remembers before its first task; empty for a stateless algorithm."""
+
+    def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
+        """Run on the client. Neither ``received`` nor ``memory`` may be changed in place."""
+
+    def apply(self, state: State, totals: Mapping[int, Total]) -> State:
+        """Make the server's step from a round's totals, by group (0 where the algorithm keeps one model)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a run of an algorithm will need: the length of each uplink vector, whether a fit asks for a gradient
+    correction, and how many bytes a client remembers."""
+
+    lengths: Mapping[str, int]
+    corrects: bool
+    memory_bytes: int
+
+
+def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsal:
+    """Run an algorithm's client half once with a fit that trains nothing, so that the server knows what is to come.
+
+    Raises:
+        ConfigError: the reply does not hold the vectors that ``uplink`` declares.
+    """
+    state = algorithm.init(params, num_clients)
+    client = algorithm.client(algorithm.broadcast(state), algorithm.first_memory(params))
+    one, corrects = torch.ones(1), False
+    try:
+        ask = next(client)
+        while True:
+            corrects = corrects or ask.correct is not None
+            ask = client.send(Fitted(ask.start.clone(), one.double(), one, one))
+    except StopIteration as stop:
+        reply: Reply = stop.value
+    name = type(algorithm).__name__
+    if reply.vectors.keys() != algorithm.uplink.keys():
+        raise ConfigError(f"{name} declares the uplink {sorted(algorithm.uplink)} but sends {sorted(reply.vectors)}")
+    lengths = {name: vector.numel() for name, vector in reply.vectors.items()}
+    return Rehearsal(lengths, corrects, sum(v.nbytes for v in reply.memory.values()))

@@ -1,0 +1,189 @@
+"""A data set in the hands of its clients. Nothing is copied for a client; only the list of ids grows with their
+number."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from roundelay import seeds
+from roundelay.data.examples import Data, Examples, as_examples
+from roundelay.data.partition import Split
+from roundelay.errors import ConfigError, DataError
+
+__all__ = ["Data", "FederatedData"]
+
+
+class _Parts(Protocol):
+    def part(self, number: int) -> Examples | None:
+        """Return what client ``number``, in order of id, holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pooled:
+    """Parts of one data set: client i holds ``indices[offsets[i]:offsets[i + 1]]``, a view made when asked for."""
+
+    examples: Examples
+    indices: Tensor
+    offsets: Tensor
+
+    def part(self, number: int) -> Examples | None:
+        start, stop = self.offsets[number : number + 2].tolist()
+        return self.examples.select(self.indices[start:stop]) if stop > start else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Separate:
+    """One data set for each client."""
+
+    examples: tuple[Examples | None, ...]
+
+    def part(self, number: int) -> Examples | None:
+        return self.examples[number]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FederatedData:
+    """What each client trains and is tested on, and what the server keeps; clients in ascending order of id.
+
+    Make one with ``from_split`` or ``from_datasets``. Pickled, it holds each tensor once.
+
+    >>> import numpy as np
+    >>> parts = {"bob": (np.zeros((3, 2)), np.zeros(3)), "ann": (np.ones((1, 2)), np.ones(1))}
+    >>> data = FederatedData.from_datasets(parts)
+    >>> data.clients, len(data.train("bob"))
+    (('ann', 'bob'), 3)
+    """
+
+    clients: tuple[str, ...]
+    held_out: Examples | None
+    _train: _Parts
+    _test: _Parts | None
+
+    @classmethod
+    def from_split(cls, data: Data, split: Split, client_test_fraction: float = 0.0, seed: int = 0) -> "FederatedData":
+        """Return ``data.train`` in the hands of ``split``'s clients, ``data.test`` with the server.
+
+        With a ``client_test_fraction`` above 0 each client keeps that share of its own examples, rounded, for its
+        test: at least one and never all, so that a client of one example has no test part. Which ones depends on the
+        seed, the client and what it holds.
+
+        Raises:
+            ConfigError: ``client_test_fraction`` is not in [0, 1).
+            DataError: the split is of another data set, or leaves a client without examples.
+        """
+        if not 0.0 <= client_test_fraction < 1.0:
+            raise ConfigError(f"client_test_fraction: expected a number in [0, 1), got {client_test_fraction!r}")
+        if split.num_examples != len(data.train):
+            raise DataError(
+                f"{data.name}: it has {len(data.train)} training examples, the split is of {split.num_examples}"
+            )
+        for client, size in zip(split.clients, split.sizes().tolist(), strict=True):
+            _check_size(client, size)
+        if client_test_fraction == 0.0:
+            return cls(split.clients, data.test, _Pooled(data.train, split.indices, split.offsets), None)
+        tested = _keep_for_test(split, client_test_fraction, seed)
+        train, test = (_Pooled(data.train, split.indices[mask], _offsets(split, mask)) for mask in (~tested, tested))
+        return cls(split.clients, data.test, train, test)
+
+    @classmethod
+    def from_datasets(
+        cls,
+        datasets: Mapping[str, object],
+        held_out: object | None = None,
+        tests: Mapping[str, object] | None = None,
+    ) -> "FederatedData":
+        """Return data that came apart already: for each client id anything that ``as_examples`` takes.
+
+        ``tests`` may leave clients out.
+
+        Raises:
+            DataError: no client, an id that is no string, a client without examples, a test of an unknown client.
+        """
+        if not datasets:
+            raise DataError("datasets: expected at least one client, got none")
+        for client in datasets:
+            if not isinstance(client, str) or not client:
+                raise DataError(f"datasets: expected client ids to be non-empty strings, got {client!r}")
+        unknown = sorted(set(tests or {}) - set(datasets), key=str)
+        if unknown:
+            raise DataError(f"tests: client {unknown[0]!r} has no training data; known are {_some(sorted(datasets))}")
+        clients = tuple(sorted(datasets))
+        train = tuple(_read(client, datasets[client]) for client in clients)
+        test = tuple(_read(client, tests[client]) if client in tests else None for client in clients) if tests else None
+        return cls(
+            clients,
+            None if held_out is None else as_examples(held_out),
+            _Separate(train),
+            None if test is None else _Separate(test),
+        )
+
+    def train(self, client: str) -> Examples:
+        """Return what the client trains on, at least one example.
+
+        Raises:
+            DataError: there is no such client.
+        """
+        part = self._train.part(self._number(client))
+        assert part is not None, "a client without examples is refused when the data is put together"
+        return part
+
+    def test(self, client: str) -> Examples | None:
+        """Return the client's own held-out part, or None where it has none.
+
+        Raises:
+            DataError: there is no such client.
+        """
+        number = self._number(client)
+        return None if self._test is None else self._test.part(number)
+
+    def _number(self, client: str) -> int:
+        number = bisect_left(self.clients, client)
+        if number == len(self.clients) or self.clients[number] != client:
+            raise DataError(f"client {client!r}: it holds no data; known are {_some(self.clients)}")
+        return number
+
+    def __repr__(self) -> str:
+        return f"FederatedData({len(self.clients)} clients: {_some(self.clients)})"
+
+
+def _keep_for_test(split: Split, fraction: float, seed: int) -> Tensor:
+    """Return a mask over ``split.indices``: which entries their clients keep for their tests."""
+    mask = torch.zeros(len(split.indices), dtype=torch.bool)
+    for client, (start, stop) in zip(split.clients, pairwise(split.offsets.tolist()), strict=True):
+        size = stop - start
+        if size > 1:
+            num_test = min(size - 1, max(1, round(fraction * size)))
+            order = torch.randperm(size, generator=seeds.generator(seed, 0, 0, client, "client test"))
+            mask[start + order[:num_test]] = True
+    return mask
+
+
+def _offsets(split: Split, mask: Tensor) -> Tensor:
+    kept_before = torch.cat([torch.zeros(1, dtype=torch.int64), mask.cumsum(0)])
+    return kept_before[split.offsets]
+
+
+def _read(client: str, value: object) -> Examples:
+    try:
+        examples = as_examples(value)
+    except DataError as error:
+        raise DataError(f"client {client!r}: {error}") from error
+    _check_size(client, len(examples))
+    return examples
+
+
+def _check_size(client: str, size: int) -> None:
+    if size == 0:
+        raise DataError(
+            f"client {client!r}: expected at least one example, got none; leave the client out or give it data"
+        )
+
+
+def _some(clients: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(map(repr, clients[:5])) + (f", ... ({len(clients)} in all)" if len(clients) > 5 else "")

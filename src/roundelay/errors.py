@@ -1,0 +1,40 @@
+"""The exception tree. A user's mistake is a ``ValueError`` too, so that ordinary code can catch it without knowing us."""
+
+
+class RoundelayError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class ConfigError(RoundelayError, ValueError):
+    """A job, a component's arguments or a job file cannot mean what they say."""
+
+
+class LayoutError(RoundelayError, ValueError):
+    """Two models differ in a tensor's name, shape or dtype, or a model holds what cannot be averaged."""
+
+
+class DataError(RoundelayError, ValueError):
+    """Data is absent or malformed; the message names the file or client."""
+
+
+class MetricError(RoundelayError, ValueError):
+    """A metric is not one finite number, or not a number at all."""
+
+
+class EmptyRoundError(RoundelayError, ValueError):
+    """An aggregate was asked for although no update was admitted."""
+
+
+class ClientFailed(RoundelayError, RuntimeError):
+    """A client's own code raised; carries the client's name and the remote traceback."""
+
+
+class VirtualDeadlock(RoundelayError, RuntimeError):
+    """In virtual time a workflow waits for something that no model will ever produce."""
+
+
+class MissingExtra(RoundelayError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package!r} is not installed; it comes with an extra: pip install 'roundelay[{extra}]'")

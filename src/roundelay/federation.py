@@ -1,0 +1,144 @@
+"""What a workflow may ask for. A federation is simulated in virtual time, or real; the workflow cannot tell which."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from roundelay.algorithms.protocol import Algorithm, State
+from roundelay.errors import ConfigError
+from roundelay.intake import Outcome
+from roundelay.layout import Vectors
+from roundelay.metrics import higher_is_better
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of the model on the server: the algorithm's state ("params" among it) and the buffers beside it.
+
+    ``number`` counts the rounds behind it, 0 for the initial model.
+    """
+
+    number: int
+    state: State
+    buffers: Tensor
+    integers: Tensor
+
+    @property
+    def vectors(self) -> Vectors:
+        return Vectors(self.state["params"], self.buffers, self.integers)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """End a job early: when ``metric`` reaches ``target``, or has not improved for ``patience`` evaluations.
+
+    Whether higher is better follows from the metric's name (losses and errors fall, the rest rises).
+    """
+
+    metric: str = "accuracy"
+    target: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience must be at least 1, got {self.patience!r}")
+
+    def reason(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Return why to stop after these rows, oldest first, or None. Rows without the metric do not count."""
+        if self.target is None and self.patience is None:
+            return None
+        sign = 1 if higher_is_better(self.metric) else -1
+        values = [sign * row[self.metric] for row in history if math.isfinite(row.get(self.metric, math.nan))]
+        if not values:
+            return None
+        if self.target is not None and values[-1] >= sign * self.target:
+            return f"{self.metric} reached {sign * values[-1]:.6g} (target {self.target:g})"
+        since_best = len(values) - 1 - values.index(max(values))
+        if self.patience is not None and since_best >= self.patience:
+            return f"{self.metric} has not improved for {since_best} evaluations"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, how many, how often: what every workflow needs to know of a job.
+
+    ``clients_per_round`` is a number of clients (int) or a fraction of the population (float in (0, 1]). Evaluation on
+    the server's held-out data happens every ``eval_every`` rounds and after the last, on the clients' own data every
+    ``client_eval_every`` rounds; 0 means never.
+    """
+
+    num_rounds: int
+    clients_per_round: int | float
+    eval_every: int = 1
+    client_eval_every: int = 0
+    stopping: Stopping = field(default_factory=Stopping)
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_rounds", 1), ("eval_every", 0), ("client_eval_every", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        share = self.clients_per_round
+        if isinstance(share, bool) or not (share >= 1 if isinstance(share, int) else 0 < share <= 1):
+            raise ConfigError(f"clients_per_round must be a whole number (10) or a fraction in (0, 1] (0.1), got {share!r}")
+
+    def cohort_size(self, num_clients: int) -> int:
+        """Return how many clients a round counts on.
+
+        Raises:
+            ConfigError: more clients are asked for than there are.
+        """
+        share = self.clients_per_round
+        if isinstance(share, float):
+            return max(1, round(share * num_clients))
+        if share > num_clients:
+            raise ConfigError(f"clients_per_round = {share} but there are only {num_clients} clients; lower it or add clients")
+        return share
+
+    def evaluates(self, number: int, every: int) -> bool:
+        return every > 0 and (number % every == 0 or number == self.num_rounds)
+
+
+class Federation(Protocol):
+    @property
+    def clients(self) -> Sequence[str]:
+        """The ids of all clients, sorted."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]:
+        """One row of metrics per finished round."""
+
+    def restore(self) -> Version | None:
+        """Return the version that an interrupted run had reached, or None."""
+
+    def begin(self, algorithm: Algorithm) -> Version:
+        """Return version 0: the initial model."""
+
+    def sample(self, number: int, attempt: int, count: int) -> tuple[str, ...]:
+        """Draw ``count`` clients uniformly without replacement, keyed by round and attempt; sorted by id."""
+
+    async def train(
+        self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None, deadline_s: float | None
+    ) -> Outcome:
+        """Let a cohort train on a version. The round closes when ``goal`` updates were admitted, at the deadline, or when
+        nobody is left to answer."""
+
+    def commit(self, outcome: Outcome) -> None:
+        """Make final what the admitted clients will remember. Without it, their memory stays as it was."""
+
+    async def evaluate(self, version: Version) -> dict[str, float]:
+        """Return the metrics on the server's held-out data; empty where it has none."""
+
+    async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
+        """Return metrics over clients' own data: per metric "client_NAME" (weighted by examples), its variance over
+        clients and its worst decile."""
+
+    async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
+        """Record a round: track, checkpoint, and hand it to whoever iterates over the job."""

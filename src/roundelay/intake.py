@@ -1,0 +1,190 @@
+"""One round's answers: who belongs to the round is decided as they arrive, and they are folded by client id.
+
+Answers come in an order that the network made. An answer whose turn it is goes straight into the fold; an earlier one
+waits in a window, which moves to a file beyond a budget. So the server's memory does not grow with the cohort, and the
+same members give the same bits in whatever order they came.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from roundelay.aggregators import Fold, Uplink
+from roundelay.guard import Guard
+from roundelay.layout import Layout
+from roundelay.messages import Lost, Memory, Payload, Task, Update
+from roundelay.trainer import Answer
+
+WINDOW_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ClientReport:
+    """How one client's part in a round ended. ``status`` is admitted, refused, lost or late; ``reason`` says why not."""
+
+    client: str
+    status: str
+    reason: str = ""
+    num_examples: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A closed round: the fold of its members, what every client's part came to (by client id), and the bytes that arrived."""
+
+    number: int
+    attempt: int
+    fold: Fold
+    reports: tuple[ClientReport, ...]
+    memories: Mapping[str, Memory]
+    bytes_down: int
+    bytes_up: int
+
+    def count(self, status: str) -> int:
+        return sum(report.status == status for report in self.reports)
+
+
+class Intake:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        sent: Payload,
+        *,
+        layout: Layout,
+        uplink: Uplink,
+        lengths: Mapping[str, int],
+        guard: Guard,
+        goal: int | None,
+        release: Callable[[int], None],
+    ) -> None:
+        """``release(task id)`` is called once the tensors of an answer are no longer needed."""
+        self._tasks = {task.id: task for task in sorted(tasks, key=lambda task: (task.client, task.id))}
+        self._order = list(self._tasks)
+        self._next = 0  # position in the order up to which everything is folded or will never come
+        self._layout, self._lengths, self._guard, self._release = layout, lengths, guard, release
+        self._goal = len(self._order) if goal is None else goal
+        self._fold, self._window = Fold(uplink), Window(WINDOW_BYTES)
+        self._reports: dict[int, ClientReport] = {}
+        self._memories: dict[str, Memory] = {}
+        self._bytes_down, self._bytes_up = sent.num_bytes * len(self._order), 0
+        self._num_admitted = 0
+
+    @property
+    def closed(self) -> bool:
+        """True once the goal is reached or nobody is left to answer."""
+        return self._num_admitted >= self._goal or len(self._reports) == len(self._order)
+
+    def arrive(self, answer: Answer | Lost) -> None:
+        """Take one answer in. What the guard refuses is reported and touches nothing else."""
+        if isinstance(answer, Lost):
+            self._settle(answer.task.id, ClientReport(answer.task.client, "lost", answer.reason, traceback=answer.traceback))
+            return
+        update = answer.update
+        task = self._tasks.get(update.task.id)
+        self._bytes_up += update.payload.num_bytes
+        asked = update.task if task is None else task
+        refusal = self._guard.check(update, asked, self._layout, self._lengths, answered=asked.id in self._reports)
+        if refusal is not None:
+            report = ClientReport(update.task.client, "refused", f"{refusal.reason.value}: {refusal.message}")
+            self._release(update.task.id)
+            if task is not None and task.id not in self._reports:
+                self._settle(task.id, report)
+            return
+        self._num_admitted += 1
+        if answer.memory:
+            self._memories[asked.client] = {name: value.clone() for name, value in answer.memory.items()}
+        in_turn = self._order[self._next] == asked.id
+        if in_turn:
+            self._fold.add(update)
+            self._next += 1
+        else:
+            self._window.put(update)
+        self._release(asked.id)
+        self._settle(asked.id, ClientReport(asked.client, "admitted", "", update.num_examples, update.metrics))
+
+    def close(self) -> Outcome:
+        """Decide the membership: whoever has not answered is late. Then fold what still waits, in order."""
+        for task in self._tasks.values():
+            if task.id not in self._reports:
+                self._reports[task.id] = ClientReport(task.client, "late", "the round closed before its answer arrived")
+        self._fold_in_turn()
+        self._window.close()
+        first = next(iter(self._tasks.values()))
+        reports = tuple(self._reports[i] for i in self._order)
+        return Outcome(first.round, first.attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up)
+
+    @property
+    def open_tasks(self) -> list[int]:
+        return [i for i in self._order if i not in self._reports]
+
+    def _settle(self, task_id: int, report: ClientReport) -> None:
+        self._reports[task_id] = report
+        self._fold_in_turn()
+
+    def _fold_in_turn(self) -> None:
+        while self._next < len(self._order) and (task_id := self._order[self._next]) in self._reports:
+            if task_id in self._window:
+                self._fold.add(self._window.take(task_id))
+            self._next += 1
+
+
+class Window:
+    """Updates that wait for their turn: copies in memory up to a budget, in an unlinked temporary file beyond it."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._held = budget, 0
+        self._updates: dict[int, Update] = {}
+        self._spilled: dict[int, tuple[Update, int]] = {}
+        self._file: IO[bytes] | None = None
+
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._updates or task_id in self._spilled
+
+    def put(self, update: Update) -> None:
+        size = update.payload.num_bytes
+        if self._held + size <= self._budget:
+            self._held += size
+            self._updates[update.task.id] = _with_tensors(update, [t.clone() for t in _tensors(update)])
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the window
+        at = self._file.seek(0, 2)
+        for tensor in _tensors(update):
+            self._file.write(tensor.contiguous().view(torch.uint8).numpy())
+        empty = [torch.empty(t.shape, dtype=t.dtype, device="meta") for t in _tensors(update)]
+        self._spilled[update.task.id] = (_with_tensors(update, empty), at)
+
+    def take(self, task_id: int) -> Update:
+        if task_id in self._updates:
+            update = self._updates.pop(task_id)
+            self._held -= update.payload.num_bytes
+            return update
+        update, at = self._spilled.pop(task_id)
+        assert self._file is not None
+        self._file.seek(at)
+        tensors = []
+        for like in _tensors(update):
+            raw = bytearray(self._file.read(like.nbytes))
+            tensors.append(torch.frombuffer(raw, dtype=like.dtype) if raw else torch.empty(0, dtype=like.dtype))
+        return _with_tensors(update, tensors)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _tensors(update: Update) -> list[Tensor]:
+    payload = update.payload
+    return [*payload.vectors.values(), payload.buffers, payload.integers]
+
+
+def _with_tensors(update: Update, tensors: Sequence[Tensor]) -> Update:
+    *vectors, buffers, integers = tensors
+    names = update.payload.vectors
+    return replace(update, payload=Payload(dict(zip(names, vectors, strict=True)), buffers, integers))

@@ -1,0 +1,188 @@
+"""``Job``: the pieces put together once. ``job.run()`` trains; ``for round in job.rounds()`` leaves the loop to the caller."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+from torch import Tensor, nn
+
+from roundelay.algorithms import FedAvg
+from roundelay.algorithms.protocol import Algorithm
+from roundelay.components import describe
+from roundelay.data.examples import Data
+from roundelay.data.federated import FederatedData
+from roundelay.data.partition import Partitioner, Split
+from roundelay.errors import ConfigError, DataError, LayoutError
+from roundelay.federation import Plan, Stopping
+from roundelay.guard import Guard
+from roundelay.layout import Layout
+from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
+from roundelay.run import History, Prepared, Round, Run
+from roundelay.simulation.federation import ClientConfig
+from roundelay.simulation.settings import Simulation
+from roundelay.tracking.checkpoint import load_weights
+from roundelay.tracking.run_folder import Tracking
+from roundelay.trainer import Work
+from roundelay.workflows.rounds import Rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is measured, and how often: on the server's held-out data every ``every`` rounds, on the clients' own data every
+    ``clients_every`` rounds (0: never), in both cases after the last round too.
+
+    ``client_test_fraction`` of each client's examples are kept out of its training for that; without it, clients
+    evaluate on what they train on. ``loss`` is the learner's own unless it is given.
+    """
+
+    every: int = 1
+    clients_every: int = 0
+    measures: Sequence[Metric] = (accuracy,)
+    loss: LossFunction | None = None
+    batch_size: int = 256
+    client_test_fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A federated job; its fields are the keys and tables of a job file.
+
+    ``model`` is a class or function that returns a module, or a module, whose weights then are the initial ones; ``init``
+    sets them from a file or a state dict. ``data`` is a ``Data`` that ``partition`` splits, or a ``FederatedData``, or a
+    function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model, data, task)``.
+    ``client_config(round, client)`` gives settings for one task. Nothing is built or read before the job runs.
+    """
+
+    model: Callable[[], nn.Module] | nn.Module
+    data: Data | FederatedData | Callable[[], Data | FederatedData]
+    learner: Learner | LocalFunction
+    num_rounds: int
+    clients_per_round: int | float
+    algorithm: Algorithm = FedAvg()
+    partition: Partitioner | None = None
+    seed: int = 0
+    name: str = "job"
+    init: str | Path | Mapping[str, Tensor] | None = None
+    workflow: Rounds = Rounds()
+    evaluation: Evaluation = Evaluation()
+    stopping: Stopping = Stopping()
+    guard: Guard = Guard()
+    simulation: Simulation = field(default_factory=Simulation)
+    tracking: Tracking | None = field(default_factory=Tracking)
+    client_config: ClientConfig | None = None
+
+    def __post_init__(self) -> None:
+        self._plan()
+
+    def run(self, resume: str | Path | None = None) -> History:
+        """Train to the end, or from the checkpoint in the run folder ``resume`` on."""
+        run = self.start(resume)
+        for _ in run:
+            pass
+        return run.history()
+
+    def rounds(self, resume: str | Path | None = None) -> Iterator[Round]:
+        """Train round by round. Leaving the loop ends the run; it can be resumed."""
+        return iter(self.start(resume))
+
+    def start(self, resume: str | Path | None = None) -> Run:
+        """Build and check everything, open the run folder, train nothing yet: iterate over the ``Run`` for that.
+
+        Raises:
+            ConfigError, DataError, LayoutError: parts are wrong or do not fit each other.
+        """
+        return Run(self.prepared(), Path(resume) if resume is not None else None)
+
+    def prepared(self) -> Prepared:
+        """Build the parts and check each of them."""
+        data, split, label_counts = self._federated_data()
+        learner = self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
+        own_loss = learner.loss if isinstance(learner, LocalSGD) else torch.nn.functional.cross_entropy
+        work = Work(
+            make_model=self._model_factory(),
+            data=data,
+            algorithm=self.algorithm,
+            learner=learner,
+            loss=self.evaluation.loss or own_loss,
+            measures={getattr(measure, "__name__", repr(measure)): measure for measure in self.evaluation.measures},
+            seed=self.seed,
+            eval_batch_size=self.evaluation.batch_size,
+        )
+        return Prepared(
+            work=work,
+            plan=self._plan(),
+            workflow=self.workflow,
+            simulation=self.simulation,
+            guard=self.guard,
+            tracking=self.tracking,
+            client_config=self.client_config,
+            name=self.name,
+            resolved=self.to_toml(),
+            split=split,
+            label_counts=label_counts,
+        )
+
+    def to_toml(self) -> str:
+        """Return the job as a job file. Parts that only live in this process are named, and refused when the file is read."""
+        top: dict[str, Any] = {}
+        tables: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is None:
+                continue
+            written = describe(value)
+            if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking"):
+                del written["use"]
+            if isinstance(written, Mapping):
+                tables[f.name] = written
+            elif f.name in ("model", "data", "partition", "algorithm", "learner"):
+                tables[f.name] = {"use": written}
+            else:
+                top[f.name] = written
+        return tomli_w.dumps({**top, **tables})
+
+    def _plan(self) -> Plan:
+        evaluation = self.evaluation
+        return Plan(self.num_rounds, self.clients_per_round, evaluation.every, evaluation.clients_every, self.stopping)
+
+    def _model_factory(self) -> Callable[[], nn.Module]:
+        make = partial(copy.deepcopy, self.model) if isinstance(self.model, nn.Module) else self.model
+        if not callable(make):
+            raise ConfigError(f"model must be a class, a function or a torch.nn.Module, got {type(self.model).__name__}")
+        if self.init is None:
+            return make
+        state = self.init if isinstance(self.init, Mapping) else load_weights(self.init)
+        return partial(_initialised, make, state)
+
+    def _federated_data(self) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
+        data = self.data() if callable(self.data) else self.data
+        if isinstance(data, FederatedData):
+            if self.partition is not None:
+                raise ConfigError("this data is already split among clients; leave partition out")
+            return data, None, None
+        if not isinstance(data, Data):
+            raise ConfigError(f"data must be a Data, a FederatedData, or a function that returns one; got {type(data).__name__}")
+        if self.partition is None:
+            raise ConfigError("partition is missing: say who holds what, for example partition=Dirichlet(num_clients=100, alpha=0.3)")
+        split = self.partition.split(data, self.seed)
+        federated = FederatedData.from_split(data, split, self.evaluation.client_test_fraction, self.seed)
+        try:
+            counts = split.label_counts(data.train.labels()).tolist()
+        except DataError:  # regression, or text: nothing to count
+            counts = None
+        return federated, split, counts
+
+
+def _initialised(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    module = make()
+    try:
+        Layout.of(module).flatten(state)
+    except LayoutError as error:
+        raise LayoutError(f"init: {error}") from error
+    module.load_state_dict(state)
+    return module

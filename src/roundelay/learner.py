@@ -1,0 +1,256 @@
+"""What happens on a client's own data: local training, evaluation, and the protocol by which a user's own loop replaces them."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roundelay import metrics, seeds
+from roundelay.algorithms.protocol import Fit, Fitted
+from roundelay.data.examples import Examples
+from roundelay.errors import ConfigError
+from roundelay.layout import Bound
+from roundelay.messages import FLModel, Task
+
+__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "accuracy"]
+"""What a job file can name; the rest is for the framework."""
+
+LossFunction = Callable[[Any, Any], Tensor]  # Any: whatever the user's model returns and the user's data holds
+Metric = Callable[[Any, Any], Tensor]
+"""``metric(outputs, targets)`` gives one value per example, of shape (B,)."""
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return 1 where the largest output (B, classes) is the target (B,), else 0."""
+    return (outputs.argmax(-1) == targets).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same learning rate in every round."""
+
+    def __call__(self, round: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """Fall from 1 to ``final`` along half a cosine over ``num_rounds`` rounds, and stay there."""
+
+    num_rounds: int
+    final: float = 0.0
+
+    def __call__(self, round: int) -> float:
+        done = min(round - 1, self.num_rounds) / self.num_rounds
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Multiply by ``factor`` after every ``every`` rounds."""
+
+    every: int
+    factor: float = 0.1
+
+    def __call__(self, round: int) -> float:
+        return float(self.factor ** ((round - 1) // self.every))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a learner may know beside the model and the data: the task, the job's seed, and which fit of the task it is."""
+
+    task: Task
+    seed: int
+    index: int = 0
+
+    def key(self, purpose: str) -> int:
+        task = self.task
+        return seeds.key(self.seed, task.round, task.attempt, task.client, self._purpose(purpose))
+
+    def generator(self, purpose: str) -> torch.Generator:
+        task = self.task
+        return seeds.generator(self.seed, task.round, task.attempt, task.client, self._purpose(purpose))
+
+    def _purpose(self, purpose: str) -> str:
+        return f"{purpose}-{self.index}" if self.index else purpose
+
+
+@runtime_checkable
+class Learner(Protocol):
+    @property
+    def corrects(self) -> bool:
+        """Whether a gradient correction is applied; an algorithm that needs one is refused at start where it is not."""
+
+    def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
+        """Train ``bound.module``, which already stands at ``ask.start``, on one client's examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSGD:
+    """Mini-batch training on the client, a new optimiser for every task.
+
+    ``local_epochs`` or ``local_batches`` says how much; ``batch_size`` of 0 or less is the full batch. ``optimizer`` is
+    the name of a class in ``torch.optim`` or a factory ``(params, lr) -> optimizer``; ``optimizer_args`` go to the
+    named class beside lr, momentum and weight_decay. ``schedule(round)`` scales lr, rounds count from 1.
+    ``loss(outputs, targets)`` is a mean over the batch. A task's ``config`` may override any plain field.
+    """
+
+    lr: float
+    batch_size: int = 32
+    local_epochs: int | None = None
+    local_batches: int | None = None
+    optimizer: str | Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer] = "SGD"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    optimizer_args: Mapping[str, Any] = field(default_factory=dict)  # Any: each optimiser has its own
+    clip_norm: float | None = None
+    schedule: Callable[[int], float] = Constant()
+    loss: LossFunction = F.cross_entropy
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"learner lr must be a positive number, got {self.lr!r}")
+        if self.local_epochs is not None and self.local_batches is not None:
+            raise ConfigError("give local_epochs or local_batches, not both: each says how long a client trains")
+        for name in ("local_epochs", "local_batches"):
+            amount = getattr(self, name)
+            if amount is not None and amount < 1:
+                raise ConfigError(f"learner {name} must be at least 1, got {amount!r}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"learner clip_norm must be positive, got {self.clip_norm!r}")
+        if isinstance(self.optimizer, str):
+            _optimizer_class(self.optimizer)
+
+    @property
+    def corrects(self) -> bool:
+        return True
+
+    def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
+        self = self.configured(context.task)
+        lr = self.lr * self.schedule(context.task.round)
+        module, device = bound.module, bound.device
+        module.train()
+        optimizer = self._optimizer(module, lr)
+        num_steps, loss_sum, seen = 0, torch.zeros((), device=device), 0
+        for inputs, targets in self._batches(examples, context.generator("shuffle")):
+            optimizer.zero_grad()
+            loss = self.loss(module(_to(inputs, device)), _to(targets, device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if ask.correct is not None:
+                bound.correct_gradients(ask.correct)
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), self.clip_norm)
+            optimizer.step()
+            num_steps += 1
+            loss_sum.add_(loss.detach(), alpha=len(targets))
+            seen += len(targets)
+        return Fitted(
+            params=bound.params(),
+            num_examples=torch.tensor([len(examples)], dtype=torch.float64),
+            num_steps=torch.tensor([float(num_steps)]),
+            lr_sum=torch.tensor([num_steps * lr]),
+            metrics={"train_loss": loss_sum.item() / seen},
+        )
+
+    def configured(self, task: Task) -> "LocalSGD":
+        """Return this learner with the task's own settings in place."""
+        if not task.config:
+            return self
+        known = [f.name for f in fields(self)]
+        for name in task.config:
+            if name not in known:
+                raise ConfigError(f"client {task.client!r}: configuration {name!r} is not a setting of LocalSGD; it has {known}")
+        changes: dict[str, Any] = dict(task.config)
+        if "local_epochs" in changes or "local_batches" in changes:
+            changes = {"local_epochs": None, "local_batches": None, **changes}
+        return replace(self, **changes)
+
+    def _batches(self, examples: Examples, generator: torch.Generator) -> Iterable[tuple[Any, Any]]:
+        size = self.batch_size if self.batch_size > 0 else len(examples)
+        left = self.local_batches
+        epochs = self.local_epochs or 1 if left is None else math.ceil(left / math.ceil(len(examples) / size))
+        for _ in range(epochs):
+            for batch in examples.batches(torch.randperm(len(examples), generator=generator), size):
+                if left is not None:
+                    if left == 0:
+                        return
+                    left -= 1
+                yield batch
+
+    def _optimizer(self, module: nn.Module, lr: float) -> torch.optim.Optimizer:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        if not isinstance(self.optimizer, str):
+            return self.optimizer(trained, lr)
+        arguments = dict(self.optimizer_args)
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name):
+                arguments[name] = getattr(self, name)
+        return _optimizer_class(self.optimizer)(trained, lr=lr, **arguments)
+
+
+LocalFunction = Callable[[nn.Module, Examples, Task], "tuple[float, Mapping[str, object]] | FLModel"]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionLearner:
+    """A user's own local training: ``function(model, data, task) -> (num_examples, metrics)``, or an ``FLModel``.
+
+    ``model`` is at the received parameters and is trained in place; ``data`` is the client's part, a map-style data set
+    that ``torch.utils.data.DataLoader`` takes. The global random states of torch, numpy and ``random`` are seeded per task.
+    """
+
+    function: LocalFunction
+
+    @property
+    def corrects(self) -> bool:
+        return False
+
+    def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
+        returned = self.function(bound.module, examples, context.task)
+        if isinstance(returned, FLModel):
+            bound.load(bound.layout.flatten(returned.params))
+            num_examples: object = len(examples) if returned.num_examples is None else returned.num_examples
+            reported: Mapping[str, object] = returned.metrics
+        elif isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
+            bound.adopt()
+            num_examples, reported = returned
+        else:
+            raise ConfigError(
+                f"local training of client {context.task.client!r} returned {type(returned).__name__}; "
+                "expected (num_examples, metrics) or an FLModel"
+            )
+        unknown = torch.tensor([math.nan])
+        count = torch.tensor([metrics.scalar("num_examples", num_examples)], dtype=torch.float64)
+        return Fitted(bound.params(), count, unknown, unknown, metrics.scalars(reported))
+
+
+@torch.no_grad()
+def evaluate(
+    bound: Bound, examples: Examples, loss: LossFunction, measures: Mapping[str, Metric], batch_size: int
+) -> metrics.Sums:
+    """Return the sums of "loss" and of every measure over ``examples``, in evaluation mode, in the examples' order."""
+    bound.module.eval()
+    totals: dict[str, Tensor] = {name: torch.zeros((), dtype=torch.float64) for name in ("loss", *measures)}
+    for inputs, targets in examples.batches(torch.arange(len(examples)), batch_size):
+        inputs, targets = _to(inputs, bound.device), _to(targets, bound.device)
+        outputs = bound.module(inputs)
+        totals["loss"] += loss(outputs, targets).double().cpu() * len(targets)
+        for name, measure in measures.items():
+            totals[name] += measure(outputs, targets).double().sum().cpu()
+    return metrics.Sums({name: total.item() for name, total in totals.items()}, len(examples))
+
+
+def _to(value: Any, device: torch.device) -> Any:  # Any: a tensor, or whatever structure the user's data set yields
+    return value.to(device) if isinstance(value, Tensor) and value.device != device else value
+
+
+def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    known = {n.lower(): c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
+    if name.lower() not in known:
+        raise ConfigError(f"optimizer {name!r} is not in torch.optim; it has {sorted(set(known) - {'optimizer'})}")
+    return known[name.lower()]

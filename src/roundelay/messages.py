@@ -1,0 +1,82 @@
+"""What crosses a process: frozen values. Tensors in them belong to the sender until it hears that they were folded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Config = Mapping[str, bool | int | float | str]
+Memory = Mapping[str, Tensor]
+"""What a client remembers between its tasks: named vectors, kept by the framework, not by the algorithm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Values that travel: an algorithm's named vectors, and the buffers, which the framework carries beside them.
+
+    ``vectors`` are float, each of shape (length,); ``buffers`` is the float buffers' vector, ``integers`` is int64.
+    """
+
+    vectors: Mapping[str, Tensor]
+    buffers: Tensor
+    integers: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the raw tensor bytes, which is what is sent where no codec is set."""
+        return sum(v.nbytes for v in self.vectors.values()) + self.buffers.nbytes + self.integers.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One piece of work for one client. ``id`` is unique within a run; ``round`` counts from 1 and names the model version
+    that the work starts from; ``attempt`` counts the draws of the round; ``config`` overrides learner settings for this task.
+    """
+
+    id: int
+    client: str
+    round: int
+    attempt: int = 0
+    kind: Literal["train", "evaluate"] = "train"
+    config: Config = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A client's answer to a training task. Nothing in it is believed before ``Guard`` admitted it.
+
+    ``num_examples`` is the weight that the client claims; ``group`` names the model that was trained where an algorithm
+    keeps several. ``metrics`` are scalars such as the mean training loss.
+    """
+
+    task: Task
+    payload: Payload
+    num_examples: float
+    group: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A client that gave no answer: it crashed twice, vanished, or its own code raised. A value, not an exception."""
+
+    task: Task
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FLModel:
+    """A model as user code sees it: named tensors and what belongs to them.
+
+    ``params`` is a state dict; ``num_examples`` the averaging weight; ``metrics`` scalars; ``meta`` anything else that
+    user code wants to pass on. ``current_round`` counts from 1.
+    """
+
+    params: Mapping[str, Tensor]
+    num_examples: float | None = None
+    metrics: Mapping[str, object] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)  # Any: users put their own values here, and we never look at them
+    current_round: int | None = None
+    total_rounds: int | None = None

@@ -1,0 +1,321 @@
+"""One run of a job: the loop on a private thread, and the folder in which every round is kept.
+
+The thread waits after each round until the caller asks for the next one, so ``break`` stops training where it stands, and a
+job runs inside Jupyter, whose own event loop it never meets.
+"""
+
+import logging
+import math
+import queue
+import threading
+from asyncio import Runner
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roundelay.algorithms.protocol import Rehearsal, rehearse
+from roundelay.data.partition import Split
+from roundelay.errors import ConfigError
+from roundelay.federation import Plan, Version
+from roundelay.guard import Guard
+from roundelay.intake import ClientReport
+from roundelay.layout import Layout
+from roundelay.metrics import higher_is_better
+from roundelay.simulation.federation import ClientConfig, Finished, SimulatedFederation
+from roundelay.simulation.loop import VirtualLoop
+from roundelay.simulation.memory import ClientMemory
+from roundelay.simulation.settings import Simulation
+from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
+from roundelay.tracking.run_folder import Clock, RunFolder, Tracking, read_rows, surroundings
+from roundelay.tracking.tensorboard import TensorBoard
+from roundelay.trainer import Trainer, Work
+from roundelay.workflows.rounds import Rounds
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One finished round: its row of the table, what became of each client, and the model that it led to."""
+
+    number: int
+    row: Row
+    clients: Sequence[ClientReport]
+    _version: Version
+    _layout: Layout
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The row's numbers by name: accuracy, loss, train_loss, bytes_up, seconds, ..."""
+        return {name: float(value) for name, value in self.row.items() if isinstance(value, int | float)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the global model after this round, for ``load_state_dict``."""
+        return self._layout.unflatten(self._version.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a run came to: ``rows`` is the per-round table, ``model`` the final global model, ``sha256`` its hash."""
+
+    rows: Sequence[Row]
+    model: nn.Module
+    sha256: str
+    run_folder: Path | None
+    stopped: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every number that was recorded."""
+        merged: dict[str, float] = {}
+        for row in self.rows:
+            merged.update({k: float(v) for k, v in row.items() if isinstance(v, int | float)})
+        return merged
+
+    def best(self, metric: str) -> float:
+        """Return the best value of a metric over all rounds; NaN where it was never recorded."""
+        return best_of((row[metric] for row in self.rows if row.get(metric) is not None), metric)
+
+    def clients(self) -> list[dict[str, Any]]:  # Any: see Row
+        """Return the per-client table, one row per client and round, read from the run folder."""
+        if self.run_folder is None:
+            raise ConfigError("the per-client table is kept in the run folder, and this job has tracking = None")
+        return read_rows(self.run_folder / "clients.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job's parts, checked and built, ready to run."""
+
+    work: Work
+    plan: Plan
+    workflow: Rounds
+    simulation: Simulation
+    guard: Guard
+    tracking: Tracking | None
+    client_config: ClientConfig | None
+    name: str
+    resolved: str
+    split: Split | None
+    label_counts: Sequence[Sequence[int]] | None
+
+
+class Run:
+    """Iterate over it to train: each step is one round. Leaving the loop stops the run and closes what it holds."""
+
+    def __init__(self, job: Prepared, resume: Path | None = None) -> None:
+        """Check the parts against each other and open the run folder.
+
+        Raises:
+            ConfigError: a combination cannot mean what its name says, or ``resume`` is not a folder of this job.
+        """
+        self._job = job
+        job.plan.cohort_size(len(job.work.data.clients))
+        self._trainer = Trainer(job.work)
+        self._layout = self._trainer.layout
+        initial = self._trainer.bound.params().clone()
+        self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
+        _check_corrections(job.work, self._rehearsal)
+        self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
+        self._version: Version | None = None
+        self._virtual_ns, self._best, self._best_version = 0, math.nan, None  # type: int, float, Version | None
+        self._rows: list[Row] = []
+        self._folder = self._open_folder(resume)
+        self._clock = Clock(job.tracking.checkpoint_every_s if job.tracking else math.inf)
+        self._board = TensorBoard(self._folder.path / "tensorboard") if self._folder and job.tracking and job.tracking.tensorboard else None
+        self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
+        self._go_on, self._stop = threading.Semaphore(0), threading.Event()
+        self._interrupt: Callable[[], None] = lambda: None
+        self._stopped = ""
+
+    @property
+    def folder(self) -> Path | None:
+        return self._folder.path if self._folder else None
+
+    @property
+    def num_rounds_done(self) -> int:
+        return self._version.number if self._version else 0
+
+    def __iter__(self) -> Iterator[Round]:
+        thread = threading.Thread(target=self._train, name="roundelay-run", daemon=True)
+        self._note("running")
+        thread.start()
+        try:
+            while True:
+                item = self._finished.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    break
+                yield item
+                self._go_on.release()
+        finally:
+            self._stop.set()
+            self._interrupt()
+            self._go_on.release()
+            thread.join()
+            self._close()
+
+    def history(self) -> History:
+        """Return what the run has come to so far."""
+        module = self._job.work.initial_module()
+        version = self._version or self._initial_version()
+        module.load_state_dict(self._layout.unflatten(version.vectors))
+        return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._stopped)
+
+    # ---- the private thread -----------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the number of threads changes sums: one per client everywhere, and on the server too
+        executor = None
+        try:
+            executor = self._job.simulation.start(self._job.work, self._trainer, self._rehearsal)
+            self._interrupt = executor.interrupt
+            with Runner(loop_factory=partial(VirtualLoop, self._virtual_ns)) as runner:
+                loop = runner.get_loop()
+                assert isinstance(loop, VirtualLoop)
+                job = self._job
+                federation = SimulatedFederation(
+                    plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
+                    guard=job.guard, rehearsal=self._rehearsal, memory=self._memory, restored=self._version,
+                    history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
+                    client_config=job.client_config,
+                )  # fmt: skip
+                runner.run(job.workflow.run(federation, job.work.algorithm))
+            self._stopped = job.plan.stopping.reason(self._rows) or f"all {job.plan.num_rounds} rounds are done"
+            self._finished.put(None)
+        except _Left:
+            self._stopped = "the caller left the loop"
+            self._finished.put(None)
+        except BaseException as error:  # raised again, in the caller's thread
+            self._stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
+            self._finished.put(error)
+        finally:
+            if executor is not None:
+                executor.close()
+            torch.set_num_threads(threads)
+
+    def _finish_round(self, loop: VirtualLoop, finished: Finished) -> Row:
+        outcome, self._version = finished.outcome, finished.version
+        row: dict[str, Any] = {
+            "round": finished.version.number,
+            "attempt": outcome.attempt,
+            **{status: outcome.count(status) for status in ("admitted", "refused", "lost", "late")},
+            "bytes_down": finished.bytes_down,
+            "bytes_up": finished.bytes_up,
+            "seconds": round(finished.seconds, 6),
+            "virtual_s": finished.virtual_s,
+            **finished.metrics,
+        }
+        self._rows.append(row)
+        self._virtual_ns = loop.now_ns
+        self._keep_best(row, finished.version)
+        log.info("round %d: %s", row["round"], row)
+        if self._folder:
+            self._folder.append(row, (_client_row(row["round"], report) for report in outcome.reports))
+            if self._board:
+                self._board.append(row)
+            if self._clock.due():
+                self._checkpoint()
+        self._finished.put(Round(finished.version.number, row, outcome.reports, finished.version, self._layout))
+        self._go_on.acquire()
+        if self._stop.is_set():
+            raise _Left
+        return row
+
+    # ---- what is kept -----------------------------------------------------------------------------------------------
+
+    def _open_folder(self, resume: Path | None) -> RunFolder | None:
+        job = self._job
+        if resume is not None:
+            folder = RunFolder(resume)
+            if not (resume / "job.toml").exists():
+                raise ConfigError(f"{resume} is not a run folder: it has no job.toml")
+            if (resume / "checkpoint.pt").exists():
+                self._restore(load_checkpoint(resume / "checkpoint.pt", self._layout))
+            folder.open_tables(keep_rounds=self.num_rounds_done)
+            self._rows.extend(read_rows(resume / "metrics.jsonl"))
+            return folder
+        if job.tracking is None:
+            return None
+        folder = RunFolder.create(job.tracking, job.name)
+        folder.write_text("job.toml", job.resolved)
+        folder.write_json("run.json", surroundings(job.work.seed, job.simulation.worker_devices()))
+        if job.split is not None:
+            job.split.save(folder.path / "split.json")
+        if job.label_counts is not None:
+            folder.write_json("label_counts.json", {"clients": job.work.data.clients, "counts": job.label_counts})
+        folder.open_tables(keep_rounds=0)
+        return folder
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self._version, self._virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
+        self._memory.restore(checkpoint.memory)
+
+    def _keep_best(self, row: Row, version: Version) -> None:
+        metric = self._job.plan.stopping.metric
+        value = row.get(metric)
+        if value is not None and not value == self._best and best_of((self._best, value), metric) == value:
+            self._best, self._best_version = value, version
+
+    def _checkpoint(self) -> None:
+        if self._folder is None or self._version is None:
+            return
+        path = self._folder.path
+        self._folder.sync()
+        if self._best_version is not None:
+            save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors))
+            self._best_version = None
+        save_weights(path / "last.pt", self._layout.unflatten(self._version.vectors))
+        kept = Checkpoint(self._version, self._memory.state(), self._virtual_ns, self._best)
+        save_checkpoint(path / "checkpoint.pt", kept, self._layout)
+
+    def _note(self, state: str, **facts: object) -> None:
+        if self._folder:
+            self._folder.write_json("state.json", {"state": state, "rounds_done": self.num_rounds_done, **facts})
+
+    def _close(self) -> None:
+        self._checkpoint()
+        version = self._version or self._initial_version()
+        self._note(self._stopped or "interrupted", sha256=self._layout.sha256(version.vectors))
+        if self._board:
+            self._board.close()
+        if self._folder:
+            self._folder.close()
+
+    def _initial_version(self) -> Version:
+        vectors = self._layout.flatten(self._job.work.initial_module().state_dict())
+        return Version(0, {"params": vectors.params}, vectors.buffers, vectors.integers)
+
+
+class _Left(Exception):
+    """The caller left the loop over rounds."""
+
+
+def best_of(values: Any, metric: str) -> float:  # Any: an iterable of floats, NaN and None among them
+    """Return the best finite value, by the metric's direction; NaN of none."""
+    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
+    return (max if higher_is_better(metric) else min)(finite) if finite else math.nan
+
+
+def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
+    if rehearsal.corrects and not work.learner.corrects:
+        raise ConfigError(
+            f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} does not apply "
+            "corrections, so the run would silently be another algorithm; use LocalSGD, or an algorithm without a correction"
+        )
+
+
+def _client_row(number: int, report: ClientReport) -> Row:
+    row: dict[str, Any] = {"round": number, "client": report.client, "status": report.status}
+    if report.status == "admitted":
+        return {**row, "num_examples": report.num_examples, **report.metrics}
+    return {**row, "reason": report.reason}

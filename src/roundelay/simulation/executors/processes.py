@@ -1,0 +1,303 @@
+"""A pool of processes that lives as long as the job: one torch thread each, vectors in shared memory, no pickled tensors.
+
+Tasks wait in one line, in the order of submission. A worker gets a few of them in advance, as many as keep it busy while
+the server folds; near the end of the line one at a time, so that no worker sits on work that another could do. None of
+this can change a bit of the result: a task's outcome depends on its key only.
+"""
+
+import logging
+import math
+import multiprocessing as mp
+import os
+import pickle
+import selectors
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import torch
+
+from roundelay.errors import RoundelayError
+from roundelay.messages import Memory, Payload, Task, Update
+from roundelay.simulation.executors.arena import Arena, Packed, Region
+from roundelay.simulation.executors.protocol import TRIES, Result, lost
+from roundelay.simulation.executors.shipping import pack
+from roundelay.simulation.executors.worker import Done, Names, Order, Ready, main, tensors_of
+from roundelay.trainer import Answer, Evaluated, Work
+
+log = logging.getLogger(__name__)
+
+AHEAD_S = 0.005  # a worker is given tasks for about this long in advance
+MAX_AHEAD = 16
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    device: str
+    tasks: deque[int] = field(default_factory=deque)  # handed out, oldest first: the first is the one that runs
+
+
+@dataclass(slots=True)
+class _Broadcast:
+    region: Region
+    message: bytes
+    num_tasks: int
+
+
+@dataclass(slots=True)
+class _Job:
+    task: Task
+    broadcast: _Broadcast
+    memory: Memory
+    slot: Region | None = None
+    failures: int = 0
+    running: bool = False
+    cancelled: bool = False
+    result: Result | None = None
+
+
+class Processes:
+    def __init__(self, work: Work, devices: Sequence[str], result_bytes: int) -> None:
+        """Start one worker per entry of ``devices``. ``result_bytes`` is the size that a task's result is expected to have.
+
+        Raises:
+            ConfigError: the work cannot be sent to another process.
+        """
+        self._arena = Arena()
+        self._shipment = pack(work, self._arena)
+        self._result_bytes = result_bytes
+        self._context = mp.get_context("forkserver")
+        self._context.set_forkserver_preload(["roundelay.simulation.executors.worker"])
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._jobs: dict[int, _Job] = {}
+        self._line: deque[int] = deque()
+        self._slots_free: list[Region] = []
+        self._num_slots, self._serial, self._task_s, self._interrupted, self._closed = 0, 0, math.inf, False, False
+        self._names: dict[bytes, Names] = {}
+        self._workers = [self._start(device) for device in devices]
+
+    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        if not tasks:
+            return
+        names = Names.of(received, {})
+        region = self._arena.allocate(names.packed.size)
+        self._arena.write(region, tensors_of(received, {}))
+        self._serial += 1
+        broadcast = _Broadcast(region, pickle.dumps((names, region, self._serial), protocol=5), len(tasks))
+        for task in tasks:
+            self._jobs[task.id] = _Job(task, broadcast, memories.get(task.client, {}))
+            self._line.append(task.id)
+        self._feed()
+
+    def result(self, task_id: int) -> Result:
+        job = self._jobs[task_id]
+        self._pump(0)
+        while job.result is None:
+            if not job.running and not self._slots_free and self._num_slots >= self._max_slots:
+                # All slots hold results that are asked for later than this one, which has not begun: let it overtake.
+                self._line.remove(task_id)
+                self._line.appendleft(task_id)
+                self._slots_free.append(self._new_slot())
+                self._feed()
+            self._pump(None)
+        return job.result
+
+    def release(self, task_id: int) -> None:
+        job = self._jobs.pop(task_id, None)
+        if job is None:
+            return
+        if job.slot is not None:
+            self._slots_free.append(job.slot)
+        job.broadcast.num_tasks -= 1
+        if job.broadcast.num_tasks == 0:
+            self._arena.free(job.broadcast.region)
+
+    def cancel(self, task_ids: Sequence[int]) -> None:
+        for task_id in task_ids:
+            job = self._jobs.get(task_id)
+            if job is None:
+                continue
+            if job.running:
+                job.cancelled = True  # the slot stays the worker's until it reports
+            else:
+                if job.result is None:
+                    self._line.remove(task_id)
+                self.release(task_id)
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        if not self._closed:
+            os.write(self._wake_write, b"!")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for worker in self._workers:
+            worker.process.kill()  # a worker holds nothing that is not ours
+        for worker in self._workers:
+            worker.process.join()
+            worker.connection.close()
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self._jobs.clear()
+        self._arena.close()
+
+    @property
+    def process_ids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
+
+    @property
+    def _max_slots(self) -> int:
+        return len(self._workers) * (self._ahead + 2)
+
+    @property
+    def _ahead(self) -> int:
+        return max(1, min(MAX_AHEAD, math.ceil(AHEAD_S / self._task_s)))
+
+    def _new_slot(self) -> Region:
+        self._num_slots += 1
+        return self._arena.allocate(self._result_bytes)
+
+    def _start(self, device: str) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=main, args=(theirs, self._arena, self._shipment, device), name="roundelay-worker", daemon=True
+        )
+        with _main_hidden():
+            process.start()
+        theirs.close()
+        worker = _Worker(process, ours, device)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return worker
+
+    def _feed(self) -> None:
+        """Hand out tasks from the line while there are workers that take them and slots for their results."""
+        while self._line:
+            few_left = len(self._line) <= len(self._workers) * self._ahead
+            worker = min(self._workers, key=lambda w: len(w.tasks))
+            if len(worker.tasks) >= (1 if few_left else self._ahead):
+                return
+            job = self._jobs[self._line[0]]
+            if job.slot is None and job.task.kind == "train":
+                if not self._slots_free:
+                    if self._num_slots >= self._max_slots:
+                        return
+                    self._slots_free.append(self._new_slot())
+                job.slot = self._slots_free.pop()
+            self._line.popleft()
+            self._hand_out(worker, job)
+
+    def _hand_out(self, worker: _Worker, job: _Job) -> None:
+        memory = None
+        if job.memory and job.slot is not None:
+            tensors = list(job.memory.values())
+            if Packed.of(tensors).size > job.slot.size:
+                raise RoundelayError(f"client {job.task.client!r} remembers more than its slot of {job.slot.size} bytes holds")
+            memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
+        job.running = True
+        worker.tasks.append(job.task.id)
+        order = Order(job.task, job.broadcast.message, job.slot, memory)
+        try:
+            worker.connection.send_bytes(pickle.dumps(order, protocol=5))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the worker has died; its closed connection tells us so in the next pump, which hands its tasks on
+
+    def _pump(self, timeout: float | None) -> None:
+        """Take in what workers report; with no timeout, wait for at least one report."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                raise KeyboardInterrupt
+            worker: _Worker = key.data
+            try:
+                message = pickle.loads(worker.connection.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                self._replace(worker)
+                continue
+            if isinstance(message, Ready):
+                if message.failure:
+                    raise RoundelayError(f"a worker process could not start:\n{message.failure}")
+            else:
+                self._take(worker, message)
+        self._feed()
+
+    def _take(self, worker: _Worker, done: Done) -> None:
+        worker.tasks.popleft()
+        job = self._jobs[done.task_id]
+        job.running = False
+        self._task_s = done.seconds if math.isinf(self._task_s) else 0.9 * self._task_s + 0.1 * done.seconds
+        if job.cancelled:
+            self.release(done.task_id)
+        elif done.failure:
+            self._failed(job, done.failure)
+        elif done.sums is not None:
+            job.result = Evaluated(job.task, done.sums)
+        else:
+            job.result = self._answer(job, done)
+
+    def _answer(self, job: _Job, done: Done) -> Answer:
+        names = self._names.get(done.names)
+        if names is None:
+            names = self._names[done.names] = pickle.loads(done.names)
+        assert job.slot is not None
+        if done.inline is None:
+            payload, memory = names.read(self._arena, job.slot)
+        else:
+            payload, memory = names.arrange([torch.from_numpy(array) for array in done.inline])
+        return Answer(Update(job.task, payload, done.num_examples, done.group, done.metrics or {}), memory)
+
+    def _failed(self, job: _Job, trace: str) -> None:
+        job.failures += 1
+        if job.failures < TRIES:
+            log.warning("client %s failed in round %d, its task is run again\n%s", job.task.client, job.task.round, trace)
+            self._line.appendleft(job.task.id)
+        else:
+            job.result = lost(job.task, trace)
+
+    def _replace(self, worker: _Worker) -> None:
+        """A worker's connection is closed: it has died. Hand its tasks on, and start another in its place."""
+        self._selector.unregister(worker.connection)
+        worker.connection.close()
+        worker.process.join()
+        code = worker.process.exitcode
+        log.warning("a worker process died (exit code %s) with %d tasks; another one takes over", code, len(worker.tasks))
+        running, *queued = worker.tasks or [None]
+        for task_id in reversed(queued):
+            assert task_id is not None
+            self._jobs[task_id].running = False
+            self._line.appendleft(task_id)
+        if running is not None:
+            job = self._jobs[running]
+            job.running = False
+            if job.cancelled:
+                self.release(running)
+            else:
+                self._failed(job, f"the worker process died with exit code {code} (negative: killed by that signal)")
+        self._workers[self._workers.index(worker)] = self._start(worker.device)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keep a new process from running the user's script again.
+
+    multiprocessing imports ``__main__`` anew in every child, which scripts must guard against by ``if __name__ == ...``.
+    Our workers get everything of ``__main__`` by value, so there is nothing to import.
+    """
+    real = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = real

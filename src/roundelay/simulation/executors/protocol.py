@@ -1,0 +1,52 @@
+"""Where simulated clients train. Executors differ in speed and never in bits."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from roundelay.messages import Lost, Memory, Payload, Task
+from roundelay.trainer import Answer, Evaluated, Trainer
+
+Result = Answer | Evaluated | Lost
+
+TRIES = 2
+"""A task that fails is run again once, then its client counts as lost."""
+
+
+class Executor(Protocol):
+    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        """Start tasks that all begin from ``received``; more than the workers can take wait in line. Never blocks on training.
+
+        ``memories`` holds what each client remembers; a client without an entry remembers nothing.
+        """
+
+    def result(self, task_id: int) -> Result:
+        """Block until one task's result is there. Its tensors are valid until ``release`` or the next ``result``."""
+
+    def release(self, task_id: int) -> None:
+        """Say that a result's tensors are no longer needed."""
+
+    def cancel(self, task_ids: Sequence[int]) -> None:
+        """Drop tasks whose results nobody will ask for."""
+
+    def interrupt(self) -> None:
+        """Make a blocked or later ``result`` raise KeyboardInterrupt; called from another thread."""
+
+    def close(self) -> None:
+        """Give back processes and memory; harmless when called twice."""
+
+
+def run_or_describe(trainer: Trainer, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated | str:
+    """Run one task; where the client's own code raises, return the traceback as text.
+
+    This is the border between us and code that we do not know, the one place where any exception becomes a value.
+    """
+    try:
+        return trainer.run(task, received, memory)
+    except Exception:
+        return traceback.format_exc()
+
+
+def lost(task: Task, trace: str) -> Lost:
+    """Describe a client that failed for the last time; the last line of the traceback is the reason."""
+    return Lost(task, f"client {task.client!r} failed {TRIES} times: {trace.strip().splitlines()[-1]}", trace)

@@ -1,0 +1,47 @@
+"""One process, one client at a time, in the caller's process: the executor to debug with, and the reference for the others."""
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from roundelay import seeds
+from roundelay.messages import Memory, Payload, Task
+from roundelay.simulation.executors.protocol import TRIES, Result, lost, run_or_describe
+from roundelay.trainer import Trainer
+
+
+class Serial:
+    """Trains a task when its result is asked for, so that an abandoned straggler costs nothing."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._waiting: dict[int, tuple[Task, Payload, Memory]] = {}
+        self._interrupted = threading.Event()
+
+    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        for task in tasks:
+            self._waiting[task.id] = (task, received, memories.get(task.client, {}))
+
+    def result(self, task_id: int) -> Result:
+        task, received, memory = self._waiting.pop(task_id)
+        outcome: Result | str = ""
+        for _ in range(TRIES):
+            if self._interrupted.is_set():
+                raise KeyboardInterrupt
+            with seeds.preserved_globals():
+                outcome = run_or_describe(self._trainer, task, received, memory)
+            if not isinstance(outcome, str):
+                return outcome
+        return lost(task, outcome)
+
+    def release(self, task_id: int) -> None:
+        """Nothing is held: the tensors are the trainer's own."""
+
+    def cancel(self, task_ids: Sequence[int]) -> None:
+        for task_id in task_ids:
+            self._waiting.pop(task_id, None)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    def close(self) -> None:
+        self._waiting.clear()

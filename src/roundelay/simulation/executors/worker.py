@@ -1,0 +1,147 @@
+"""The other end of the pool: one process, one torch thread, one trainer. Vectors come and go through the arena."""
+
+import multiprocessing as mp
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from roundelay.messages import Memory, Payload, Task
+from roundelay.simulation.executors.arena import Arena, Packed, Region
+from roundelay.simulation.executors.protocol import run_or_describe
+from roundelay.simulation.executors.shipping import Shipment, unpack
+from roundelay.trainer import Answer, Evaluated, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What lies in a region: the payload's vectors, its two buffer vectors, then a client's memory."""
+
+    vectors: tuple[str, ...]
+    memory: tuple[str, ...]
+    packed: Packed
+
+    @staticmethod
+    def of(payload: Payload, memory: Memory) -> "Names":
+        return Names(tuple(payload.vectors), tuple(memory), Packed.of(tensors_of(payload, memory)))
+
+    def read(self, arena: Arena, region: Region) -> tuple[Payload, dict[str, Tensor]]:
+        return self.arrange(arena.read(region, self.packed))
+
+    def arrange(self, tensors: Sequence[Tensor]) -> tuple[Payload, dict[str, Tensor]]:
+        n = len(self.vectors)
+        payload = Payload(dict(zip(self.vectors, tensors[:n], strict=True)), tensors[n], tensors[n + 1])
+        return payload, dict(zip(self.memory, tensors[n + 2 :], strict=True))
+
+
+def tensors_of(payload: Payload, memory: Memory) -> list[Tensor]:
+    return [*payload.vectors.values(), payload.buffers, payload.integers, *memory.values()]
+
+
+class Order(NamedTuple):
+    """To a worker: a task, where its broadcast lies (pickled once, the same bytes for all its tasks), and where the reply goes."""
+
+    task: Task
+    broadcast: bytes
+    slot: Region | None
+    memory: tuple[tuple[str, ...], Packed] | None
+
+
+class Ready(NamedTuple):
+    """From a worker, first of all: it has built its trainer, or the traceback that kept it from doing so."""
+
+    failure: str
+
+
+class Done(NamedTuple):
+    """From a worker: how a task ended. Vectors lie in the task's slot as ``names`` (pickled) says; ``inline`` carries them
+    where they did not fit. ``failure`` is a traceback, ``sums`` the answer to an evaluation."""
+
+    task_id: int
+    seconds: float
+    failure: str = ""
+    names: bytes = b""
+    num_examples: float = 0.0
+    group: int = 0
+    metrics: Mapping[str, float] | None = None
+    sums: Any = None  # Any: metrics.Sums, which NamedTuple would otherwise have to import for its annotation alone
+    inline: tuple[Any, ...] | None = None
+
+
+def main(connection: Connection, arena: Arena, shipment: Shipment, device: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole terminal; the server tells us when to stop
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        trainer = Trainer(unpack(shipment, arena), torch.device(device))
+    except BaseException:
+        _send(connection, Ready(traceback.format_exc()))
+        return
+    _send(connection, Ready(""))
+    worker = _Worker(arena, trainer)
+    try:
+        while (order := pickle.loads(connection.recv_bytes())) is not None:
+            _send(connection, worker.run(order))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the server is gone or has no more use for us
+
+
+class _Worker:
+    def __init__(self, arena: Arena, trainer: Trainer) -> None:
+        self._arena, self._trainer = arena, trainer
+        self._broadcast = b""
+        self._received: Payload | None = None
+        self._names: dict[Names, bytes] = {}
+
+    def run(self, order: Order) -> Done:
+        started = time.perf_counter()
+        task, slot = order.task, order.slot
+        if order.broadcast != self._broadcast:
+            names, region, _ = pickle.loads(order.broadcast)
+            self._received, self._broadcast = names.read(self._arena, region)[0], order.broadcast
+        assert self._received is not None
+        memory: dict[str, Tensor] = {}
+        if order.memory is not None and slot is not None:
+            labels, packed = order.memory
+            memory = {k: v.clone() for k, v in zip(labels, self._arena.read(slot, packed), strict=True)}
+        outcome = run_or_describe(self._trainer, task, self._received, memory)
+        if isinstance(outcome, str):
+            return Done(task.id, time.perf_counter() - started, failure=outcome)
+        if isinstance(outcome, Evaluated):
+            return Done(task.id, time.perf_counter() - started, sums=outcome.sums)
+        assert slot is not None
+        return self._hand_over(outcome, slot, started)
+
+    def _hand_over(self, answer: Answer, slot: Region, started: float) -> Done:
+        update = answer.update
+        tensors = tensors_of(update.payload, answer.memory)
+        names = Names.of(update.payload, answer.memory)
+        if names not in self._names:
+            self._names[names] = pickle.dumps(names)
+        inline = None
+        if names.packed.size <= slot.size:
+            self._arena.write(slot, tensors)
+        else:
+            inline = tuple(t.cpu().numpy() for t in tensors)
+        seconds = time.perf_counter() - started
+        return Done(update.task.id, seconds, "", self._names[names], update.num_examples, update.group, dict(update.metrics), None, inline)
+
+
+def _send(connection: Connection, message: Ready | Done) -> None:
+    connection.send_bytes(pickle.dumps(message, protocol=5))
+
+
+def _die_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

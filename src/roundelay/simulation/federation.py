@@ -1,0 +1,180 @@
+"""The simulated federation: clients that live in this process's memory, over a network that is a model.
+
+A task's moment of arrival is modelled when it is dispatched. When that moment comes, the loop blocks, in real time, on
+the real result. So who belongs to a round depends on modelled time only.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from roundelay import seeds
+from roundelay.algorithms.protocol import Algorithm, Rehearsal
+from roundelay.errors import ClientFailed, ConfigError
+from roundelay.federation import Plan, Version
+from roundelay.guard import Guard
+from roundelay.intake import Intake, Outcome
+from roundelay.messages import Config, Lost, Payload, Task
+from roundelay.metrics import ClientTable, higher_is_better, weighted_means
+from roundelay.simulation.executors.protocol import Executor
+from roundelay.simulation.loop import NS, VirtualLoop
+from roundelay.simulation.memory import ClientMemory
+from roundelay.trainer import Evaluated, Trainer
+
+log = logging.getLogger(__name__)
+
+Duration = Callable[[str, Task], float]
+"""``duration(client, task)`` gives the simulated seconds from a task's dispatch to its answer's arrival."""
+
+ClientConfig = Callable[[int, str], Config]
+"""``client_config(round, client)`` gives settings that override the learner's for one task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One finished round as the federation saw it; ``virtual_s`` is the simulated time at its end."""
+
+    version: Version
+    outcome: Outcome
+    metrics: Mapping[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    virtual_s: float
+
+
+class SimulatedFederation:
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        clients: Sequence[str],
+        trainer: Trainer,
+        executor: Executor,
+        loop: VirtualLoop,
+        guard: Guard,
+        rehearsal: Rehearsal,
+        memory: ClientMemory,
+        restored: Version | None,
+        history: Sequence[Mapping[str, float]],
+        on_round: Callable[[Finished], Mapping[str, float]],
+        duration: Duration | None = None,
+        client_config: ClientConfig | None = None,
+    ) -> None:
+        """``on_round`` records a finished round and returns its row of metrics for ``history``."""
+        self.plan, self.clients, self.history = plan, clients, list(history)
+        self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
+        self._rehearsal, self._memory, self._restored = rehearsal, memory, restored
+        self._on_round, self._duration, self._client_config = on_round, duration, client_config
+        self._next_task, self._bytes_down, self._bytes_up = 0, 0, 0
+        self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),
+                                trainer.bound.integers().clone())  # fmt: skip
+        self._started = time.perf_counter()
+
+    def restore(self) -> Version | None:
+        return self._restored
+
+    def begin(self, algorithm: Algorithm) -> Version:
+        first = self._initial
+        return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
+
+    def sample(self, number: int, attempt: int, count: int) -> tuple[str, ...]:
+        draw = seeds.rng(self._trainer.work.seed, number, attempt, "", "cohort")
+        return tuple(sorted(self.clients[i] for i in draw.sample(range(len(self.clients)), count)))
+
+    async def train(
+        self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None, deadline_s: float | None
+    ) -> Outcome:
+        number = version.number + 1
+        tasks = [self._task(client, number, attempt) for client in cohort]
+        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
+        intake = Intake(
+            tasks, sent, layout=self._trainer.layout, uplink=algorithm.uplink, lengths=self._rehearsal.lengths,
+            guard=self._guard, goal=goal, release=self._executor.release,
+        )  # fmt: skip
+        closed = self._loop.create_future()
+
+        def arrive(task: Task) -> None:
+            result = self._executor.result(task.id)
+            assert not isinstance(result, Evaluated)
+            intake.arrive(result)
+            if intake.closed and not closed.done():
+                closed.set_result(None)
+
+        now = self._loop.now_ns
+        arrivals = sorted((now + self._duration_ns(task), i, task) for i, task in enumerate(tasks))
+        self._executor.submit([task for _, _, task in arrivals], sent, {t.client: self._memory.of(t.client) for t in tasks})
+        events = [self._loop.at(ns, arrive, task) for ns, _, task in arrivals]
+        try:
+            async with asyncio.timeout(deadline_s):
+                await closed
+        except TimeoutError:
+            log.info("round %d closed at its deadline of %g s", number, deadline_s)
+        finally:
+            for event in events:
+                event.cancel()
+            self._executor.cancel(intake.open_tasks)
+        return self._closed(intake.close())
+
+    def commit(self, outcome: Outcome) -> None:
+        self._memory.commit(outcome.memories)
+
+    async def evaluate(self, version: Version) -> dict[str, float]:
+        return self._trainer.evaluate_held_out(version.vectors).means()
+
+    async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
+        tasks = [self._task(client, version.number, 0, "evaluate") for client in clients]
+        self._executor.submit(tasks, Payload({"params": version.state["params"]}, version.buffers, version.integers), {})
+        names, weights, rows = [], [], []
+        for task in tasks:
+            result = self._executor.result(task.id)
+            if isinstance(result, Evaluated):
+                names.append(task.client)
+                weights.append(float(result.sums.count))
+                rows.append(result.sums.means())
+            elif isinstance(result, Lost):
+                log.warning("client %s could not evaluate: %s\n%s", task.client, result.reason, result.traceback)
+            self._executor.release(task.id)
+        table = ClientTable(names, weights, rows)
+        metrics = {}
+        for name in table.names():
+            metrics[f"client_{name}"] = table.weighted_mean(name)
+            metrics[f"client_{name}_variance"] = table.variance(name)
+            metrics[f"client_{name}_worst_decile"] = table.worst_decile(name, higher_is_better(name))
+        return metrics
+
+    async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
+        admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")
+        finished = Finished(
+            version, outcome, {**weighted_means(admitted), **metrics}, self._bytes_down, self._bytes_up,
+            time.perf_counter() - self._started, self._loop.time(),
+        )  # fmt: skip
+        self.history.append(self._on_round(finished))
+        self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
+
+    def _closed(self, outcome: Outcome) -> Outcome:
+        self._bytes_down += outcome.bytes_down
+        self._bytes_up += outcome.bytes_up
+        for report in outcome.reports:
+            if report.status in ("refused", "lost"):
+                log.warning("round %d: %s: %s\n%s", outcome.number, report.status, report.reason, report.traceback)
+        if all(report.traceback for report in outcome.reports):  # code that always fails would otherwise "run" to the end
+            first = outcome.reports[0]
+            raise ClientFailed(f"round {outcome.number}: every client of the cohort failed. {first.reason}\n{first.traceback}")
+        return outcome
+
+    def _task(self, client: str, number: int, attempt: int, kind: str = "train") -> Task:
+        self._next_task += 1
+        config = self._client_config(number, client) if self._client_config and kind == "train" else {}
+        return Task(self._next_task, client, number, attempt, "train" if kind == "train" else "evaluate", config)
+
+    def _duration_ns(self, task: Task) -> int:
+        if self._duration is None:
+            return 0
+        seconds = float(self._duration(task.client, task))
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ConfigError(f"duration of client {task.client!r} is {seconds!r}; expected seconds, at least 0")
+        return round(seconds * NS)

@@ -1,0 +1,100 @@
+"""Files that are there whole or not at all, and the checkpoint from which a run goes on to the same bits."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from roundelay.errors import ConfigError, LayoutError
+from roundelay.federation import Version
+from roundelay.layout import Layout
+from roundelay.messages import Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a run stands after a round. ``best`` is the best value of the watched metric so far, NaN before the first."""
+
+    version: Version
+    memory: Mapping[str, Memory]
+    virtual_ns: int
+    best: float
+
+
+def save_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, sync it, and put it in place in one step."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Write a state dict that ``torch.load(path, weights_only=True)`` reads."""
+    save_atomically(path, lambda file: torch.save(dict(state_dict), file))
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict.
+
+    Raises:
+        ConfigError: the file is absent or holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds here: a wrong file is the user's mistake, whatever its kind
+        raise ConfigError(f"cannot read weights from {path}: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(f"{path} holds no state dict; expected a mapping from names to tensors, as model.state_dict() gives")
+    return dict(state)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
+    version = checkpoint.version
+    content = {
+        "round": version.number,
+        "state": dict(version.state),
+        "buffers": version.buffers,
+        "integers": version.integers,
+        "memory": {client: dict(memory) for client, memory in checkpoint.memory.items()},
+        "virtual_ns": checkpoint.virtual_ns,
+        "best": checkpoint.best,
+        "layout": _described(layout),
+    }
+    save_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        LayoutError: it was written for another model; names the tensor.
+    """
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # Any: the mixed dict above
+    for mine, theirs in zip(_described(layout), content["layout"], strict=False):
+        if mine != theirs:
+            raise LayoutError(f"{path} was written for another model: it has {theirs}, this job's model has {mine}")
+    if len(content["layout"]) != len(layout.specs):
+        raise LayoutError(f"{path} holds {len(content['layout'])} tensors, this job's model has {len(layout.specs)}")
+    version = Version(content["round"], content["state"], content["buffers"], content["integers"])
+    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"])
+
+
+def _described(layout: Layout) -> list[str]:
+    return [f"{s.kind.value} {s.name} {s.shape} {s.dtype}" for s in layout.specs]

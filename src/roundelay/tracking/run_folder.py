@@ -1,0 +1,165 @@
+"""A run's folder: what was asked for, with what it ran, and every number that came out.
+
+    job.toml        the resolved configuration                run.json       versions, commit, seed, machine, state
+    metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
+    last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
+    split.json      which example belongs to which client      label_counts.json
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from roundelay.errors import ConfigError
+from roundelay.tracking.checkpoint import save_atomically
+
+Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Where a run is kept. ``name`` names its folder under ``root``, else the job's name and the time do.
+
+    ``checkpoint_every_s`` is how much real time of finished rounds a crash may cost; 0 checkpoints after every round.
+    Whatever it is, a resumed run ends in the same bits.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    checkpoint_every_s: float = 10.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_every_s >= 0:
+            raise ConfigError(f"tracking checkpoint_every_s must be at least 0, got {self.checkpoint_every_s!r}")
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: IO[str] | None = None
+        self._clients: IO[str] | None = None
+
+    @staticmethod
+    def create(tracking: Tracking, job_name: str) -> "RunFolder":
+        """Make a new folder; an existing one is never written into.
+
+        Raises:
+            ConfigError: the folder is there already.
+        """
+        root = Path(tracking.root)
+        stem = tracking.name or f"{job_name}-{datetime.now():%Y%m%d-%H%M%S}"
+        for attempt in range(1000):
+            path = root / (stem if attempt == 0 else f"{stem}-{attempt + 1}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                if tracking.name:
+                    raise ConfigError(f"the run folder {path} is there already; resume it, or choose another tracking name") from None
+            else:
+                return RunFolder(path)
+        raise ConfigError(f"cannot find a free name for a run folder under {root}")
+
+    def write_json(self, name: str, content: object) -> None:
+        text = json.dumps(content, indent=1, allow_nan=False, default=str)
+        save_atomically(self.path / name, lambda file: file.write(text.encode()))
+
+    def write_text(self, name: str, text: str) -> None:
+        save_atomically(self.path / name, lambda file: file.write(text.encode()))
+
+    def open_tables(self, keep_rounds: int) -> None:
+        """Open the tables for appending, without the rows of rounds beyond ``keep_rounds``, which will be run again."""
+        for name in ("metrics.jsonl", "clients.jsonl"):
+            kept = [row for row in read_rows(self.path / name) if row["round"] <= keep_rounds]
+            self.write_text(name, "".join(_line(row) for row in kept))
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+        self._clients = (self.path / "clients.jsonl").open("a")
+
+    def append(self, row: Row, clients: Iterable[Row]) -> None:
+        assert self._metrics is not None
+        assert self._clients is not None
+        self._metrics.write(_line(row))
+        self._metrics.flush()
+        self._clients.writelines(map(_line, clients))
+
+    def sync(self) -> None:
+        """Make the tables as durable as the checkpoint that follows them."""
+        for table in (self._metrics, self._clients):
+            if table is not None:
+                table.flush()
+                os.fsync(table.fileno())
+
+    def close(self) -> None:
+        for table in (self._metrics, self._clients):
+            if table is not None:
+                table.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:  # Any: see Row
+    """Return the rows of a JSONL table; none where it is absent. A last line that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number != len(lines):
+                raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows
+
+
+def surroundings(seed: int, devices: Sequence[str]) -> dict[str, Any]:  # Any: text and numbers
+    """Describe what a run's bits may depend on, and when and where it ran."""
+    packages = {name: installed_version(name) for name in ("roundelay", "torch", "numpy")}
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **packages},
+        "git_commit": _git_commit(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "intra_op_threads_per_client": 1,
+        "devices": list(devices),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        shown = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+                               capture_output=True, text=True, timeout=10, check=True)  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shown.stdout.strip() or None
+
+
+def _line(row: Row) -> str:
+    plain = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+    return json.dumps(plain) + "\n"
+
+
+class Clock:
+    """Says when the next checkpoint is due, in real time."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s, self._last = every_s, time.monotonic()
+
+    def due(self) -> bool:
+        if time.monotonic() - self._last < self._every_s:
+            return False
+        self._last = time.monotonic()
+        return True

@@ -1,0 +1,26 @@
+"""Curves for TensorBoard, through its extra."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from roundelay.errors import MissingExtra
+
+
+class TensorBoard:
+    """Writes every number of a round's row as a scalar over rounds into ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtra("tensorboard", "tensorboard") from error
+        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+    def append(self, row: Mapping[str, Any]) -> None:  # Any: a row holds names, numbers and text
+        for name, value in row.items():
+            if name != "round" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["round"])  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]

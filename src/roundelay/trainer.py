@@ -1,0 +1,131 @@
+"""The client's side of one process: a module bound to flat vectors, driving an algorithm's client half.
+
+A serial simulation has one trainer, a pool has one per worker, a device has one. Each gives the same bits.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from roundelay import seeds
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
+from roundelay.data.examples import Examples
+from roundelay.data.federated import FederatedData
+from roundelay.errors import ConfigError
+from roundelay.layout import Bound, Layout, Vectors
+from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
+from roundelay.messages import Memory, Payload, Task, Update
+from roundelay.metrics import Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A client's update, and what the client will remember once that update was folded."""
+
+    update: Update
+    memory: Memory = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A client's answer to an evaluation task."""
+
+    task: Task
+    sums: Sums
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that local work needs, whoever does it; sent once to every worker.
+
+    ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation.
+    """
+
+    make_model: Callable[[], nn.Module]
+    data: FederatedData
+    algorithm: Algorithm
+    learner: Learner
+    loss: LossFunction
+    measures: Mapping[str, Metric]
+    seed: int
+    eval_batch_size: int = 256
+
+    def initial_module(self) -> nn.Module:
+        """Build the module from the job's seed, leaving the caller's random state as it was.
+
+        Raises:
+            ConfigError: ``make_model`` gave no ``nn.Module``.
+        """
+        with seeds.preserved_globals():
+            seeds.seed_globals(seeds.key(self.seed, 0, 0, "", "model"))
+            module = self.make_model()
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"model must be a function that returns a torch.nn.Module, it returned {type(module).__name__}")
+        return module
+
+
+class Trainer:
+    def __init__(self, work: Work, device: torch.device | None = None) -> None:
+        self.work = work
+        module = work.initial_module()
+        self.layout = Layout.of(module)
+        self.bound: Bound = self.layout.bind(module, device)
+
+    def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
+        if task.kind == "train":
+            return self.train(task, received, memory)
+        return self.evaluate_client(task, Vectors(received.vectors["params"], received.buffers, received.integers))
+
+    def train(self, task: Task, received: Payload, memory: Memory) -> Answer:
+        """Drive the algorithm's client half to its reply.
+
+        The answer's tensors may share the module's memory: they are valid until this trainer's next call.
+        """
+        bound, work = self.bound, self.work
+        bound.load_buffers(received.buffers, received.integers)
+        vectors = {name: vector.to(bound.device) for name, vector in received.vectors.items()}
+        client = work.algorithm.client(vectors, memory)
+        fits: list[Fitted] = []
+        try:
+            ask = next(client)
+            while True:
+                fits.append(self._fit(ask, task, len(fits)))
+                ask = client.send(fits[-1])
+        except StopIteration as stop:
+            reply: Reply = stop.value
+        update = Update(
+            task=task,
+            payload=Payload(reply.vectors, bound.buffers(), bound.integers()),
+            num_examples=reply.num_examples.item(),
+            group=reply.group,
+            metrics=fits[0].metrics if fits else {},
+        )
+        return Answer(update, reply.memory)
+
+    def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
+        if index:
+            self.bound.renew()  # what the first fit handed out is the algorithm's to keep
+        context = Context(task, self.work.seed, index)
+        self.bound.load_params(ask.start)
+        seeds.seed_globals(context.key("training"))
+        return self.work.learner.fit(self.bound, self.work.data.train(task.client), ask, context)
+
+    def evaluate_client(self, task: Task, vectors: Vectors) -> Evaluated:
+        """Evaluate on a client's own held-out part, or on its training part where it holds none out."""
+        data = self.work.data
+        own = data.test(task.client)
+        self.bound.load(vectors)
+        return Evaluated(task, self._evaluate(data.train(task.client) if own is None else own))
+
+    def evaluate_held_out(self, vectors: Vectors) -> Sums:
+        """Evaluate on the server's held-out data; of none, the sums are empty."""
+        if self.work.data.held_out is None:
+            return Sums({}, 0)
+        self.bound.load(vectors)
+        return self._evaluate(self.work.data.held_out)
+
+    def _evaluate(self, examples: Examples) -> Sums:
+        work = self.work
+        return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)

@@ -1,0 +1,77 @@
+"""Synchronous rounds: ask a cohort, wait until the round closes, make the server's step, evaluate."""
+
+import logging
+from dataclasses import dataclass, replace
+from math import ceil
+
+from roundelay.algorithms.protocol import Algorithm
+from roundelay.errors import ConfigError
+from roundelay.federation import Federation, Version
+from roundelay.intake import Outcome
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """When a round closes, and what happens when too few answered.
+
+    ``over_selection`` asks that share of clients beyond ``clients_per_round`` and closes at the first
+    ``clients_per_round`` admitted updates; ``goal`` sets that number directly. ``deadline_s`` closes a round after so many
+    seconds. With fewer than ``quorum`` updates the round is drawn again, ``attempts`` times in all; then the model stays.
+    """
+
+    goal: int | None = None
+    deadline_s: float | None = None
+    over_selection: float = 0.0
+    quorum: int = 1
+    attempts: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("goal", "quorum", "attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"workflow {name} must be at least 1, got {value!r}")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ConfigError(f"workflow deadline_s must be positive, got {self.deadline_s!r}")
+        if not 0 <= self.over_selection < float("inf"):
+            raise ConfigError(f"workflow over_selection must be a share of at least 0, got {self.over_selection!r}")
+        if self.goal is not None and self.over_selection:
+            raise ConfigError("give goal or over_selection, not both: over_selection means a goal of clients_per_round")
+
+    async def run(self, fed: Federation, algorithm: Algorithm) -> None:
+        plan = fed.plan
+        version = fed.restore() or fed.begin(algorithm)
+        while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
+            outcome = await self._closed_round(fed, algorithm, version)
+            if outcome.fold.count >= self.quorum:
+                version = next_version(algorithm, version, outcome)
+                fed.commit(outcome)
+            else:
+                version = replace(version, number=version.number + 1)
+                log.warning("round %d: too few updates, the model stays as it was", version.number)
+            metrics: dict[str, float] = {}
+            if plan.evaluates(version.number, plan.eval_every):
+                metrics |= await fed.evaluate(version)
+            if plan.evaluates(version.number, plan.client_eval_every):
+                metrics |= await fed.evaluate_clients(version, fed.clients)
+            await fed.finish_round(version, outcome, metrics)
+
+    async def _closed_round(self, fed: Federation, algorithm: Algorithm, version: Version) -> Outcome:
+        number, wanted = version.number + 1, fed.plan.cohort_size(len(fed.clients))
+        asked = min(len(fed.clients), ceil(wanted * (1 + self.over_selection)))
+        goal = wanted if self.over_selection else self.goal
+        for attempt in range(self.attempts):
+            cohort = fed.sample(number, attempt, asked)
+            outcome = await fed.train(algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s)
+            if outcome.fold.count >= self.quorum:
+                break
+            log.warning("round %d, attempt %d: %d of %d updates admitted, quorum is %d",
+                        number, attempt, outcome.fold.count, asked, self.quorum)  # fmt: skip
+        return outcome
+
+
+def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Version:
+    """Return the version that follows from a closed round's fold."""
+    buffers, integers = outcome.fold.buffers()
+    return Version(version.number + 1, algorithm.apply(version.state, outcome.fold.totals()), buffers, integers)
