@@ -35,7 +35,9 @@ from workloads import LEARNING_RATE, SEED, WORKLOADS, Workload
 
 POLL_S = 1.0  # how often a waiting process looks whether the others are still there
 FLAT_GRADIENT_LIMIT = 1_000_000  # parameters; see _Trainer
-PARALLEL_AVERAGE_LIMIT = 1_000_000  # parameters; above it the workers average, a slice each
+# Parameters above which the workers average, a slice each. With two workers it gains nothing, they wait for the same
+# memory; it is there because the parent's share grows with their number.
+PARALLEL_AVERAGE_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,12 +131,12 @@ def run_floor(workload: Workload, rounds: int, warmup: int = 2, serial: bool = F
     try:
         num_workers = 1 if serial else min(workload.cohort, len(os.sched_getaffinity(0)))
         torch.manual_seed(SEED)
-        params = nn.utils.parameters_to_vector(workload.make_model().parameters()).detach()
+        params_D = _share(nn.utils.parameters_to_vector(workload.make_model().parameters()).detach())
         x, y = workload.make_data()
         context = multiprocessing.get_context("fork")
         shared = _Shared(
-            params_D=_shared_zeros(params.shape, torch.float32).copy_(params),
-            sums_WD=_shared_zeros((num_workers, params.numel()), torch.float32),
+            params_D=params_D,
+            sums_WD=_shared_zeros((num_workers, params_D.numel()), torch.float32),
             num_examples_W=_shared_zeros((num_workers,), torch.int64),
             cohort_C=_shared_zeros((workload.cohort,), torch.int64),
             round_and_phase=_shared_zeros((2,), torch.int64),
@@ -284,6 +286,10 @@ def _work(
                 return
         _run_phase(trainer, shared, worker)
         done.release()
+
+
+def _share(tensor: Tensor) -> Tensor:
+    return _shared_zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 def _shared_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

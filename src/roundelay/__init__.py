@@ -1,6 +1,6 @@
 """roundelay: one federated learning framework, from a laptop's simulation to real devices, with the same bits.
 
-    import roundelay as rd
+import roundelay as rd
 """
 
 from importlib.metadata import version
@@ -23,6 +23,6 @@ __version__ = version("roundelay")
 
 __all__ = [
     "IID", "Constant", "Cosine", "Data", "Dirichlet", "Evaluation", "FLModel", "FedAvg", "FedProx", "FederatedData",
-    "FromFile", "Guard", "History", "Job", "LocalSGD", "Natural", "QuantitySkew", "Replicate", "Round", "Rounds", "Shards",
-    "Simulation", "Split", "Step", "Stopping", "Tracking", "algorithms", "data", "errors", "models",
+    "FromFile", "Guard", "History", "Job", "LocalSGD", "Natural", "QuantitySkew", "Replicate", "Round", "Rounds",
+    "Shards", "Simulation", "Split", "Step", "Stopping", "Tracking", "algorithms", "data", "errors", "models",
 ]  # fmt: skip

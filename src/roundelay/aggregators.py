@@ -94,7 +94,9 @@ class Fold:
         }
 
     def buffers(self) -> tuple[Tensor, Tensor]:
-        """Return the averaged float buffers and the integer buffers' maximum; raises EmptyRoundError as ``totals`` does."""
+        """Return the averaged float buffers and the integer buffers' maximum; raises EmptyRoundError as ``totals``
+        does.
+        """
         if self._buffers.mean is None or self._integers is None:
             raise EmptyRoundError("no update was admitted, so there are no buffers to average")
         return self._buffers.mean, self._integers

@@ -1,7 +1,8 @@
 """Components and their written form: a table whose ``use`` names a class or function, and whose keys are its arguments.
 
-A component's constructor is its configuration. ``build`` makes the component from the table, ``describe`` the table from
-the component; what cannot be named in a file (a lambda, an object made by hand) is described so that ``build`` refuses it.
+A component's constructor is its configuration. ``build`` makes the component from the table, ``describe`` the table
+from the component; what cannot be named in a file (a lambda, an object made by hand) is described so that ``build``
+refuses it.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -68,7 +69,7 @@ def build(table: Table, known: Namespace, where: str) -> Any:  # Any: see find
     arguments = dict(table)
     use = arguments.pop("use", None)
     if not isinstance(use, str):
-        raise ConfigError(f"{where} needs use = \"...\"; known are {', '.join(sorted(name.lower() for name in known))}")
+        raise ConfigError(f'{where} needs use = "..."; known are {", ".join(sorted(name.lower() for name in known))}')
     return call(find(use, known, where), arguments, known, where)
 
 
@@ -92,7 +93,11 @@ def checked(component: Callable[..., Any], arguments: Table, known: Namespace, w
             raise ConfigError(unknown_message(f"{where}.{name}", name, parameters))
         ready[name] = _converted(value, hints.get(name, Any), known, f"{where}.{name}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL and name not in ready:
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is not parameter.VAR_POSITIONAL
+            and name not in ready
+        ):
             raise ConfigError(f"{where}.{name} is missing; {_called(component)} needs it")
     return ready
 
@@ -128,13 +133,20 @@ def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{what} is unknown{hint} Known: {', '.join(names)}" if near else f"{what} is unknown. Known: {', '.join(names)}"
+    return (
+        f"{what} is unknown{hint} Known: {', '.join(names)}"
+        if near
+        else f"{what} is unknown. Known: {', '.join(names)}"
+    )
 
 
 def _converted(value: Any, hint: Any, known: Namespace, where: str) -> Any:  # Any: TOML in, argument out
     if isinstance(value, Mapping) and "use" in value:
         return build(value, known, where)
     options = _options(hint)
+    if isinstance(value, list):
+        items = [get_args(option)[0] for option in options if get_origin(option) in (Sequence, tuple)]
+        return tuple(_converted(item, items[0] if items else Any, known, where) for item in value)
     if isinstance(value, str) and any(get_origin(option) is Callable for option in options):
         if REFERENCE.fullmatch(value):
             return resolve(value, where)
@@ -142,7 +154,7 @@ def _converted(value: Any, hint: Any, known: Namespace, where: str) -> Any:  # A
             return find(value, known, where)
     plain = {bool, int, float, str, types.NoneType}
     if Any in options or not options <= plain:
-        return tuple(value) if isinstance(value, list) and any(get_origin(o) is tuple for o in options) else value
+        return value
     if isinstance(value, bool):
         fits = bool in options
     elif isinstance(value, int) and float in options and int not in options:

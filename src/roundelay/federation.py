@@ -84,7 +84,9 @@ class Plan:
                 raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
         share = self.clients_per_round
         if isinstance(share, bool) or not (share >= 1 if isinstance(share, int) else 0 < share <= 1):
-            raise ConfigError(f"clients_per_round must be a whole number (10) or a fraction in (0, 1] (0.1), got {share!r}")
+            raise ConfigError(
+                f"clients_per_round must be a whole number (10) or a fraction in (0, 1] (0.1), got {share!r}"
+            )
 
     def cohort_size(self, num_clients: int) -> int:
         """Return how many clients a round counts on.
@@ -96,7 +98,9 @@ class Plan:
         if isinstance(share, float):
             return max(1, round(share * num_clients))
         if share > num_clients:
-            raise ConfigError(f"clients_per_round = {share} but there are only {num_clients} clients; lower it or add clients")
+            raise ConfigError(
+                f"clients_per_round = {share} but there are only {num_clients} clients; lower it or add clients"
+            )
         return share
 
     def evaluates(self, number: int, every: int) -> bool:
@@ -125,10 +129,18 @@ class Federation(Protocol):
         """Draw ``count`` clients uniformly without replacement, keyed by round and attempt; sorted by id."""
 
     async def train(
-        self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None, deadline_s: float | None
+        self,
+        algorithm: Algorithm,
+        version: Version,
+        cohort: Sequence[str],
+        *,
+        attempt: int,
+        goal: int | None,
+        deadline_s: float | None,
     ) -> Outcome:
-        """Let a cohort train on a version. The round closes when ``goal`` updates were admitted, at the deadline, or when
-        nobody is left to answer."""
+        """Let a cohort train on a version. The round closes when ``goal`` updates were admitted, at the deadline, or
+        when nobody is left to answer.
+        """
 
     def commit(self, outcome: Outcome) -> None:
         """Make final what the admitted clients will remember. Without it, their memory stays as it was."""

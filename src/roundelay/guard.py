@@ -47,12 +47,19 @@ class Guard:
         if not (math.isfinite(self.max_num_examples) and self.max_num_examples > 0):
             raise ConfigError(f"max_num_examples must be a positive number, got {self.max_num_examples!r}")
 
-    def check(self, update: Update, task: Task, layout: Layout, expected: Mapping[str, int], answered: bool) -> Refusal | None:
+    def check(
+        self, update: Update, task: Task, layout: Layout, expected: Mapping[str, int], answered: bool
+    ) -> Refusal | None:
         """Return None to admit. ``task`` is what was asked, ``expected`` the length of each uplink vector by name."""
         who = f"client {update.task.client!r}"
         if update.task != task:
-            asked, came = f"round {task.round}, attempt {task.attempt}", f"round {update.task.round}, attempt {update.task.attempt}"
-            return Refusal(Reason.WRONG_ROUND, f"{who} answered task {update.task.id} ({came}); task {task.id} ({asked}) is open")
+            asked, came = (
+                f"round {task.round}, attempt {task.attempt}",
+                f"round {update.task.round}, attempt {update.task.attempt}",
+            )
+            return Refusal(
+                Reason.WRONG_ROUND, f"{who} answered task {update.task.id} ({came}); task {task.id} ({asked}) is open"
+            )
         if answered:
             return Refusal(Reason.DUPLICATE, f"{who} has already answered task {task.id} of round {task.round}")
         return self._weight(who, update.num_examples) or self._vectors(who, update, layout, expected)
@@ -65,7 +72,8 @@ class Guard:
         else:
             return None
         return Refusal(
-            Reason.BAD_WEIGHT, f"{who} claims num_examples = {shown}; expected a number above 0 and up to {self.max_num_examples:g}"
+            Reason.BAD_WEIGHT,
+            f"{who} claims num_examples = {shown}; expected a number above 0 and up to {self.max_num_examples:g}",
         )
 
     def _vectors(self, who: str, update: Update, layout: Layout, expected: Mapping[str, int]) -> Refusal | None:
@@ -84,13 +92,15 @@ class Guard:
                 )
             want_dtype = torch.int64 if name == "integers" else layout.dtype
             if vector.dtype is not want_dtype:
-                return Refusal(Reason.WRONG_DTYPE, f"{who}: vector {name!r} has dtype {vector.dtype}, expected {want_dtype}")
+                return Refusal(
+                    Reason.WRONG_DTYPE, f"{who}: vector {name!r} has dtype {vector.dtype}, expected {want_dtype}"
+                )
         for name, vector, _ in floats:
             if not all_finite(vector):
                 bad = int((~torch.isfinite(vector)).sum())
                 return Refusal(
                     Reason.NOT_FINITE,
-                    f"{who}: vector {name!r} has {bad} of {vector.numel()} values NaN or infinite; did its training diverge?",
+                    f"{who}: vector {name!r} has {bad} of {vector.numel()} values NaN or infinite; did training diverge?",
                 )
         return None
 
@@ -98,6 +108,7 @@ class Guard:
 def all_finite(vector: Tensor) -> bool:
     """Tell whether every value is finite, in one pass and without a mask.
 
-    A NaN or an infinity makes the sum NaN or infinite; only when finite values overflow their sum is the slow look needed.
+    A NaN or an infinity makes the sum NaN or infinite; only when finite values overflow their sum is the slow look
+    needed.
     """
     return math.isfinite(vector.sum().item()) or bool(torch.isfinite(vector).all())

@@ -36,7 +36,9 @@ class ClientReport:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A closed round: the fold of its members, what every client's part came to (by client id), and the bytes that arrived."""
+    """A closed round: the fold of its members, what every client's part came to (by client id), and the bytes that
+    arrived.
+    """
 
     number: int
     attempt: int
@@ -83,7 +85,9 @@ class Intake:
     def arrive(self, answer: Answer | Lost) -> None:
         """Take one answer in. What the guard refuses is reported and touches nothing else."""
         if isinstance(answer, Lost):
-            self._settle(answer.task.id, ClientReport(answer.task.client, "lost", answer.reason, traceback=answer.traceback))
+            self._settle(
+                answer.task.id, ClientReport(answer.task.client, "lost", answer.reason, traceback=answer.traceback)
+            )
             return
         update = answer.update
         task = self._tasks.get(update.task.id)
@@ -117,7 +121,9 @@ class Intake:
         self._window.close()
         first = next(iter(self._tasks.values()))
         reports = tuple(self._reports[i] for i in self._order)
-        return Outcome(first.round, first.attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up)
+        return Outcome(
+            first.round, first.attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up
+        )
 
     @property
     def open_tasks(self) -> list[int]:
@@ -156,7 +162,7 @@ class Window:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the window
         at = self._file.seek(0, 2)
         for tensor in _tensors(update):
-            self._file.write(tensor.contiguous().view(torch.uint8).numpy())
+            self._file.write(tensor.contiguous().view(torch.uint8).numpy().data)
         empty = [torch.empty(t.shape, dtype=t.dtype, device="meta") for t in _tensors(update)]
         self._spilled[update.task.id] = (_with_tensors(update, empty), at)
 

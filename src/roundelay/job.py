@@ -1,4 +1,6 @@
-"""``Job``: the pieces put together once. ``job.run()`` trains; ``for round in job.rounds()`` leaves the loop to the caller."""
+"""``Job``: the pieces put together once. ``job.run()`` trains; ``for round in job.rounds()`` leaves the loop to the
+caller.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,8 +35,8 @@ from roundelay.workflows.rounds import Rounds
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What is measured, and how often: on the server's held-out data every ``every`` rounds, on the clients' own data every
-    ``clients_every`` rounds (0: never), in both cases after the last round too.
+    """What is measured, and how often: on the server's held-out data every ``every`` rounds, on the clients' own data
+    every ``clients_every`` rounds (0: never), in both cases after the last round too.
 
     ``client_test_fraction`` of each client's examples are kept out of its training for that; without it, clients
     evaluate on what they train on. ``loss`` is the learner's own unless it is given.
@@ -52,10 +54,11 @@ class Evaluation:
 class Job:
     """A federated job; its fields are the keys and tables of a job file.
 
-    ``model`` is a class or function that returns a module, or a module, whose weights then are the initial ones; ``init``
-    sets them from a file or a state dict. ``data`` is a ``Data`` that ``partition`` splits, or a ``FederatedData``, or a
-    function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model, data, task)``.
-    ``client_config(round, client)`` gives settings for one task. Nothing is built or read before the job runs.
+    ``model`` is a class or function that returns a module, or a module, whose weights then are the initial ones;
+    ``init`` sets them from a file or a state dict. ``data`` is a ``Data`` that ``partition`` splits, or a
+    ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
+    data, task)``. ``client_config(round, client)`` gives settings for one task. Nothing is built or read before the
+    job runs.
     """
 
     model: Callable[[], nn.Module] | nn.Module
@@ -128,7 +131,9 @@ class Job:
         )
 
     def to_toml(self) -> str:
-        """Return the job as a job file. Parts that only live in this process are named, and refused when the file is read."""
+        """Return the job as a job file. Parts that only live in this process are named, and refused when the file is
+        read.
+        """
         top: dict[str, Any] = {}
         tables: dict[str, Any] = {}
         for f in fields(self):
@@ -153,7 +158,9 @@ class Job:
     def _model_factory(self) -> Callable[[], nn.Module]:
         make = partial(copy.deepcopy, self.model) if isinstance(self.model, nn.Module) else self.model
         if not callable(make):
-            raise ConfigError(f"model must be a class, a function or a torch.nn.Module, got {type(self.model).__name__}")
+            raise ConfigError(
+                f"model must be a class, a function or a torch.nn.Module, got {type(self.model).__name__}"
+            )
         if self.init is None:
             return make
         state = self.init if isinstance(self.init, Mapping) else load_weights(self.init)
@@ -166,9 +173,13 @@ class Job:
                 raise ConfigError("this data is already split among clients; leave partition out")
             return data, None, None
         if not isinstance(data, Data):
-            raise ConfigError(f"data must be a Data, a FederatedData, or a function that returns one; got {type(data).__name__}")
+            raise ConfigError(
+                f"data must be a Data, a FederatedData, or a function that returns one; got {type(data).__name__}"
+            )
         if self.partition is None:
-            raise ConfigError("partition is missing: say who holds what, for example partition=Dirichlet(num_clients=100, alpha=0.3)")
+            raise ConfigError(
+                "partition is missing: say who holds what, for example partition=Dirichlet(num_clients=100, alpha=0.3)"
+            )
         split = self.partition.split(data, self.seed)
         federated = FederatedData.from_split(data, split, self.evaluation.client_test_fraction, self.seed)
         try:

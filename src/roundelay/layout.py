@@ -1,4 +1,5 @@
-"""A model as vectors: ``Layout`` turns a module's state into contiguous 1-D tensors and back, by name, never by position.
+"""A model as vectors: ``Layout`` turns a module's state into contiguous 1-D tensors and back, by name, never by
+position.
 
 Three vectors hold a model: its *parameters*, its *float buffers* (BatchNorm statistics), its *integer buffers*
 (counters). Algorithms see parameters only. Named tensors appear at the edges: user code and files.
@@ -46,7 +47,9 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """A model's values: ``params`` and ``buffers`` in the layout's float dtype, ``integers`` int64; each of shape (length,)."""
+    """A model's values: ``params`` and ``buffers`` in the layout's float dtype, ``integers`` int64; each of shape
+    (length,).
+    """
 
     params: Tensor
     buffers: Tensor
@@ -69,7 +72,8 @@ class Layout:
         """Describe ``module``. Non-persistent buffers are constants of the code and are left out.
 
         Raises:
-            LayoutError: a tensor cannot be averaged (complex, quantised, sparse, uninitialised), or an entry is no tensor.
+            LayoutError: a tensor cannot be averaged (complex, quantised, sparse, uninitialised), or an entry is no
+            tensor.
         """
         parameters = {id(p) for p in module.parameters()}
         names: dict[int, list[str]] = {}
@@ -130,14 +134,14 @@ class Layout:
         state: dict[str, Tensor] = {}
         for spec, part in self._parts(vectors):
             value = part.to(spec.dtype, copy=True).view(spec.shape)
-            state.update({name: value for name in (spec.name, *spec.aliases)})
+            state.update(dict.fromkeys((spec.name, *spec.aliases), value))
         return state
 
     def sha256(self, vectors: Vectors) -> str:
         """Hash the values in their own dtypes: parameters, float buffers, integer buffers; layout order, little-endian."""
         digest = hashlib.sha256()
         for spec, part in self._parts(vectors):
-            digest.update(part.to(spec.dtype).contiguous().view(torch.uint8).numpy())
+            digest.update(part.to(spec.dtype).contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def require_same(self, other: "Layout", what: str) -> None:
@@ -151,7 +155,8 @@ class Layout:
             if mine[name] != theirs[name]:
                 a, b = mine[name], theirs[name]
                 raise LayoutError(
-                    f"{what}: tensor {name!r} is {b.kind.value} {b.dtype} {b.shape}, the model has {a.kind.value} {a.dtype} {a.shape}"
+                    f"{what}: tensor {name!r} is {b.kind.value} {b.dtype} {b.shape}, "
+                    f"the model has {a.kind.value} {a.dtype} {a.shape}"
                 )
         if self.specs != other.specs:
             raise LayoutError(f"{what} has the same tensors in another order")
@@ -169,8 +174,10 @@ class Layout:
         for kind, vector in zip(Kind, (vectors.params, vectors.buffers, vectors.integers), strict=True):
             specs = self.of_kind(kind)
             if vector.shape != (self.length(kind),):
-                raise LayoutError(f"the {kind.value} vector has shape {tuple(vector.shape)}, the model has ({self.length(kind)},)")
-            parts.extend(zip(specs, vector.split([s.numel for s in specs]), strict=True))
+                raise LayoutError(
+                    f"the {kind.value} vector has shape {tuple(vector.shape)}, the model has ({self.length(kind)},)"
+                )
+            parts.extend(zip(specs, torch.split(vector, [s.numel for s in specs]), strict=True))
         return parts
 
 
@@ -180,7 +187,9 @@ class Bound:
     def __init__(self, layout: Layout, module: nn.Module, device: torch.device) -> None:
         self.layout, self.module, self.device = layout, module, device
         self._views: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
-        self._whole: dict[Kind, Tensor | None] = {}  # the kind's vector itself, where its views have no gap between them
+        self._whole: dict[
+            Kind, Tensor | None
+        ] = {}  # the kind's vector itself, where its views have no gap between them
         self._place(module)
         state = module.state_dict(keep_vars=True)
         self._params = [state[spec.name] for spec in layout.of_kind(Kind.PARAMETER)]
@@ -226,7 +235,9 @@ class Bound:
         self._load(Kind.INTEGER_BUFFER, integers)
 
     def params(self) -> Tensor:
-        """Return the parameters as one vector (D,). It may share the module's memory: valid until the next training step."""
+        """Return the parameters as one vector (D,). It may share the module's memory: valid until the next training
+        step.
+        """
         return self._read(Kind.PARAMETER)
 
     def buffers(self) -> Tensor:
@@ -242,7 +253,7 @@ class Bound:
         """
         if self._grad is None:
             self._grad = torch.empty(self.layout.num_params, dtype=self.layout.dtype, device=self.device)
-        views = self._grad.split([p.numel() for p in self._params])
+        views = torch.split(self._grad, [p.numel() for p in self._params])
         for view, p in zip(views, self._params, strict=True):
             if p.grad is None:
                 view.zero_()
@@ -253,12 +264,16 @@ class Bound:
             p.grad = view.view(p.shape).to(p.dtype)
 
     def adopt(self) -> None:
-        """Take in tensors that user code put in place of the bound ones (``module.to(...)``, ``p.data = ...``), and bind again."""
+        """Take in tensors that user code put in place of the bound ones (``module.to(...)``, ``p.data = ...``), and
+        bind again.
+        """
         current = self.module.state_dict(keep_vars=True)
         for kind in Kind:
             for spec, view in zip(self.layout.of_kind(kind), self._views[kind], strict=True):
                 if spec.name not in current or tuple(current[spec.name].shape) != spec.shape:
-                    raise LayoutError(f"local training changed the model: tensor {spec.name!r} is gone or has another shape")
+                    raise LayoutError(
+                        f"local training changed the model: tensor {spec.name!r} is gone or has another shape"
+                    )
                 if current[spec.name].data_ptr() != view.data_ptr():
                     self.renew()
                     return
@@ -274,7 +289,7 @@ class Bound:
             whole.copy_(vector)
         elif views:
             with torch.no_grad():
-                for view, part in zip(views, vector.split([v.numel() for v in views]), strict=True):
+                for view, part in zip(views, torch.split(vector, [v.numel() for v in views]), strict=True):
                     view.copy_(part)
 
     def _read(self, kind: Kind) -> Tensor:

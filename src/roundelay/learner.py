@@ -1,4 +1,6 @@
-"""What happens on a client's own data: local training, evaluation, and the protocol by which a user's own loop replaces them."""
+"""What happens on a client's own data: local training, evaluation, and the protocol by which a user's own loop replaces
+them.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -164,7 +166,9 @@ class LocalSGD:
         known = [f.name for f in fields(self)]
         for name in task.config:
             if name not in known:
-                raise ConfigError(f"client {task.client!r}: configuration {name!r} is not a setting of LocalSGD; it has {known}")
+                raise ConfigError(
+                    f"client {task.client!r}: configuration {name!r} is not a setting of LocalSGD; it has {known}"
+                )
         changes: dict[str, Any] = dict(task.config)
         if "local_epochs" in changes or "local_batches" in changes:
             changes = {"local_epochs": None, "local_batches": None, **changes}
@@ -201,7 +205,8 @@ class FunctionLearner:
     """A user's own local training: ``function(model, data, task) -> (num_examples, metrics)``, or an ``FLModel``.
 
     ``model`` is at the received parameters and is trained in place; ``data`` is the client's part, a map-style data set
-    that ``torch.utils.data.DataLoader`` takes. The global random states of torch, numpy and ``random`` are seeded per task.
+    that ``torch.utils.data.DataLoader`` takes. The global random states of torch, numpy and ``random`` are seeded per
+    task.
     """
 
     function: LocalFunction
@@ -249,8 +254,12 @@ def _to(value: Any, device: torch.device) -> Any:  # Any: a tensor, or whatever 
     return value.to(device) if isinstance(value, Tensor) and value.device != device else value
 
 
-def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    known = {n.lower(): c for n, c in vars(torch.optim).items() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)}
+def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:
+    known = {
+        n.lower(): c
+        for n, c in vars(torch.optim).items()
+        if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)
+    }
     if name.lower() not in known:
         raise ConfigError(f"optimizer {name!r} is not in torch.optim; it has {sorted(set(known) - {'optimizer'})}")
     return known[name.lower()]

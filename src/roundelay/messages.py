@@ -30,8 +30,9 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One piece of work for one client. ``id`` is unique within a run; ``round`` counts from 1 and names the model version
-    that the work starts from; ``attempt`` counts the draws of the round; ``config`` overrides learner settings for this task.
+    """One piece of work for one client. ``id`` is unique within a run; ``round`` counts from 1 and names the model
+    version that the work starts from; ``attempt`` counts the draws of the round; ``config`` overrides learner
+    settings for this task.
     """
 
     id: int
@@ -77,6 +78,8 @@ class FLModel:
     params: Mapping[str, Tensor]
     num_examples: float | None = None
     metrics: Mapping[str, object] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)  # Any: users put their own values here, and we never look at them
+    meta: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # Any: users put their own values here, and we never look at them
     current_round: int | None = None
     total_rounds: int | None = None

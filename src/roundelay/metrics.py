@@ -18,7 +18,9 @@ def scalar(name: str, value: object) -> float:
         MetricError: the value is nested, text, or has several elements; the message names the metric.
     """
     if isinstance(value, Mapping | list | tuple | set):
-        raise MetricError(f"metric {name!r} is a {type(value).__name__}; a metric is one number, give each part a name of its own")
+        raise MetricError(
+            f"metric {name!r} is a {type(value).__name__}; a metric is one number, give each part a name of its own"
+        )
     size = getattr(value, "numel", None) or getattr(value, "size", None)
     count = size() if callable(size) else size
     if isinstance(count, int) and count != 1:
@@ -64,7 +66,9 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class ClientTable:
-    """One row per client: its weight (examples) and its metrics. A metric that a client lacks, or reports as NaN, is left out."""
+    """One row per client: its weight (examples) and its metrics. A metric that a client lacks, or reports as NaN, is
+    left out.
+    """
 
     clients: Sequence[str]
     weights: Sequence[float]

@@ -1,7 +1,7 @@
 """One run of a job: the loop on a private thread, and the folder in which every round is kept.
 
-The thread waits after each round until the caller asks for the next one, so ``break`` stops training where it stands, and a
-job runs inside Jupyter, whose own event loop it never meets.
+The thread waits after each round until the caller asks for the next one, so ``break`` stops training where it stands,
+and a job runs inside Jupyter, whose own event loop it never meets.
 """
 
 import logging
@@ -129,7 +129,11 @@ class Run:
         self._rows: list[Row] = []
         self._folder = self._open_folder(resume)
         self._clock = Clock(job.tracking.checkpoint_every_s if job.tracking else math.inf)
-        self._board = TensorBoard(self._folder.path / "tensorboard") if self._folder and job.tracking and job.tracking.tensorboard else None
+        self._board = (
+            TensorBoard(self._folder.path / "tensorboard")
+            if self._folder and job.tracking and job.tracking.tensorboard
+            else None
+        )
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
         self._interrupt: Callable[[], None] = lambda: None
@@ -263,7 +267,7 @@ class Run:
     def _keep_best(self, row: Row, version: Version) -> None:
         metric = self._job.plan.stopping.metric
         value = row.get(metric)
-        if value is not None and not value == self._best and best_of((self._best, value), metric) == value:
+        if value is not None and value != self._best and best_of((self._best, value), metric) == value:
             self._best, self._best_version = value, version
 
     def _checkpoint(self) -> None:
@@ -309,8 +313,8 @@ def best_of(values: Any, metric: str) -> float:  # Any: an iterable of floats, N
 def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
     if rehearsal.corrects and not work.learner.corrects:
         raise ConfigError(
-            f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} does not apply "
-            "corrections, so the run would silently be another algorithm; use LocalSGD, or an algorithm without a correction"
+            f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} applies no "
+            "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without a correction"
         )
 
 

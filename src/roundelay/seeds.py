@@ -1,7 +1,8 @@
 """Keyed randomness: every draw is a pure function of (seed, round, attempt, client, purpose).
 
 Nothing here keeps state, so nothing depends on the order of calls, the number of workers or the clock, and a resumed
-run needs no saved generator. A client is named by its id string, never by an index: adding a client changes nobody else's draws.
+run needs no saved generator. A client is named by its id string, never by an index: adding a client changes nobody
+else's draws.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def seed_globals(value: int) -> None:
     """Seed the global generators of torch (all devices), numpy and ``random`` with the low 32 bits of ``value``."""
     low = value & 0xFFFFFFFF
     torch.default_generator.manual_seed(low)
-    if torch.cuda.is_initialized():
+    if _cuda_is_used():
         torch.cuda.manual_seed_all(low)
     np.random.seed(low)
     random.seed(low)
@@ -59,7 +60,7 @@ def seed_globals(value: int) -> None:
 def preserved_globals() -> Iterator[None]:
     """Put the caller's global torch, numpy and ``random`` states back afterwards, whatever happened inside."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda_states = torch.cuda.get_rng_state_all() if _cuda_is_used() else []
     try:
         yield
     finally:
@@ -68,3 +69,7 @@ def preserved_globals() -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+def _cuda_is_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

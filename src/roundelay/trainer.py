@@ -62,7 +62,9 @@ class Work:
             seeds.seed_globals(seeds.key(self.seed, 0, 0, "", "model"))
             module = self.make_model()
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"model must be a function that returns a torch.nn.Module, it returned {type(module).__name__}")
+            raise ConfigError(
+                f"model must be a function that returns a torch.nn.Module, it returned {type(module).__name__}"
+            )
         return module
 
 

@@ -53,8 +53,7 @@ def test_many_clients_are_steps_by_size(drawn):
     assert axes.get_xlabel() == "clients, largest first"
 
 
-@pytest.mark.parametrize("num_clients", [1, 2, 30, 61, 200, 1000])
-@pytest.mark.parametrize("num_classes", [1, 10, 15, 62])
+@pytest.mark.parametrize(("num_clients", "num_classes"), [(1, 1), (2, 62), (30, 15), (61, 20), (200, 10), (1000, 21)])
 def test_any_number_of_clients_and_classes_can_be_laid_out(drawn, num_clients, num_classes):
     plot_partition(torch.ones(num_clients, num_classes), [f"client {n}" for n in range(num_clients)], "p.svg")
     axes = drawn[0].axes[0]

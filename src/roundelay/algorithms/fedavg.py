@@ -28,7 +28,9 @@ from roundelay.messages import Memory
 
 @dataclass(frozen=True, slots=True)
 class FedAvg:
-    """Average the clients' end points, weighted by examples; ``server_lr`` scales the step from the old model to the mean."""
+    """Average the clients' end points, weighted by examples; ``server_lr`` scales the step from the old model to the
+    mean.
+    """
 
     server_lr: float = 1.0
     uplink: ClassVar[Uplink] = {"params": "examples"}

@@ -58,7 +58,9 @@ class Reply:
 
 
 ClientHalf = Generator[Fit, Fitted, Reply]
-"""A generator that asks for work. Whoever drives it decides how the work is done: a worker's learner, or a user's own loop."""
+"""A generator that asks for work. Whoever drives it decides how the work is done: a worker's learner, or a user's own
+loop.
+"""
 
 
 class Algorithm(Protocol):

@@ -131,7 +131,9 @@ def _idx(file: Path, ndim: int) -> np.ndarray:
             f"{file}: expected magic number 0x{wanted.hex()} (unsigned bytes, {ndim} dimensions), "
             f"got 0x{content[:4].hex()}; is it another file under this name?"
         )
-    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, min(header, len(content)), 4)]
+    if len(content) < header:
+        raise DataError(f"{file}: expected a header of {header} bytes, got {len(content)} in all; {_REPLACE}")
+    shape = [int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4)]
     if len(content) != header + math.prod(shape):
         sizes = "x".join(map(str, shape))
         raise DataError(f"{file}: its header says {sizes} bytes after {header}, got {len(content)} in all; {_REPLACE}")

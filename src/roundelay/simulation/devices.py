@@ -29,7 +29,9 @@ def assign(devices: Mapping[str, int], num_workers: int | None, num_cores: int) 
             raise ConfigError(f"num_workers must be at least 1, got {num_workers}")
         return ("cpu",) * (num_cores if num_workers is None else num_workers)
     if num_workers not in (None, len(spread)):
-        raise ConfigError(f"num_workers = {num_workers} but devices {dict(devices)} name {len(spread)} workers; drop one of the two")
+        raise ConfigError(
+            f"num_workers = {num_workers} but devices {dict(devices)} name {len(spread)} workers; drop one of the two"
+        )
     return spread
 
 
@@ -60,6 +62,10 @@ def read_gpu_mapping(path: str | Path, mapping: str, host: str | None = None) ->
     if name not in hosts:
         raise ConfigError(f"{path}: mapping {mapping!r} has no host {name!r}; it has {sorted(hosts)}")
     counts = hosts[name]
-    if not isinstance(counts, list) or not all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in counts):
-        raise ConfigError(f"{path}: {mapping}.{name} is {counts!r}; expected a list with the number of workers on each GPU")
+    if not isinstance(counts, list) or not all(
+        isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in counts
+    ):
+        raise ConfigError(
+            f"{path}: {mapping}.{name} is {counts!r}; expected a list with the number of workers on each GPU"
+        )
     return {f"cuda:{index}": count for index, count in enumerate(counts) if count}

@@ -86,7 +86,14 @@ class SimulatedFederation:
         return tuple(sorted(self.clients[i] for i in draw.sample(range(len(self.clients)), count)))
 
     async def train(
-        self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None, deadline_s: float | None
+        self,
+        algorithm: Algorithm,
+        version: Version,
+        cohort: Sequence[str],
+        *,
+        attempt: int,
+        goal: int | None,
+        deadline_s: float | None,
     ) -> Outcome:
         number = version.number + 1
         tasks = [self._task(client, number, attempt) for client in cohort]
@@ -106,7 +113,9 @@ class SimulatedFederation:
 
         now = self._loop.now_ns
         arrivals = sorted((now + self._duration_ns(task), i, task) for i, task in enumerate(tasks))
-        self._executor.submit([task for _, _, task in arrivals], sent, {t.client: self._memory.of(t.client) for t in tasks})
+        self._executor.submit(
+            [task for _, _, task in arrivals], sent, {t.client: self._memory.of(t.client) for t in tasks}
+        )
         events = [self._loop.at(ns, arrive, task) for ns, _, task in arrivals]
         try:
             async with asyncio.timeout(deadline_s):
@@ -127,7 +136,9 @@ class SimulatedFederation:
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         tasks = [self._task(client, version.number, 0, "evaluate") for client in clients]
-        self._executor.submit(tasks, Payload({"params": version.state["params"]}, version.buffers, version.integers), {})
+        self._executor.submit(
+            tasks, Payload({"params": version.state["params"]}, version.buffers, version.integers), {}
+        )
         names, weights, rows = [], [], []
         for task in tasks:
             result = self._executor.result(task.id)
@@ -161,9 +172,13 @@ class SimulatedFederation:
         for report in outcome.reports:
             if report.status in ("refused", "lost"):
                 log.warning("round %d: %s: %s\n%s", outcome.number, report.status, report.reason, report.traceback)
-        if all(report.traceback for report in outcome.reports):  # code that always fails would otherwise "run" to the end
+        if all(
+            report.traceback for report in outcome.reports
+        ):  # code that always fails would otherwise "run" to the end
             first = outcome.reports[0]
-            raise ClientFailed(f"round {outcome.number}: every client of the cohort failed. {first.reason}\n{first.traceback}")
+            raise ClientFailed(
+                f"round {outcome.number}: every client of the cohort failed. {first.reason}\n{first.traceback}"
+            )
         return outcome
 
     def _task(self, client: str, number: int, attempt: int, kind: str = "train") -> Task:

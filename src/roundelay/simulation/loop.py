@@ -29,7 +29,9 @@ class Event:
 
     __slots__ = ("_cancelled", "args", "callback", "context", "ns")
 
-    def __init__(self, ns: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None) -> None:
+    def __init__(
+        self, ns: int, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
+    ) -> None:
         self.ns, self.callback, self.args, self.context = ns, callback, args, context
         self._cancelled = False
 
@@ -59,7 +61,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._ns / NS
 
     def at(
-        self, ns: int, callback: Callable[..., object], *args: Any, order: Order = Order.ARRIVAL, context: Context | None = None
+        self,
+        ns: int,
+        callback: Callable[..., object],
+        *args: Any,
+        order: Order = Order.ARRIVAL,
+        context: Context | None = None,
     ) -> Event:  # Any: asyncio's own callback arguments
         """Call ``callback(*args)`` at virtual nanosecond ``ns``, or now where that is past."""
         event = Event(max(ns, self._ns), callback, args, context)
@@ -67,10 +74,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self._heap, (event.ns, order, self._sequence, event))
         return event
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Event:  # type: ignore[override]
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Event:
         return self.at(round(when * NS), callback, *args, order=Order.TIMER, context=context)
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Event:  # type: ignore[override]
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Event:
         return self.at(self._ns + round(delay * NS), callback, *args, order=Order.TIMER, context=context)
 
     def call_soon_threadsafe(self, *args: object, **kwargs: object) -> NoReturn:
@@ -93,13 +104,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             if not event.cancelled():
                 self.call_soon(event.callback, *event.args, context=event.context)
                 return
-        raise VirtualDeadlock("the workflow waits, but no event is scheduled and nothing is ready: nothing will ever wake it")
+        raise VirtualDeadlock(
+            "the workflow waits, but no event is scheduled and nothing is ready: nothing will ever wake it"
+        )
 
     def _remember_failure(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self._failure = context.get("exception") or RoundelayError(context["message"])
 
 
-class _Jump(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _Jump(selectors.DefaultSelector):
     """The point where asyncio would wait for real time: there, virtual time moves instead."""
 
     def __init__(self, loop: VirtualLoop) -> None:

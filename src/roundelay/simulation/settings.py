@@ -22,8 +22,8 @@ EXECUTORS = ("processes", "serial")
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """``num_workers`` defaults to the cores that this process may use. ``devices`` maps accelerators to their numbers of
-    workers, {"cuda:0": 4}; ``gpu_mapping`` reads the same from FedML's file, as "gpu_mapping.yaml#mapping_name".
+    """``num_workers`` defaults to the cores that this process may use. ``devices`` maps accelerators to their numbers
+    of workers, {"cuda:0": 4}; ``gpu_mapping`` reads the same from FedML's file, as "gpu_mapping.yaml#mapping_name".
     ``duration(client, task)`` gives a task's simulated seconds; without it, answers arrive at once.
     """
 
@@ -58,7 +58,9 @@ class Simulation:
         vectors = [torch.empty(n, dtype=layout.dtype, device="meta") for n in rehearsal.lengths.values()]
         vectors.append(torch.empty(layout.length(Kind.FLOAT_BUFFER), dtype=layout.dtype, device="meta"))
         vectors.append(torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta"))
-        return Processes(work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + 64 * len(rehearsal.lengths) + 64)
+        return Processes(
+            work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + 64 * len(rehearsal.lengths) + 64
+        )
 
 
 def available_cores() -> int:

@@ -1,7 +1,6 @@
 """Files that are there whole or not at all, and the checkpoint from which a run goes on to the same bits."""
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +27,15 @@ class Checkpoint:
 
 def save_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a file beside ``path``, sync it, and put it in place in one step."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
@@ -61,7 +60,9 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds here: a wrong file is the user's mistake, whatever its kind
         raise ConfigError(f"cannot read weights from {path}: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"{path} holds no state dict; expected a mapping from names to tensors, as model.state_dict() gives")
+        raise ConfigError(
+            f"{path} holds no state dict; expected a mapping from names to tensors, as model.state_dict() gives"
+        )
     return dict(state)
 
 

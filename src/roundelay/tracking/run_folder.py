@@ -1,9 +1,9 @@
 """A run's folder: what was asked for, with what it ran, and every number that came out.
 
-    job.toml        the resolved configuration                run.json       versions, commit, seed, machine, state
-    metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
-    last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
-    split.json      which example belongs to which client      label_counts.json
+job.toml        the resolved configuration                run.json       versions, commit, seed, machine, state
+metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
+last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
+split.json      which example belongs to which client      label_counts.json
 """
 
 import json
@@ -66,7 +66,9 @@ class RunFolder:
                 path.mkdir(parents=True)
             except FileExistsError:
                 if tracking.name:
-                    raise ConfigError(f"the run folder {path} is there already; resume it, or choose another tracking name") from None
+                    raise ConfigError(
+                        f"the run folder {path} is there already; resume it, or choose another tracking name"
+                    ) from None
             else:
                 return RunFolder(path)
         raise ConfigError(f"cannot find a free name for a run folder under {root}")

@@ -15,12 +15,12 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra("tensorboard", "tensorboard") from error
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
 
     def append(self, row: Mapping[str, Any]) -> None:  # Any: a row holds names, numbers and text
         for name, value in row.items():
             if name != "round" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["round"])  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, row["round"])
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

@@ -17,8 +17,9 @@ class Rounds:
     """When a round closes, and what happens when too few answered.
 
     ``over_selection`` asks that share of clients beyond ``clients_per_round`` and closes at the first
-    ``clients_per_round`` admitted updates; ``goal`` sets that number directly. ``deadline_s`` closes a round after so many
-    seconds. With fewer than ``quorum`` updates the round is drawn again, ``attempts`` times in all; then the model stays.
+    ``clients_per_round`` admitted updates; ``goal`` sets that number directly. ``deadline_s`` closes a round after so
+    many seconds. With fewer than ``quorum`` updates the round is drawn again, ``attempts`` times in all; then the
+    model stays.
     """
 
     goal: int | None = None
@@ -63,7 +64,9 @@ class Rounds:
         goal = wanted if self.over_selection else self.goal
         for attempt in range(self.attempts):
             cohort = fed.sample(number, attempt, asked)
-            outcome = await fed.train(algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s)
+            outcome = await fed.train(
+                algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
+            )
             if outcome.fold.count >= self.quorum:
                 break
             log.warning("round %d, attempt %d: %d of %d updates admitted, quorum is %d",

@@ -89,7 +89,7 @@ class Arena:
             self._fd = -1
 
     def __reduce__(self) -> Any:  # Any: what pickle's protocol asks for
-        return _attach, (reduction.DupFd(self._fd),)  # type: ignore[attr-defined]
+        return _attach, (reduction.DupFd(self._fd),)
 
 
 def _attach(descriptor: Any) -> Arena:  # Any: multiprocessing's private wrapper of a descriptor

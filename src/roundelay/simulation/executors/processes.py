@@ -1,8 +1,9 @@
-"""A pool of processes that lives as long as the job: one torch thread each, vectors in shared memory, no pickled tensors.
+"""A pool of processes that lives as long as the job: one torch thread each, vectors in shared memory, no pickled
+tensors.
 
-Tasks wait in one line, in the order of submission. A worker gets a few of them in advance, as many as keep it busy while
-the server folds; near the end of the line one at a time, so that no worker sits on work that another could do. None of
-this can change a bit of the result: a task's outcome depends on its key only.
+Tasks wait in one line, in the order of submission. A worker gets a few of them in advance, as many as keep it busy
+while the server folds; near the end of the line one at a time, so that no worker sits on work that another could do.
+None of this can change a bit of the result: a task's outcome depends on its key only.
 """
 
 import logging
@@ -15,7 +16,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -32,6 +33,8 @@ from roundelay.trainer import Answer, Evaluated, Work
 
 log = logging.getLogger(__name__)
 
+# torch's first optimiser imports torch._dynamo, which takes seconds: once in the forkserver, not once in every worker.
+PRELOAD = ["torch._dynamo", "roundelay.simulation.executors.worker"]
 AHEAD_S = 0.005  # a worker is given tasks for about this long in advance
 MAX_AHEAD = 16
 
@@ -65,7 +68,8 @@ class _Job:
 
 class Processes:
     def __init__(self, work: Work, devices: Sequence[str], result_bytes: int) -> None:
-        """Start one worker per entry of ``devices``. ``result_bytes`` is the size that a task's result is expected to have.
+        """Start one worker per entry of ``devices``. ``result_bytes`` is the size that a task's result is expected to
+        have.
 
         Raises:
             ConfigError: the work cannot be sent to another process.
@@ -74,7 +78,7 @@ class Processes:
         self._shipment = pack(work, self._arena)
         self._result_bytes = result_bytes
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(["roundelay.simulation.executors.worker"])
+        self._context.set_forkserver_preload(PRELOAD)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
@@ -203,15 +207,16 @@ class Processes:
         if job.memory and job.slot is not None:
             tensors = list(job.memory.values())
             if Packed.of(tensors).size > job.slot.size:
-                raise RoundelayError(f"client {job.task.client!r} remembers more than its slot of {job.slot.size} bytes holds")
+                raise RoundelayError(
+                    f"client {job.task.client!r} remembers more than its slot of {job.slot.size} bytes holds"
+                )
             memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
         job.running = True
         worker.tasks.append(job.task.id)
         order = Order(job.task, job.broadcast.message, job.slot, memory)
-        try:
+        # Where the worker has died, its closed connection tells us so in the next pump, which hands its tasks on.
+        with suppress(BrokenPipeError, ConnectionResetError):
             worker.connection.send_bytes(pickle.dumps(order, protocol=5))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the worker has died; its closed connection tells us so in the next pump, which hands its tasks on
 
     def _pump(self, timeout: float | None) -> None:
         """Take in what workers report; with no timeout, wait for at least one report."""
@@ -261,7 +266,9 @@ class Processes:
     def _failed(self, job: _Job, trace: str) -> None:
         job.failures += 1
         if job.failures < TRIES:
-            log.warning("client %s failed in round %d, its task is run again\n%s", job.task.client, job.task.round, trace)
+            log.warning(
+                "client %s failed in round %d, its task is run again\n%s", job.task.client, job.task.round, trace
+            )
             self._line.appendleft(job.task.id)
         else:
             job.result = lost(job.task, trace)
@@ -272,7 +279,9 @@ class Processes:
         worker.connection.close()
         worker.process.join()
         code = worker.process.exitcode
-        log.warning("a worker process died (exit code %s) with %d tasks; another one takes over", code, len(worker.tasks))
+        log.warning(
+            "a worker process died (exit code %s) with %d tasks; another one takes over", code, len(worker.tasks)
+        )
         running, *queued = worker.tasks or [None]
         for task_id in reversed(queued):
             assert task_id is not None
@@ -292,8 +301,8 @@ class Processes:
 def _main_hidden() -> Iterator[None]:
     """Keep a new process from running the user's script again.
 
-    multiprocessing imports ``__main__`` anew in every child, which scripts must guard against by ``if __name__ == ...``.
-    Our workers get everything of ``__main__`` by value, so there is nothing to import.
+    multiprocessing imports ``__main__`` anew in every child, which scripts must guard against by ``if __name__ ==
+    ...``. Our workers get everything of ``__main__`` by value, so there is nothing to import.
     """
     real = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

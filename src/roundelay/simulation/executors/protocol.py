@@ -15,7 +15,8 @@ TRIES = 2
 
 class Executor(Protocol):
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
-        """Start tasks that all begin from ``received``; more than the workers can take wait in line. Never blocks on training.
+        """Start tasks that all begin from ``received``; more than the workers can take wait in line. Never blocks on
+        training.
 
         ``memories`` holds what each client remembers; a client without an entry remembers nothing.
         """

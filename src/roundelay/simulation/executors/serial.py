@@ -1,4 +1,6 @@
-"""One process, one client at a time, in the caller's process: the executor to debug with, and the reference for the others."""
+"""One process, one client at a time, in the caller's process: the executor to debug with, and the reference for the
+others.
+"""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,7 @@ class Serial:
 
     def result(self, task_id: int) -> Result:
         task, received, memory = self._waiting.pop(task_id)
-        outcome: Result | str = ""
+        trace = ""
         for _ in range(TRIES):
             if self._interrupted.is_set():
                 raise KeyboardInterrupt
@@ -31,7 +33,8 @@ class Serial:
                 outcome = run_or_describe(self._trainer, task, received, memory)
             if not isinstance(outcome, str):
                 return outcome
-        return lost(task, outcome)
+            trace = outcome
+        return lost(task, trace)
 
     def release(self, task_id: int) -> None:
         """Nothing is held: the tensors are the trainer's own."""

@@ -30,9 +30,8 @@ class Shipment:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:  # Any: pickle's protocol
-        if isinstance(obj, Tensor) and type(obj) is Tensor and obj.device.type == "cpu" and not obj.requires_grad:
-            if obj.layout is torch.strided and not obj.is_quantized and obj.nbytes >= SHARED_FROM_BYTES:
-                return _as_tensor, (obj.contiguous().view(-1).view(torch.uint8).numpy(), obj.dtype, tuple(obj.shape))
+        if type(obj) is Tensor and _shareable(obj):
+            return _as_tensor, (obj.contiguous().view(-1).view(torch.uint8).numpy(), obj.dtype, tuple(obj.shape))
         return super().reducer_override(obj)
 
 
@@ -54,8 +53,10 @@ def pack(work: Work, arena: Arena) -> Shipment:
     try:
         _Pickler(stream, protocol=5, buffer_callback=out_of_band).dump(work)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the job cannot be sent to worker processes: {error}; use the serial executor, or build what cannot "
-                          "be pickled (locks, open files, sockets) inside the function that uses it") from error  # fmt: skip
+        raise ConfigError(
+            f"the job cannot be sent to worker processes: {error}; use the serial executor, or build what cannot be "
+            "pickled (locks, open files, sockets) inside the function that uses it"
+        ) from error
     regions: list[tuple[Region, int]] = []
     placed: dict[tuple[int, int], tuple[Region, int]] = {}
     for buffer in buffers:
@@ -75,6 +76,11 @@ def unpack(shipment: Shipment, arena: Arena) -> Work:
     work = pickle.loads(shipment.pickled, buffers=buffers)
     assert isinstance(work, Work)
     return work
+
+
+def _shareable(tensor: Tensor) -> bool:
+    plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.requires_grad
+    return plain and tensor.device.type == "cpu" and tensor.nbytes >= SHARED_FROM_BYTES
 
 
 def _as_tensor(raw: np.ndarray[Any, Any], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

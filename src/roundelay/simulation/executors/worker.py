@@ -48,7 +48,9 @@ def tensors_of(payload: Payload, memory: Memory) -> list[Tensor]:
 
 
 class Order(NamedTuple):
-    """To a worker: a task, where its broadcast lies (pickled once, the same bytes for all its tasks), and where the reply goes."""
+    """To a worker: a task, where its broadcast lies (pickled once, the same bytes for all its tasks), and where the
+    reply goes.
+    """
 
     task: Task
     broadcast: bytes
@@ -63,8 +65,9 @@ class Ready(NamedTuple):
 
 
 class Done(NamedTuple):
-    """From a worker: how a task ended. Vectors lie in the task's slot as ``names`` (pickled) says; ``inline`` carries them
-    where they did not fit. ``failure`` is a traceback, ``sums`` the answer to an evaluation."""
+    """From a worker: how a task ended. Vectors lie in the task's slot as ``names`` (pickled) says; ``inline`` carries
+    them where they did not fit. ``failure`` is a traceback, ``sums`` the answer to an evaluation.
+    """
 
     task_id: int
     seconds: float
@@ -133,7 +136,17 @@ class _Worker:
         else:
             inline = tuple(t.cpu().numpy() for t in tensors)
         seconds = time.perf_counter() - started
-        return Done(update.task.id, seconds, "", self._names[names], update.num_examples, update.group, dict(update.metrics), None, inline)
+        return Done(
+            update.task.id,
+            seconds,
+            "",
+            self._names[names],
+            update.num_examples,
+            update.group,
+            dict(update.metrics),
+            None,
+            inline,
+        )
 
 
 def _send(connection: Connection, message: Ready | Done) -> None:

@@ -1,0 +1,203 @@
+"""The ``roundelay`` command: run, resume and sweep jobs; list, show, compare and plot runs."""
+
+import itertools
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from roundelay import config
+from roundelay.errors import ConfigError, MissingExtra, RoundelayError
+from roundelay.job import Job
+from roundelay.report.progress import final_table, shown
+from roundelay.report.runs import list_runs, plot_compared, plot_run, read_run
+from roundelay.run import History
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Federated learning."
+)
+runs_app = typer.Typer(no_args_is_help=True, help="Look at finished and unfinished runs.")
+app.add_typer(runs_app, name="runs")
+console = Console()
+
+JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: learner.lr=0.05")
+]
+Root = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
+Metric = Annotated[str, typer.Option(help="Which column of the per-round table.")]
+
+
+@app.command()
+def run(job: JobFile, set: Overrides = None) -> None:
+    """Run a job."""
+    _train(config.load(job, set or []), None)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], set: Overrides = None
+) -> None:
+    """Go on with a run from its last checkpoint, to the same bits as if it had never stopped."""
+    _train(config.load(folder / "job.toml", set or []), folder)
+
+
+@app.command()
+def sweep(
+    job: JobFile,
+    set: Overrides = None,
+    seeds: Annotated[str, typer.Option(help="0..2 or 1,5,9")] = "0..2",
+    metric: Metric = "accuracy",
+) -> None:
+    """Run a job for every combination of values (--set learner.lr=0.05,0.1) and every seed; show means and deviations."""
+    varied, fixed = _split_overrides(set or [])
+    table = Table("setting", "seeds", f"best {metric}", "±", f"last {metric}", "±", "seconds")
+    for values in itertools.product(*(texts for _, texts in varied)):
+        setting = [f"{key}={text}" for (key, _), text in zip(varied, values, strict=True)]
+        bests, lasts, seconds = [], [], 0.0
+        for seed in _seed_list(seeds):
+            job_of_seed = config.load(job, [*fixed, *setting, f"seed={seed}"])
+            console.print(f"[bold]{escape(' '.join(setting) or 'as written')}[/bold], seed {seed}")
+            history = _train(job_of_seed, None, pictures=False)
+            bests.append(history.best(metric))
+            lasts.append(history.metrics.get(metric, math.nan))
+            seconds += sum(row["seconds"] for row in history.rows)
+        table.add_row(" ".join(setting) or "as written", str(len(bests)), *_mean_and_deviation(bests),
+                      *_mean_and_deviation(lasts), f"{seconds:.1f}")  # fmt: skip
+    console.print(table)
+
+
+@runs_app.command("list")
+def runs_list(root: Root = Path("runs")) -> None:
+    """List the runs of a folder."""
+    table = Table("run", "started", "rounds", "accuracy", "state", "sha256")
+    for record in list_runs(root):
+        accuracy = record.last("accuracy")
+        table.add_row(record.path.name, record.info.get("started", ""), str(len(record.rows)),
+                      "" if accuracy is None else f"{accuracy:.4f}", record.state.get("state", "unknown"),
+                      str(record.state.get("sha256", ""))[:12])  # fmt: skip
+    console.print(table)
+
+
+@runs_app.command("show")
+def runs_show(folder: Path, last: Annotated[int, typer.Option(help="How many rounds, from the end.")] = 20) -> None:
+    """Show a run: its circumstances and its rounds."""
+    record = read_run(folder)
+    console.print_json(data={**record.info, **record.state})
+    names = list(dict.fromkeys(name for row in record.rows for name in row))
+    shown_names = [n for n in names if any(row.get(n) not in (None, 0) for row in record.rows)]
+    table = Table(*shown_names)
+    for row in record.rows[-last:]:
+        table.add_row(*("" if row.get(n) is None else f"{row[n]:.6g}" for n in shown_names))
+    console.print(table)
+
+
+@runs_app.command("compare")
+def runs_compare(folders: list[Path], metric: Metric = "accuracy", plot: Path | None = None) -> None:
+    """Put runs side by side; --plot FILE draws one line per run."""
+    records = [read_run(folder) for folder in folders]
+    table = Table("run", "rounds", f"last {metric}", "bytes up", "bytes down", "seconds", "simulated s", "sha256")
+    for record in records:
+        value = record.last(metric)
+        table.add_row(record.path.name, str(len(record.rows)), "" if value is None else f"{value:.4f}",
+                      f"{record.total('bytes_up'):,.0f}", f"{record.total('bytes_down'):,.0f}",
+                      f"{record.total('seconds'):.1f}", f"{record.last('virtual_s') or 0:.3f}",
+                      str(record.state.get("sha256", ""))[:12])  # fmt: skip
+    console.print(table)
+    if plot is not None:
+        console.print(f"wrote {plot_compared(records, metric, plot)}")
+
+
+@runs_app.command("plot")
+def runs_plot(folder: Path, metric: Metric = "accuracy") -> None:
+    """Draw a run's pictures into its folder."""
+    for picture in plot_run(folder, metric):
+        console.print(f"wrote {picture}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's ends in one message and exit status 2, not in a traceback."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    try:
+        app()
+    except RoundelayError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
+    run = job.start(folder)
+    try:
+        for _ in shown(run, job.num_rounds, run.num_rounds_done, console):
+            pass
+    except KeyboardInterrupt:
+        if run.folder:
+            console.print(f"interrupted; go on with: roundelay resume {run.folder}", soft_wrap=True)
+        raise
+    history = run.history()
+    console.print(final_table(history))
+    if history.run_folder is not None:
+        console.print(f"run folder: {history.run_folder}", soft_wrap=True)
+        if pictures:
+            try:
+                for picture in plot_run(history.run_folder, job.stopping.metric):
+                    console.print(f"picture: {picture}", soft_wrap=True)
+            except MissingExtra as error:
+                console.print(f"no pictures: {error}", soft_wrap=True)
+    console.print(f"sha256: {history.sha256}", soft_wrap=True, highlight=False)
+    return history
+
+
+def _split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """Separate overrides with several values, "learner.lr=0.05,0.1", from those with one."""
+    varied, fixed = [], []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        texts = list(_top_level_commas(text))
+        if len(texts) > 1:
+            varied.append((key, texts))
+        else:
+            fixed.append(override)
+    return varied, fixed
+
+
+def _top_level_commas(text: str) -> Iterator[str]:
+    """Split at commas that are not inside brackets, braces or quotes."""
+    depth, quoted, start = 0, "", 0
+    for at, char in enumerate(text):
+        if quoted:
+            quoted = "" if char == quoted else quoted
+        elif char in "\"'":
+            quoted = char
+        elif char in "[{(":
+            depth += 1
+        elif char in "]})":
+            depth -= 1
+        elif char == "," and depth == 0:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
+def _seed_list(text: str) -> list[int]:
+    first, dots, last = text.partition("..")
+    try:
+        return list(range(int(first), int(last) + 1)) if dots else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"cannot read the seeds {text!r}; expected 0..2 or 1,5,9") from None
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[str, str]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.4f}", f"{deviation:.4f}"

@@ -1,0 +1,169 @@
+"""Job files: TOML whose keys are constructor arguments. ``load`` reads one, ``--set`` overrides change a key of it."""
+
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from inspect import isclass
+from pathlib import Path
+from typing import Any
+
+from roundelay import algorithms, data, learner, models, workflows
+from roundelay.components import Namespace, Table, call, checked, find, namespace, unknown_message
+from roundelay.errors import ConfigError
+from roundelay.federation import Stopping
+from roundelay.guard import Guard
+from roundelay.job import Evaluation, Job
+from roundelay.simulation.settings import Simulation
+from roundelay.tracking.run_folder import Tracking
+
+FIXED = {"evaluation": Evaluation, "stopping": Stopping, "guard": Guard, "simulation": Simulation, "tracking": Tracking}
+"""Tables that configure one known class."""
+
+CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
+    "model": (namespace(models), None),
+    "data": (namespace(data), None),
+    "partition": (namespace(data), None),
+    "algorithm": (namespace(algorithms), "fedavg"),
+    "learner": (namespace(learner), "localsgd"),
+    "workflow": (namespace(workflows), "rounds"),
+}
+"""Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
+
+SYNONYMS: Mapping[str, tuple[str, str]] = {
+    "comm_round": ("num_rounds", "FedML"),
+    "num-server-rounds": ("num_rounds", "Flower"),
+    "num_server_rounds": ("num_rounds", "Flower"),
+    "global_epoch": ("num_rounds", "FL-bench"),
+    "global_rounds": ("num_rounds", "PFLlib"),
+    "fraction_fit": ("clients_per_round (a fraction such as 0.1)", "Flower"),
+    "fraction_train": ("clients_per_round (a fraction such as 0.1)", "Flower"),
+    "join_ratio": ("clients_per_round (a fraction such as 0.1)", "PFLlib"),
+    "proportion": ("clients_per_round (a fraction such as 0.1)", "FLGo"),
+    "client_num_per_round": ("clients_per_round", "FedML"),
+    "sample_clients": ("clients_per_round", "NVFlare"),
+    "client_num_in_total": ("partition.num_clients", "FedML"),
+    "num_supernodes": ("partition.num_clients", "Flower"),
+    "num-supernodes": ("partition.num_clients", "Flower"),
+    "n_clients": ("partition.num_clients", "NVFlare"),
+    "num_clients": ("partition.num_clients", "other frameworks"),
+    "epochs": ("learner.local_epochs", "FedML"),
+    "local_epoch": ("learner.local_epochs", "FL-bench"),
+    "local-epochs": ("learner.local_epochs", "Flower"),
+    "num_epochs": ("learner.local_epochs", "FLGo"),
+    "num_steps": ("learner.local_batches", "FLGo"),
+    "local_steps": ("learner.local_batches", "other frameworks"),
+    "learning_rate": ("learner.lr", "other frameworks"),
+    "client_optimizer": ("learner.optimizer", "FedML"),
+    "min_fit_clients": ("workflow.quorum", "Flower"),
+    "min_responses": ("workflow.quorum", "NVFlare"),
+    "min_available_clients": ("workflow.quorum", "Flower"),
+    "min_clients": ("workflow.quorum", "NVFlare"),
+    "worker_num": (
+        "simulation.num_workers (processes of this machine; the population is partition.num_clients)",
+        "FedML",
+    ),
+    "workers": ("simulation.num_workers", "other frameworks"),
+    "client_resources": ("simulation.num_workers and simulation.devices", "Flower"),
+    "gpu_mapping_file": ('simulation.gpu_mapping = "file.yaml#mapping"', "FedML"),
+    "device": ("simulation.devices", "other frameworks"),
+    "partition_alpha": ("partition.alpha", "FedML"),
+    "random_seed": ("seed", "FedML"),
+    "federated_optimizer": ("algorithm.use", "FedML"),
+    "strategy": ("algorithm.use", "Flower"),
+}
+"""What other frameworks call a key, what it is called here, and by whom. They are explained, not accepted: one name a
+thing.
+"""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file. Modules beside it can be named in ``use = "module:Name"``.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; names it.
+    """
+    path = Path(path)
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the job file {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        apply_override(document, override)
+    beside = str(path.resolve().parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
+    document.setdefault("name", path.stem if path.stem != "job" else path.resolve().parent.name)
+    return build_job(document)
+
+
+def build_job(document: Mapping[str, Any]) -> Job:
+    """Make a job from what a job file holds."""
+    known = [f.name for f in fields(Job)]
+    _explain_unknown(document, known, "the job file")
+    parts: dict[str, Any] = {}
+    for name, value in document.items():
+        if name in CHOSEN:
+            parts[name] = _chosen(name, _table(name, value))
+        elif name in FIXED:
+            table = _table(name, value)
+            _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
+            parts[name] = call(FIXED[name], table, CHOSEN["learner"][0], name)
+        else:
+            parts[name] = value
+    return Job(**checked(Job, parts, {}, "job"))
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Set "table.key=value" in place; the value is read as TOML, or as text where it is not."""
+    path, equals, text = override.partition("=")
+    *tables, key = path.strip().split(".")
+    if not equals or not key:
+        raise ConfigError(f"cannot read {override!r}; expected table.key=value, for example learner.lr=0.05")
+    place = document
+    for table in tables:
+        place = place.setdefault(table, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"cannot set {path.strip()!r}: {table!r} is not a table")
+    try:
+        place[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        place[key] = text.strip()
+
+
+def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
+    known, default = CHOSEN[name]
+    arguments = dict(table)
+    use = arguments.pop("use", default)
+    if not isinstance(use, str):
+        raise ConfigError(f'[{name}] needs use = "..."; known are {", ".join(sorted(n.lower() for n in known))}')
+    component = find(use, known, f"[{name}]")
+    signature = getattr(component, "__dataclass_fields__", {})
+    if signature:
+        _explain_unknown(arguments, list(signature), f"[{name}]")
+    if name in ("model", "data"):  # built when the job runs, in every process that needs it
+        return partial(component, **checked(component, arguments, known, name))
+    if not isclass(component):  # a user's own function is the component
+        return partial(component, **arguments) if arguments else component
+    return call(component, arguments, known, name)
+
+
+def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in table:
+        if key in known:
+            continue
+        if key in SYNONYMS:
+            ours, framework = SYNONYMS[key]
+            raise ConfigError(f"{where}: {key!r} ({framework}) is called {ours} here")
+        raise ConfigError(unknown_message(f"{where}: key {key!r}", key, known))
+
+
+def _table(name: str, value: object) -> Table:
+    if isinstance(value, str):
+        return {"use": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a table, got {value!r}")
+    return value

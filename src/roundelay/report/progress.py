@@ -1,0 +1,48 @@
+"""The live display of a run in a terminal, and the table at its end."""
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from roundelay.run import History, Round, Row
+
+
+def shown(rounds: Iterable[Round], num_rounds: int, done: int, console: Console) -> Iterator[Round]:
+    """Pass rounds on, showing their progress: a bar in a terminal, a line for every tenth of the way elsewhere."""
+    columns = (TextColumn("[bold]round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[numbers]}"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    step = max(1, num_rounds // 10)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=num_rounds, completed=done, numbers="starting")
+        for round in rounds:
+            progress.update(bar, completed=round.number, numbers=summary(round.row))
+            if not console.is_terminal and (round.number % step == 0 or round.number == num_rounds):
+                console.print(f"round {round.number}/{num_rounds}: {summary(round.row)}", highlight=False)
+            yield round
+
+
+def summary(row: Row) -> str:
+    """Return the numbers that one looks at while training, on one line."""
+    parts = [f"{name} {row[name]:.4f}" for name in ("accuracy", "loss", "train_loss") if row.get(name) is not None]
+    parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late") if row.get(name)]
+    return ", ".join(parts)
+
+
+def final_table(history: History) -> Table:
+    """Return what a run came to: rounds, last and best metrics, bytes each way, seconds."""
+    table = Table(show_header=False, title="result", title_justify="left")
+    last, rows = history.metrics, history.rows
+    table.add_row("rounds", f"{len(rows)} ({history.stopped})")
+    for name in sorted(n for n in last if n in ("accuracy", "loss", "train_loss") or n.startswith("client_")):
+        table.add_row(name, f"{last[name]:.4f} (best {history.best(name):.4f})")
+    table.add_row("bytes down", f"{sum(row['bytes_down'] for row in rows):,}")
+    table.add_row("bytes up", f"{sum(row['bytes_up'] for row in rows):,}")
+    table.add_row("seconds", f"{sum(row['seconds'] for row in rows):.1f}")
+    if last.get("virtual_s"):
+        table.add_row("simulated seconds", f"{last['virtual_s']:.3f}")
+    for name in ("refused", "lost", "late"):
+        if total := sum(row[name] for row in rows):
+            table.add_row(f"updates {name}", str(total))
+    return table

@@ -1,0 +1,77 @@
+"""Reading run folders: the list of them, one in full, several side by side, and their pictures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roundelay.errors import ConfigError
+from roundelay.report.plots import plot_partition, plot_rounds
+from roundelay.tracking.run_folder import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run folder holds; Any: rows and JSON hold names, numbers and text."""
+
+    path: Path
+    rows: Sequence[dict[str, Any]]
+    info: dict[str, Any]
+    state: dict[str, Any]
+
+    def last(self, metric: str) -> float | None:
+        values = [row[metric] for row in self.rows if row.get(metric) is not None]
+        return values[-1] if values else None
+
+    def total(self, column: str) -> float:
+        return sum(row.get(column) or 0 for row in self.rows)
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """Read one run folder.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    folder = Path(path)
+    if not (folder / "job.toml").exists():
+        raise ConfigError(f"{folder} is not a run folder: it has no job.toml")
+    return RunRecord(
+        folder, read_rows(folder / "metrics.jsonl"), _json(folder / "run.json"), _json(folder / "state.json")
+    )
+
+
+def list_runs(root: str | Path) -> list[RunRecord]:
+    """Return the runs under ``root``, oldest first."""
+    folders = [path.parent for path in Path(root).glob("*/job.toml")]
+    return sorted(
+        (read_run(folder) for folder in folders), key=lambda run: (run.info.get("started", ""), run.path.name)
+    )
+
+
+def plot_run(path: str | Path, metric: str = "accuracy") -> list[Path]:
+    """Draw a run's pictures into its folder: the metric against rounds, and who holds which labels. Returns their
+    paths.
+    """
+    run, pictures = read_run(path), []
+    if run.last(metric) is not None:
+        pictures.append(run.path / f"{metric}.png")
+        plot_rounds({run.path.name: run.rows}, metric, pictures[-1])
+    counts = _json(run.path / "label_counts.json")
+    if counts:
+        pictures.append(run.path / "partition.png")
+        plot_partition(torch.tensor(counts["counts"]), counts["clients"], pictures[-1])
+    return pictures
+
+
+def plot_compared(runs: Sequence[RunRecord], metric: str, path: str | Path) -> Path:
+    """Draw one line per run into one picture."""
+    plot_rounds({run.path.name: run.rows for run in runs}, metric, Path(path))
+    return Path(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}
