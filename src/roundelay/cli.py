@@ -57,7 +57,7 @@ def sweep(
     seeds: Annotated[str, typer.Option(help="0..2 or 1,5,9")] = "0..2",
     metric: Metric = "accuracy",
 ) -> None:
-    """Run a job for every combination of values (--set learner.lr=0.05,0.1) and every seed; show means and deviations."""
+    """Run a job for every combination of values (--set learner.lr=0.05,0.1) and every seed; show the means."""
     varied, fixed = _split_overrides(set or [])
     table = Table("setting", "seeds", f"best {metric}", "±", f"last {metric}", "±", "seconds")
     for values in itertools.product(*(texts for _, texts in varied)):

@@ -1,4 +1,4 @@
-"""The exception tree. A user's mistake is a ``ValueError`` too, so that ordinary code can catch it without knowing us."""
+"""The exception tree. A user's mistake is a ``ValueError`` too, so that ordinary code can catch it."""
 
 
 class RoundelayError(Exception):

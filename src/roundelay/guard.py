@@ -100,7 +100,7 @@ class Guard:
                 bad = int((~torch.isfinite(vector)).sum())
                 return Refusal(
                     Reason.NOT_FINITE,
-                    f"{who}: vector {name!r} has {bad} of {vector.numel()} values NaN or infinite; did training diverge?",
+                    f"{who}: vector {name!r} has {bad} of {vector.numel()} values NaN or infinite: did it diverge?",
                 )
         return None
 

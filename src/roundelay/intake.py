@@ -24,7 +24,7 @@ WINDOW_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """How one client's part in a round ended. ``status`` is admitted, refused, lost or late; ``reason`` says why not."""
+    """How one client's part in a round ended. ``status`` is admitted, refused, lost or late; ``reason`` says why."""
 
     client: str
     status: str

@@ -130,7 +130,7 @@ class Layout:
         )
 
     def unflatten(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return named copies in the model's own dtypes, ready for ``load_state_dict``; tied tensors under every name."""
+        """Return named copies in the model's own dtypes, for ``load_state_dict``; tied tensors under every name."""
         state: dict[str, Tensor] = {}
         for spec, part in self._parts(vectors):
             value = part.to(spec.dtype, copy=True).view(spec.shape)
@@ -138,7 +138,7 @@ class Layout:
         return state
 
     def sha256(self, vectors: Vectors) -> str:
-        """Hash the values in their own dtypes: parameters, float buffers, integer buffers; layout order, little-endian."""
+        """Hash the values in their own dtypes: parameters, float buffers, integers; layout order, little-endian."""
         digest = hashlib.sha256()
         for spec, part in self._parts(vectors):
             digest.update(part.to(spec.dtype).contiguous().view(torch.uint8).numpy().data)
@@ -279,7 +279,7 @@ class Bound:
                     return
 
     def renew(self) -> None:
-        """Move on to a new byte buffer with the same values; vectors that were read from the old one stay as they are."""
+        """Move on to a new byte buffer with the same values; vectors read from the old one stay as they are."""
         self._views = {kind: [] for kind in Kind}
         self._place(self.module)
 

@@ -64,7 +64,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a learner may know beside the model and the data: the task, the job's seed, and which fit of the task it is."""
+    """What a learner may know beside model and data: the task, the job's seed, and which fit of the task it is."""
 
     task: Task
     seed: int

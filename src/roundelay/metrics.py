@@ -102,7 +102,7 @@ class ClientTable:
 
 
 def weighted_means(rows: Iterable[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Return every metric's mean under the rows' weights. Values that are not finite are left out of mean and weight."""
+    """Return every metric's mean under the rows' weights. Values that are not finite are left out."""
     pairs = list(rows)
     table = ClientTable([""] * len(pairs), [w for w, _ in pairs], [row for _, row in pairs])
     return {name: mean for name in table.names() if math.isfinite(mean := table.weighted_mean(name))}

@@ -314,7 +314,7 @@ def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
     if rehearsal.corrects and not work.learner.corrects:
         raise ConfigError(
             f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} applies no "
-            "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without a correction"
+            "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
         )
 
 

@@ -94,6 +94,7 @@ def test_numpy_arrays_are_shared_and_read_only_ones_copied():
     array[0, 0] = 5
     assert shared.inputs[0, 0] == 5
     array.flags.writeable = False
+    assert as_examples((array, np.arange(4))).inputs[0, 0] == 5
     assert as_examples((array[::-1], np.arange(4))).inputs[-1, 0] == 5
 
 

@@ -47,6 +47,13 @@ def test_a_stack_of_models_answers_as_each_alone(make, shape, num_parameters):
     torch.testing.assert_close(stacked, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_mlp_is_linear_layers_with_relu_between():
+    model, inputs = MLP(6, [5, 4], 3), torch.randn(7, 2, 3)
+    first, second, third = model.layers
+    straight = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.ReLU(), third)
+    assert torch.equal(model(inputs), straight(inputs))
+
+
 def test_small_cnn_takes_other_widths():
     model = SmallCNN(in_channels=3, num_classes=5, channels=(4, 6), hidden=7)
     assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 5)

@@ -17,7 +17,7 @@ from roundelay.messages import Memory
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run stands after a round. ``best`` is the best value of the watched metric so far, NaN before the first."""
+    """Where a run stands after a round. ``best`` is the watched metric's best value so far, NaN before the first."""
 
     version: Version
     memory: Mapping[str, Memory]
