@@ -7,7 +7,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, random_split
 
@@ -40,6 +40,7 @@ def read(examples: Examples, order: list[int], batch_size: int) -> list[tuple[li
     return [(inputs.tolist(), targets.tolist()) for inputs, targets in batches]
 
 
+@settings(deadline=None)
 @given(data=st.data(), num=st.integers(1, 30), batch_size=st.integers(1, 9), kind=st.sampled_from([tensors, Pairs]))
 def test_batches_are_the_items_at_those_positions_in_that_order(data, num, batch_size, kind):
     positions = st.lists(st.integers(0, num - 1), min_size=1, max_size=40)

@@ -1,0 +1,138 @@
+"""Rounds per second of the simulator beside the floor of ``floor.py``, in one run; and what the server's memory does.
+
+    python benchmarks/simulation.py [NAMES] [--repeats N] [--markdown]
+
+Every measurement is a fresh process. Floor and roundelay take turns, so that a noisy minute hits both; the ratio is that
+of the medians over all timed rounds: 1.00 means as fast as the hand-written loop.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from floor import run_floor
+from rich.console import Console
+from rich.table import Table
+from workloads import LEARNING_RATE, SEED, WORKLOADS, Workload
+
+import roundelay as rd
+
+WARMUP = 2
+BARS = {"small": 0.95, "cnn": 0.95, "silo": 0.95, "big": 0.9, "tiny": 0.7}
+app = typer.Typer(add_completion=False)
+
+
+def federated(workload: Workload) -> rd.FederatedData:
+    inputs, targets = workload.make_data()
+    owners = torch.arange(workload.num_clients).repeat_interleave(workload.examples_per_client)
+    ids = [f"{client:04d}" for client in range(workload.num_clients)]
+    split = rd.Split.from_owners(ids, owners)
+    return rd.FederatedData.from_split(rd.Data(rd.data.TensorExamples(inputs, targets)), split)
+
+
+def job(workload: Workload, rounds: int, cohort: int | None = None) -> rd.Job:
+    return rd.Job(
+        model=workload.make_model,
+        data=partial(federated, workload),
+        learner=rd.LocalSGD(lr=LEARNING_RATE, batch_size=workload.batch_size, local_epochs=1),
+        num_rounds=rounds,
+        clients_per_round=cohort or workload.cohort,
+        seed=SEED,
+        evaluation=rd.Evaluation(every=0),
+        tracking=None,
+    )
+
+
+def measure_roundelay(workload: Workload, rounds: int) -> dict[str, Any]:
+    began = time.perf_counter()
+    run = job(workload, WARMUP + rounds).start()
+    built = time.perf_counter()
+    seconds, first = [], 0.0
+    for finished in run:
+        first = first or time.perf_counter() - built
+        seconds.append(finished.row["seconds"])
+    return {
+        "seconds": seconds[WARMUP:],
+        "build_s": built - began,
+        "first_round_s": first,
+        "server_rss": psutil.Process().memory_info().rss,
+    }
+
+
+def measure_floor(workload: Workload, rounds: int) -> dict[str, Any]:
+    floor = run_floor(workload, rounds, WARMUP)
+    return {"seconds": floor.seconds_per_round, "server_rss": floor.server_rss_bytes}
+
+
+def measure_growth(workload: Workload, rounds: int) -> dict[str, Any]:
+    """Follow the server's resident memory over many rounds; the slope counts from round 50 on."""
+    sizes = [psutil.Process().memory_info().rss for _ in job(workload, rounds).rounds()]
+    late = sizes[50:]
+    return {"kib_per_round": (late[-1] - late[0]) / 1024 / max(1, len(late) - 1)}
+
+
+def measure_peak(workload: Workload, cohort: int) -> dict[str, Any]:
+    """Return the server's peak memory beyond what it had before the first round."""
+    run = job(workload, 3, cohort).start()
+    before, peak = psutil.Process().memory_info().rss, 0
+    for _ in run:
+        peak = max(peak, psutil.Process().memory_info().rss)
+    return {"beyond_start_mib": (peak - before) / 2**20}
+
+
+def in_new_process(*arguments: str) -> dict[str, Any]:
+    shown = subprocess.run([sys.executable, __file__, "one", *arguments], capture_output=True, text=True, check=False)
+    if shown.returncode:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{shown.stderr}")
+    return dict(json.loads(shown.stdout.splitlines()[-1]))
+
+
+@app.command(hidden=True)
+def one(what: str, name: str, amount: int) -> None:
+    measures = {"roundelay": measure_roundelay, "floor": measure_floor, "growth": measure_growth, "peak": measure_peak}
+    print(json.dumps(measures[what](WORKLOADS[name], amount)))
+
+
+@app.command("compare")
+def compare(
+    names: Annotated[list[str] | None, typer.Argument(help="Workloads; all when left out.")] = None,
+    repeats: Annotated[int, typer.Option(help="How often floor and roundelay take turns.")] = 3,
+    memory: Annotated[bool, typer.Option(help="Also follow the server's memory.")] = True,
+) -> None:
+    """Print the table."""
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine())
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    print(f"machine: {cpu}, {len(os.sched_getaffinity(0))} cores; torch {torch.__version__}; commit {commit}")
+    print(f"command: python {' '.join(sys.argv)}")
+    table = Table("workload", "clients a round", "floor s/round", "roundelay s/round", "ms/client", "ratio", "bar",
+                  "start-up s", "server MiB")  # fmt: skip
+    for name in names or list(WORKLOADS):
+        workload = WORKLOADS[name]
+        results: dict[str, list[dict[str, Any]]] = {"floor": [], "roundelay": []}
+        for _ in range(repeats):
+            for what, runs in results.items():
+                runs.append(in_new_process(what, name, str(workload.rounds)))
+        floor, ours = (statistics.median(s for r in results[w] for s in r["seconds"]) for w in ("floor", "roundelay"))
+        start = statistics.median(r["build_s"] + r["first_round_s"] for r in results["roundelay"]) - ours
+        rss = max(r["server_rss"] for r in results["roundelay"]) / 2**20
+        table.add_row(name, str(workload.cohort), f"{floor:.4f}", f"{ours:.4f}", f"{ours / workload.cohort * 1e3:.3f}",
+                      f"{floor / ours:.2f}", f"{BARS[name]:.2f}", f"{start:.1f}", f"{rss:.0f}")  # fmt: skip
+    Console(width=140).print(table)
+    if memory:
+        peaks = {cohort: in_new_process("peak", "small", str(cohort))["beyond_start_mib"] for cohort in (10, 100, 1000)}
+        print("server memory beyond start, `small`: " + ", ".join(f"cohort {c}: {m:.1f} MiB" for c, m in peaks.items()))
+        growth = in_new_process("growth", "tiny", "350")["kib_per_round"]
+        print(f"server memory growth after round 50, `tiny`, 300 rounds: {growth:.1f} KiB a round")
+
+
+if __name__ == "__main__":
+    app()
