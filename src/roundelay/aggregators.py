@@ -68,9 +68,15 @@ class Fold:
         for name, by in self.uplink.items():
             means[name].add(update.payload.vectors[name], update.num_examples if by == "examples" else 1.0)
         self._counts[update.group] = self._counts.get(update.group, 0) + 1
-        self._buffers.add(update.payload.buffers, update.num_examples)
-        integers = update.payload.integers
-        self._integers = integers.clone() if self._integers is None else torch.maximum(self._integers, integers)
+        buffers, integers = update.payload.buffers, update.payload.integers
+        if self._integers is None:
+            self._buffers.add(buffers, update.num_examples)
+            self._integers = integers.clone()
+            return
+        if buffers.numel():
+            self._buffers.add(buffers, update.num_examples)
+        if integers.numel():
+            torch.maximum(self._integers, integers, out=self._integers)
 
     @property
     def count(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from roundelay.errors import ConfigError
 from roundelay.layout import Kind, Layout
-from roundelay.messages import Task, Update
+from roundelay.messages import Payload, Task, Update
 
 
 class Reason(Enum):
@@ -47,10 +47,8 @@ class Guard:
         if not (math.isfinite(self.max_num_examples) and self.max_num_examples > 0):
             raise ConfigError(f"max_num_examples must be a positive number, got {self.max_num_examples!r}")
 
-    def check(
-        self, update: Update, task: Task, layout: Layout, expected: Mapping[str, int], answered: bool
-    ) -> Refusal | None:
-        """Return None to admit. ``task`` is what was asked, ``expected`` the length of each uplink vector by name."""
+    def check(self, update: Update, task: Task, expected: "Expected", answered: bool) -> Refusal | None:
+        """Return None to admit. ``task`` is what was asked, ``answered`` whether it has been answered before."""
         who = f"client {update.task.client!r}"
         if update.task != task:
             asked, came = (
@@ -62,7 +60,7 @@ class Guard:
             )
         if answered:
             return Refusal(Reason.DUPLICATE, f"{who} has already answered task {task.id} of round {task.round}")
-        return self._weight(who, update.num_examples) or self._vectors(who, update, layout, expected)
+        return self._weight(who, update.num_examples) or _vectors(who, update.payload, expected)
 
     def _weight(self, who: str, num_examples: object) -> Refusal | None:
         if isinstance(num_examples, bool) or not isinstance(num_examples, int | float):
@@ -76,33 +74,48 @@ class Guard:
             f"{who} claims num_examples = {shown}; expected a number above 0 and up to {self.max_num_examples:g}",
         )
 
-    def _vectors(self, who: str, update: Update, layout: Layout, expected: Mapping[str, int]) -> Refusal | None:
-        payload = update.payload
-        if payload.vectors.keys() != expected.keys():
-            came, want = sorted(payload.vectors), sorted(expected)
-            return Refusal(Reason.WRONG_VECTORS, f"{who} sent vectors {came}, the algorithm expects {want}")
-        floats = [(name, payload.vectors[name], length) for name, length in expected.items()]
-        floats.append(("buffers", payload.buffers, layout.length(Kind.FLOAT_BUFFER)))
-        for name, vector, length in (*floats, ("integers", payload.integers, layout.length(Kind.INTEGER_BUFFER))):
-            if vector.shape != (length,):
-                return Refusal(
-                    Reason.WRONG_LENGTH,
-                    f"{who}: vector {name!r} has shape {tuple(vector.shape)}, the model has ({length},); "
-                    "was the model changed on the client?",
-                )
-            want_dtype = torch.int64 if name == "integers" else layout.dtype
-            if vector.dtype is not want_dtype:
-                return Refusal(
-                    Reason.WRONG_DTYPE, f"{who}: vector {name!r} has dtype {vector.dtype}, expected {want_dtype}"
-                )
-        for name, vector, _ in floats:
-            if not all_finite(vector):
-                bad = int((~torch.isfinite(vector)).sum())
-                return Refusal(
-                    Reason.NOT_FINITE,
-                    f"{who}: vector {name!r} has {bad} of {vector.numel()} values NaN or infinite: did it diverge?",
-                )
-        return None
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the server knows of every update beforehand: the length and dtype of each vector."""
+
+    vectors: Mapping[str, int]
+    num_buffers: int
+    num_integers: int
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(layout: Layout, lengths: Mapping[str, int]) -> "Expected":
+        """``lengths`` are those of the algorithm's uplink vectors, by name."""
+        return Expected(
+            lengths, layout.length(Kind.FLOAT_BUFFER), layout.length(Kind.INTEGER_BUFFER), dtype=layout.dtype
+        )
+
+
+def _vectors(who: str, payload: Payload, expected: Expected) -> Refusal | None:
+    if payload.vectors.keys() != expected.vectors.keys():
+        came, want = sorted(payload.vectors), sorted(expected.vectors)
+        return Refusal(Reason.WRONG_VECTORS, f"{who} sent vectors {came}, the algorithm expects {want}")
+    floats = [(name, payload.vectors[name], length) for name, length in expected.vectors.items()]
+    floats.append(("buffers", payload.buffers, expected.num_buffers))
+    for name, vector, length in (*floats, ("integers", payload.integers, expected.num_integers)):
+        if vector.shape != (length,):
+            return Refusal(
+                Reason.WRONG_LENGTH,
+                f"{who}: vector {name!r} has shape {tuple(vector.shape)}, the model has ({length},); "
+                "was the model changed on the client?",
+            )
+        dtype = torch.int64 if name == "integers" else expected.dtype
+        if vector.dtype is not dtype:
+            return Refusal(Reason.WRONG_DTYPE, f"{who}: vector {name!r} has dtype {vector.dtype}, expected {dtype}")
+    for name, vector, length in floats:
+        if length and not all_finite(vector):
+            bad = int((~torch.isfinite(vector)).sum())
+            return Refusal(
+                Reason.NOT_FINITE,
+                f"{who}: vector {name!r} has {bad} of {vector.numel()} values NaN or infinite: did it diverge?",
+            )
+    return None
 
 
 def all_finite(vector: Tensor) -> bool:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from roundelay.aggregators import Fold, Uplink
-from roundelay.guard import Guard
-from roundelay.layout import Layout
+from roundelay.guard import Expected, Guard
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.trainer import Answer
 
@@ -58,9 +57,8 @@ class Intake:
         tasks: Sequence[Task],
         sent: Payload,
         *,
-        layout: Layout,
         uplink: Uplink,
-        lengths: Mapping[str, int],
+        expected: Expected,
         guard: Guard,
         goal: int | None,
         release: Callable[[int], None],
@@ -69,7 +67,7 @@ class Intake:
         self._tasks = {task.id: task for task in sorted(tasks, key=lambda task: (task.client, task.id))}
         self._order = list(self._tasks)
         self._next = 0  # position in the order up to which everything is folded or will never come
-        self._layout, self._lengths, self._guard, self._release = layout, lengths, guard, release
+        self._expected, self._guard, self._release = expected, guard, release
         self._goal = len(self._order) if goal is None else goal
         self._fold, self._window = Fold(uplink), Window(WINDOW_BYTES)
         self._reports: dict[int, ClientReport] = {}
@@ -93,7 +91,7 @@ class Intake:
         task = self._tasks.get(update.task.id)
         self._bytes_up += update.payload.num_bytes
         asked = update.task if task is None else task
-        refusal = self._guard.check(update, asked, self._layout, self._lengths, answered=asked.id in self._reports)
+        refusal = self._guard.check(update, asked, self._expected, answered=asked.id in self._reports)
         if refusal is not None:
             report = ClientReport(update.task.client, "refused", f"{refusal.reason.value}: {refusal.message}")
             self._release(update.task.id)

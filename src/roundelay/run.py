@@ -189,7 +189,7 @@ class Run:
                 job = self._job
                 federation = SimulatedFederation(
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
-                    guard=job.guard, rehearsal=self._rehearsal, memory=self._memory, restored=self._version,
+                    guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
                     history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
                     client_config=job.client_config,
                 )  # fmt: skip

@@ -94,35 +94,27 @@ def test_one_client_with_batchnorm_and_dropout_is_centralised_training_to_the_bi
 @pytest.mark.parametrize("model", [Plain, Awkward])
 def test_rounds_match_a_straight_line_reference(model: type[nn.Module], server_lr: float, mu: float) -> None:
     algorithm = rd.FedProx(mu=mu, server_lr=server_lr) if mu else rd.FedAvg(server_lr=server_lr)
-    cohorts = []
     job = small_job(model=model, algorithm=algorithm)
-    for finished in job.rounds():
-        cohorts.append([report.client for report in finished.clients])
-        state = finished.state_dict()
     data, reference = federated(), initial(model)
-    for number, cohort in enumerate(cohorts, start=1):
+    for finished in job.rounds():
         start = {n: p.detach().clone() for n, p in reference.named_parameters()}
         ends, sizes = [], []
-        for client in cohort:
+        for client in (report.client for report in finished.clients):
             own = copy.deepcopy(reference)
-            plain_training(own, data.train(client), number, client,
+            plain_training(own, data.train(client), finished.number, client,
                            correct=(lambda n, p, x=start: mu * (p - x[n])) if mu else None)  # fmt: skip
             ends.append(own.state_dict())
             sizes.append(len(data.train(client)))
+        assert len(ends) == 4
         for name, value in reference.state_dict().items():
             stacked = torch.stack([end[name].double() for end in ends])
             weights = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
             mean = (weights.view(-1, *[1] * value.dim()) * stacked).sum(0)
             if name in start:
-                value.copy_(start[name].double() + server_lr * (mean - start[name].double()))
-            elif value.is_floating_point():
-                value.copy_(mean)
-            else:
-                value.copy_(stacked.amax(0))
-    assert len(cohorts) == 3
-    assert all(len(cohort) == 4 for cohort in cohorts)
-    for name, value in reference.state_dict().items():
-        torch.testing.assert_close(state[name], value, rtol=2e-5, atol=2e-6, msg=name)
+                mean = start[name].double() + server_lr * (mean - start[name].double())
+            expected = mean if value.is_floating_point() else stacked.amax(0)
+            torch.testing.assert_close(finished.state_dict()[name], expected.to(value.dtype), rtol=2e-5, atol=2e-7)
+        reference.load_state_dict(finished.state_dict())  # each round from the same bits: BatchNorm amplifies roundings
 
 
 def test_fedprox_without_a_proximal_term_is_fedavg_to_the_bit_and_with_one_is_not() -> None:

@@ -1,19 +1,21 @@
 """The form of a federated algorithm: one file per paper, both halves, methods in the order in which an update travels.
 
-Shapes: every vector is (..., D), every per-client number is a tensor (..., 1), so that the same text serves one client
-and a stack of clients. An algorithm sees parameters only; buffers travel beside it.
+Shapes: every vector is (..., D); a per-client number is a float, or a tensor (C, 1) for a stack of clients, so that the
+same text serves one client and many. An algorithm sees parameters only; buffers travel beside it.
 """
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from roundelay.aggregators import Total, Uplink
 from roundelay.errors import ConfigError
 from roundelay.messages import Memory
+
+Scalar = float | Tensor
+"""One number a client: a float, or (C, 1) for a stack of clients. Both broadcast against vectors."""
 
 State = Mapping[str, Tensor]
 """The server's named tensors, "params" among them. Never changed in place: a new version is a new mapping."""
@@ -34,15 +36,14 @@ class Fit:
 class Fitted:
     """What local training came to.
 
-    ``params`` (..., D) belongs to the algorithm, which may overwrite it. ``num_examples`` (float64), ``num_steps`` and
-    ``lr_sum`` (float32, the sum of the steps' learning rates) are (..., 1); the latter two are NaN where a user's own
-    loop did not tell.
+    ``params`` (..., D) belongs to the algorithm, which may overwrite it. ``lr_sum`` is the sum of the steps' learning
+    rates; it and ``num_steps`` are NaN where a user's own loop did not tell.
     """
 
     params: Tensor
-    num_examples: Tensor
-    num_steps: Tensor
-    lr_sum: Tensor
+    num_examples: Scalar
+    num_steps: Scalar
+    lr_sum: Scalar
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -52,7 +53,7 @@ class Reply:
     weight, and the group whose model was trained."""
 
     vectors: Mapping[str, Tensor]
-    num_examples: Tensor
+    num_examples: Scalar
     memory: Memory = field(default_factory=dict)
     group: int = 0
 
@@ -101,12 +102,12 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
     """
     state = algorithm.init(params, num_clients)
     client = algorithm.client(algorithm.broadcast(state), algorithm.first_memory(params))
-    one, corrects = torch.ones(1), False
+    corrects = False
     try:
         ask = next(client)
         while True:
             corrects = corrects or ask.correct is not None
-            ask = client.send(Fitted(ask.start.clone(), one.double(), one, one))
+            ask = client.send(Fitted(ask.start.clone(), 1.0, 1.0, 1.0))
     except StopIteration as stop:
         reply: Reply = stop.value
     name = type(algorithm).__name__

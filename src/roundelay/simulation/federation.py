@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from roundelay import seeds
-from roundelay.algorithms.protocol import Algorithm, Rehearsal
+from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Plan, Version
-from roundelay.guard import Guard
+from roundelay.guard import Expected, Guard
 from roundelay.intake import Intake, Outcome
 from roundelay.messages import Config, Lost, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
@@ -56,7 +56,7 @@ class SimulatedFederation:
         executor: Executor,
         loop: VirtualLoop,
         guard: Guard,
-        rehearsal: Rehearsal,
+        lengths: Mapping[str, int],
         memory: ClientMemory,
         restored: Version | None,
         history: Sequence[Mapping[str, float]],
@@ -64,10 +64,13 @@ class SimulatedFederation:
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
     ) -> None:
-        """``on_round`` records a finished round and returns its row of metrics for ``history``."""
+        """``lengths`` are those of the algorithm's uplink vectors; ``on_round`` records a finished round and returns its
+        row of metrics for ``history``.
+        """
         self.plan, self.clients, self.history = plan, clients, list(history)
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
-        self._rehearsal, self._memory, self._restored = rehearsal, memory, restored
+        self._expected = Expected.of(trainer.layout, lengths)
+        self._memory, self._restored = memory, restored
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
         self._next_task, self._bytes_down, self._bytes_up = 0, 0, 0
         self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),
@@ -99,24 +102,30 @@ class SimulatedFederation:
         tasks = [self._task(client, number, attempt) for client in cohort]
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         intake = Intake(
-            tasks, sent, layout=self._trainer.layout, uplink=algorithm.uplink, lengths=self._rehearsal.lengths,
-            guard=self._guard, goal=goal, release=self._executor.release,
+            tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
+            release=self._executor.release,
         )  # fmt: skip
         closed = self._loop.create_future()
 
-        def arrive(task: Task) -> None:
-            result = self._executor.result(task.id)
-            assert not isinstance(result, Evaluated)
-            intake.arrive(result)
+        def arrive(together: Sequence[Task]) -> None:
+            for task in together:
+                if intake.closed:
+                    break
+                result = self._executor.result(task.id)
+                assert not isinstance(result, Evaluated)
+                intake.arrive(result)
             if intake.closed and not closed.done():
                 closed.set_result(None)
 
-        now = self._loop.now_ns
-        arrivals = sorted((now + self._duration_ns(task), i, task) for i, task in enumerate(tasks))
+        due: dict[int, list[Task]] = {}  # what arrives at the same nanosecond arrives in the order of client ids
+        for task in tasks:
+            due.setdefault(self._loop.now_ns + self._duration_ns(task), []).append(task)
+        in_order = sorted(due.items())
         self._executor.submit(
-            [task for _, _, task in arrivals], sent, {t.client: self._memory.of(t.client) for t in tasks}
-        )
-        events = [self._loop.at(ns, arrive, task) for ns, _, task in arrivals]
+            [task for _, together in in_order for task in together], sent,
+            {client: memory for client in cohort if (memory := self._memory.of(client))},
+        )  # fmt: skip
+        events = [self._loop.at(ns, arrive, together) for ns, together in in_order]
         try:
             async with asyncio.timeout(deadline_s):
                 await closed

@@ -45,7 +45,8 @@ class Arena:
         self._fd = os.memfd_create("roundelay") if hasattr(os, "memfd_create") else _unlinked_file()
         self._end = 0
         self._free: dict[int, list[Region]] = {}
-        self._maps: dict[Region, Tensor] = {}
+        self._maps: dict[int, Tensor] = {}
+        self._views: dict[tuple[object, ...], list[Tensor]] = {}
 
     def allocate(self, num_bytes: int) -> Region:
         """Return a region of at least ``num_bytes``; one that was given back, if its size fits exactly."""
@@ -62,10 +63,10 @@ class Arena:
 
     def bytes_of(self, region: Region) -> Tensor:
         """Return the region as uint8 (size,), mapped once per process."""
-        mapped = self._maps.get(region)
+        mapped = self._maps.get(region.offset)
         if mapped is None:
             mapped = torch.frombuffer(mmap.mmap(self._fd, region.size, offset=region.offset), dtype=torch.uint8)
-            self._maps[region] = mapped
+            self._maps[region.offset] = mapped
         return mapped
 
     def write(self, region: Region, tensors: Sequence[Tensor], start: int = 0) -> Packed:
@@ -76,11 +77,15 @@ class Arena:
         return packed
 
     def read(self, region: Region, packed: Packed, start: int = 0) -> list[Tensor]:
-        """Return views of the tensors that lie in the region."""
-        raw, views, at = self.bytes_of(region), [], start
-        for dtype, length in packed.parts:
-            views.append(raw[at : at + dtype.itemsize * length].view(dtype))
-            at += _aligned(dtype.itemsize * length)
+        """Return views of the tensors that lie in the region; the same ones for the same arguments."""
+        key = (region.offset, start, packed.parts)
+        views = self._views.get(key)
+        if views is None:
+            raw, at, views = self.bytes_of(region), start, []
+            for dtype, length in packed.parts:
+                views.append(raw[at : at + dtype.itemsize * length].view(dtype))
+                at += _aligned(dtype.itemsize * length)
+            self._views[key] = views
         return views
 
     def close(self) -> None:
@@ -94,7 +99,7 @@ class Arena:
 
 def _attach(descriptor: Any) -> Arena:  # Any: multiprocessing's private wrapper of a descriptor
     arena = Arena.__new__(Arena)
-    arena._fd, arena._end, arena._free, arena._maps = descriptor.detach(), 0, {}, {}
+    arena._fd, arena._end, arena._free, arena._maps, arena._views = descriptor.detach(), 0, {}, {}, {}
     return arena
 
 

@@ -1,9 +1,9 @@
 """A pool of processes that lives as long as the job: one torch thread each, vectors in shared memory, no pickled
 tensors.
 
-Tasks wait in one line, in the order of submission. A worker gets a few of them in advance, as many as keep it busy
-while the server folds; near the end of the line one at a time, so that no worker sits on work that another could do.
-None of this can change a bit of the result: a task's outcome depends on its key only.
+Tasks wait in one line, in the order of submission. Short ones are handed out in batches that take some milliseconds,
+long ones one by one, and batches shrink towards the end of the line, so that no worker sits on work that another could
+do. None of this can change a bit of the result: a task's outcome depends on its key only.
 """
 
 import logging
@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import torch
+from torch import Tensor
 
 from roundelay.errors import RoundelayError
 from roundelay.messages import Memory, Payload, Task, Update
@@ -35,8 +36,8 @@ log = logging.getLogger(__name__)
 
 # torch's first optimiser imports torch._dynamo, which takes seconds: once in the forkserver, not once in every worker.
 PRELOAD = ["torch._dynamo", "roundelay.simulation.executors.worker"]
-AHEAD_S = 0.005  # a worker is given tasks for about this long in advance
-MAX_AHEAD = 16
+BATCH_S = 0.005  # about how long a batch takes: messages cost tenths of a millisecond
+MAX_BATCH = 32
 
 
 @dataclass(slots=True)
@@ -44,7 +45,11 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     device: str
-    tasks: deque[int] = field(default_factory=deque)  # handed out, oldest first: the first is the one that runs
+    batches: deque[list[int]] = field(default_factory=deque)  # handed out, oldest first: the first is in work
+
+    @property
+    def num_tasks(self) -> int:
+        return sum(map(len, self.batches))
 
 
 @dataclass(slots=True)
@@ -63,6 +68,7 @@ class _Job:
     failures: int = 0
     running: bool = False
     cancelled: bool = False
+    alone: bool = False  # it was in a batch whose worker died: handed out by itself from now on
     result: Result | None = None
 
 
@@ -86,7 +92,7 @@ class Processes:
         self._line: deque[int] = deque()
         self._slots_free: list[Region] = []
         self._num_slots, self._serial, self._task_s, self._interrupted, self._closed = 0, 0, math.inf, False, False
-        self._names: dict[bytes, Names] = {}
+        self._places: dict[tuple[int, bytes], tuple[Payload, dict[str, Tensor]]] = {}  # views of slots by what is there
         self._workers = [self._start(device) for device in devices]
 
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
@@ -163,11 +169,11 @@ class Processes:
 
     @property
     def _max_slots(self) -> int:
-        return len(self._workers) * (self._ahead + 2)
+        return 3 * len(self._workers) * self._batch_size
 
     @property
-    def _ahead(self) -> int:
-        return max(1, min(MAX_AHEAD, math.ceil(AHEAD_S / self._task_s)))
+    def _batch_size(self) -> int:
+        return max(1, min(MAX_BATCH, int(BATCH_S / self._task_s)))
 
     def _new_slot(self) -> Region:
         self._num_slots += 1
@@ -186,37 +192,56 @@ class Processes:
         return worker
 
     def _feed(self) -> None:
-        """Hand out tasks from the line while there are workers that take them and slots for their results."""
+        """Hand out batches from the line while there are workers that take them and slots for their results."""
+        at_once = 2 if self._batch_size > 1 else 1  # one batch in work, and with short tasks one that waits for it
         while self._line:
-            few_left = len(self._line) <= len(self._workers) * self._ahead
-            worker = min(self._workers, key=lambda w: len(w.tasks))
-            if len(worker.tasks) >= (1 if few_left else self._ahead):
+            worker = min(self._workers, key=lambda w: (len(w.batches), w.num_tasks))
+            if len(worker.batches) >= at_once:
                 return
+            share = max(1, len(self._line) // (2 * len(self._workers)))
+            batch = self._next_batch(min(self._batch_size, share))
+            if not batch:
+                return
+            self._hand_out(worker, batch)
+
+    def _next_batch(self, size: int) -> list[_Job]:
+        """Take up to ``size`` tasks off the line; fewer where slots run out."""
+        batch: list[_Job] = []
+        while self._line and len(batch) < size:
             job = self._jobs[self._line[0]]
+            if job.alone and batch:
+                break
             if job.slot is None and job.task.kind == "train":
                 if not self._slots_free:
                     if self._num_slots >= self._max_slots:
-                        return
+                        break
                     self._slots_free.append(self._new_slot())
                 job.slot = self._slots_free.pop()
+            batch.append(job)
             self._line.popleft()
-            self._hand_out(worker, job)
+            if job.alone:
+                break
+        return batch
 
-    def _hand_out(self, worker: _Worker, job: _Job) -> None:
-        memory = None
-        if job.memory and job.slot is not None:
-            tensors = list(job.memory.values())
-            if Packed.of(tensors).size > job.slot.size:
-                raise RoundelayError(
-                    f"client {job.task.client!r} remembers more than its slot of {job.slot.size} bytes holds"
-                )
-            memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
-        job.running = True
-        worker.tasks.append(job.task.id)
-        order = Order(job.task, job.broadcast.message, job.slot, memory)
+    def _hand_out(self, worker: _Worker, batch: Sequence[_Job]) -> None:
+        orders = []
+        for job in batch:
+            memory = None
+            if job.memory and job.slot is not None:
+                tensors = list(job.memory.values())
+                if Packed.of(tensors).size > job.slot.size:
+                    raise RoundelayError(
+                        f"client {job.task.client!r} remembers more than its slot of {job.slot.size} bytes holds"
+                    )
+                memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
+            job.running = True
+            task = job.task
+            fields = (task.id, task.client, task.round, task.attempt, task.kind, task.config)
+            orders.append(Order(fields, job.broadcast.message, job.slot, memory))
+        worker.batches.append([job.task.id for job in batch])
         # Where the worker has died, its closed connection tells us so in the next pump, which hands its tasks on.
         with suppress(BrokenPipeError, ConnectionResetError):
-            worker.connection.send_bytes(pickle.dumps(order, protocol=5))
+            worker.connection.send_bytes(pickle.dumps(orders, protocol=5))
 
     def _pump(self, timeout: float | None) -> None:
         """Take in what workers report; with no timeout, wait for at least one report."""
@@ -235,11 +260,12 @@ class Processes:
                 if message.failure:
                     raise RoundelayError(f"a worker process could not start:\n{message.failure}")
             else:
-                self._take(worker, message)
+                worker.batches.popleft()
+                for done in message:
+                    self._take(done)
         self._feed()
 
-    def _take(self, worker: _Worker, done: Done) -> None:
-        worker.tasks.popleft()
+    def _take(self, done: Done) -> None:
         job = self._jobs[done.task_id]
         job.running = False
         self._task_s = done.seconds if math.isinf(self._task_s) else 0.9 * self._task_s + 0.1 * done.seconds
@@ -253,14 +279,16 @@ class Processes:
             job.result = self._answer(job, done)
 
     def _answer(self, job: _Job, done: Done) -> Answer:
-        names = self._names.get(done.names)
-        if names is None:
-            names = self._names[done.names] = pickle.loads(done.names)
         assert job.slot is not None
-        if done.inline is None:
-            payload, memory = names.read(self._arena, job.slot)
-        else:
+        place = (job.slot.offset, done.names)
+        if done.inline is not None:
+            names: Names = pickle.loads(done.names)
             payload, memory = names.arrange([torch.from_numpy(array) for array in done.inline])
+        elif place in self._places:
+            payload, memory = self._places[place]
+        else:
+            names = pickle.loads(done.names)
+            payload, memory = self._places[place] = names.read(self._arena, job.slot)
         return Answer(Update(job.task, payload, done.num_examples, done.group, done.metrics or {}), memory)
 
     def _failed(self, job: _Job, trace: str) -> None:
@@ -279,21 +307,20 @@ class Processes:
         worker.connection.close()
         worker.process.join()
         code = worker.process.exitcode
-        log.warning(
-            "a worker process died (exit code %s) with %d tasks; another one takes over", code, len(worker.tasks)
-        )
-        running, *queued = worker.tasks or [None]
-        for task_id in reversed(queued):
-            assert task_id is not None
+        log.warning("a worker process died (exit code %s) with %d tasks; another takes over", code, worker.num_tasks)
+        in_work, *waiting = worker.batches or [[]]
+        for task_id in reversed([task_id for batch in waiting for task_id in batch]):
             self._jobs[task_id].running = False
             self._line.appendleft(task_id)
-        if running is not None:
-            job = self._jobs[running]
-            job.running = False
+        for task_id in reversed(in_work):
+            job = self._jobs[task_id]
+            job.running, job.alone = False, True
             if job.cancelled:
-                self.release(running)
-            else:
+                self.release(task_id)
+            elif len(in_work) == 1:
                 self._failed(job, f"the worker process died with exit code {code} (negative: killed by that signal)")
+            else:  # which task of the batch it was will show when each runs alone
+                self._line.appendleft(task_id)
         self._workers[self._workers.index(worker)] = self._start(worker.device)
 
 
