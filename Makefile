@@ -23,7 +23,7 @@ types: .venv/dev.stamp
 	$(BIN)/mypy
 
 bench: .venv/dev.stamp
-	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/simulation.py compare
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -1,9 +1,9 @@
 """Rounds per second of the simulator beside the floor of ``floor.py``, in one run; and what the server's memory does.
 
-    python benchmarks/simulation.py [NAMES] [--repeats N] [--markdown]
+    python benchmarks/simulation.py compare [NAMES] [--repeats N] [--no-memory]
 
-Every measurement is a fresh process. Floor and roundelay take turns, so that a noisy minute hits both; the ratio is that
-of the medians over all timed rounds: 1.00 means as fast as the hand-written loop.
+Every measurement is a fresh process. Floor and roundelay take turns, so that a noisy minute hits both; the ratio is
+that of the medians over all timed rounds: 1.00 means as fast as the hand-written loop.
 """
 
 import json
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
@@ -109,7 +110,8 @@ def compare(
     memory: Annotated[bool, typer.Option(help="Also follow the server's memory.")] = True,
 ) -> None:
     """Print the table."""
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine())
+    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in facts if "model name" in line), platform.machine())
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     print(f"machine: {cpu}, {len(os.sched_getaffinity(0))} cores; torch {torch.__version__}; commit {commit}")
     print(f"command: python {' '.join(sys.argv)}")

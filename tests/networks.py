@@ -8,7 +8,7 @@ from roundelay.data import TensorExamples
 
 
 class Plain(nn.Module):
-    """Sizes that are no multiples of anything, so that every tensor but the first would be misaligned if laid end to end."""
+    """Sizes that are no multiples of anything, so that tensors laid end to end would be misaligned."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""FedAvg and FedProx against straight-line references written with plain PyTorch: no layout, no vectors, no protocol."""
+"""FedAvg and FedProx against straight-line references in plain PyTorch: no layout, no vectors, no protocol."""
 
 import copy
 from collections.abc import Callable
@@ -118,7 +118,8 @@ def test_rounds_match_a_straight_line_reference(model: type[nn.Module], server_l
 
 
 def test_fedprox_without_a_proximal_term_is_fedavg_to_the_bit_and_with_one_is_not() -> None:
-    plain, zero, some = (small_job(algorithm=a).run().sha256 for a in (rd.FedAvg(), rd.FedProx(mu=0.0), rd.FedProx(mu=0.1)))
+    algorithms = (rd.FedAvg(), rd.FedProx(mu=0.0), rd.FedProx(mu=0.1))
+    plain, zero, some = (small_job(algorithm=algorithm).run().sha256 for algorithm in algorithms)
     assert plain == zero
     assert plain != some
 

@@ -64,7 +64,7 @@ class SimulatedFederation:
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
     ) -> None:
-        """``lengths`` are those of the algorithm's uplink vectors; ``on_round`` records a finished round and returns its
+        """``lengths`` are those of the uplink vectors; ``on_round`` records a finished round and returns its
         row of metrics for ``history``.
         """
         self.plan, self.clients, self.history = plan, clients, list(history)
