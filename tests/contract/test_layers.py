@@ -1,0 +1,58 @@
+"""Imports only go down the list of rooms in docs/design.md."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
+
+LAYERS = (
+    ("errors", "seeds", "layout", "messages", "metrics", "components"),
+    ("guard", "aggregators"),
+    ("algorithms",),
+    ("data", "models"),
+    ("learner",),
+    ("trainer",),
+    ("intake",),
+    ("federation",),
+    ("workflows",),
+    ("simulation",),
+    ("tracking",),
+    ("run",),
+    ("job",),
+    ("config", "report"),
+    ("cli",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def rooms_imported(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "roundelay":
+            parts = node.module.split(".")
+            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return rooms
+
+
+def test_every_file_belongs_to_a_room_and_imports_only_from_its_own_or_lower_ones() -> None:
+    for path in SOURCE.rglob("*.py"):
+        relative = path.relative_to(SOURCE)
+        room = relative.parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in HEIGHT, f"{relative}: add its room to the list"
+        for imported in rooms_imported(path):
+            assert HEIGHT[imported] <= HEIGHT[room], f"{relative} imports {imported}, which lies above it"
+
+
+def test_optional_packages_are_imported_in_one_file_each_and_pickle_only_between_local_processes() -> None:
+    homes = {"matplotlib": "report/plots.py", "yaml": "simulation/devices.py", "mlxtend": "data/images.py"}
+    for path in SOURCE.rglob("*.py"):
+        relative = path.relative_to(SOURCE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for top in (name.split(".")[0] for name in names):
+                assert homes.get(top, relative) == relative, f"{relative} imports {top}"
+                if top in ("pickle", "cloudpickle"):
+                    assert relative.startswith("simulation/executors/"), relative
