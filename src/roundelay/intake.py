@@ -93,7 +93,7 @@ class Intake:
         asked = update.task if task is None else task
         refusal = self._guard.check(update, asked, self._expected, answered=asked.id in self._reports)
         if refusal is not None:
-            report = ClientReport(update.task.client, "refused", f"{refusal.reason.value}: {refusal.message}")
+            report = ClientReport(asked.client, "refused", f"{refusal.reason.value}: {refusal.message}")
             self._release(update.task.id)
             if task is not None and task.id not in self._reports:
                 self._settle(task.id, report)
