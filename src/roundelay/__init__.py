@@ -13,7 +13,7 @@ from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.learner import Constant, Cosine, LocalSGD, Step
-from roundelay.messages import FLModel
+from roundelay.messages import FLModel, Task
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
@@ -24,5 +24,5 @@ __version__ = version("roundelay")
 __all__ = [
     "IID", "Constant", "Cosine", "Data", "Dirichlet", "Evaluation", "FLModel", "FedAvg", "FedProx", "FederatedData",
     "FromFile", "Guard", "History", "Job", "LocalSGD", "Natural", "QuantitySkew", "Replicate", "Round", "Rounds",
-    "Shards", "Simulation", "Split", "Step", "Stopping", "Tracking", "algorithms", "data", "errors", "models",
+    "Shards", "Simulation", "Split", "Step", "Stopping", "Task", "Tracking", "algorithms", "data", "errors", "models",
 ]  # fmt: skip

@@ -24,6 +24,10 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]:  # Any: what an item is, only the data set knows
+        """Return one example, as map-style data sets do: a ``DataLoader`` takes a part as it is."""
+        ...
+
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (inputs, targets) for consecutive groups of ``order``, int64 positions within this part.
 
@@ -88,6 +92,11 @@ class TensorExamples:
     def __len__(self) -> int:
         return len(self.inputs) if self.indices is None else len(self.indices)
 
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
+        position = _checked_index(index, len(self))
+        base = position if self.indices is None else int(self.indices[position])
+        return self.inputs[base], self.targets[base]
+
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         _check_batch_size(batch_size)
         _check_positions(order, len(self), "order")
@@ -141,6 +150,10 @@ class MapExamples:
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]:  # Any: see MapStyle
+        position = _checked_index(index, len(self))
+        return self._item(position if self.indices is None else int(self.indices[position]))
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         _check_batch_size(batch_size)
@@ -286,6 +299,12 @@ def _check_positions(positions: Tensor, num_examples: int, name: str) -> None:
         low, high = (int(bound) for bound in positions.aminmax())
         if low < 0 or high >= num_examples:
             raise DataError(f"{name}: expected positions from 0 to {num_examples - 1}, got {low if low < 0 else high}")
+
+
+def _checked_index(index: int, num_examples: int) -> int:
+    if not -num_examples <= index < num_examples:
+        raise IndexError(f"example {index} of {num_examples}")  # what Python's own loop over a sequence ends with
+    return index % num_examples
 
 
 def _check_batch_size(batch_size: int) -> None:

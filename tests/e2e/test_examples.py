@@ -1,0 +1,75 @@
+"""What the documentation shows is run as it is shown."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["model", "dataset", "training"])
+def test_the_custom_examples_run_learn_and_stay_short(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ROOT / "examples" / "custom" / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    history = loaded(path).main(4)
+    losses = [row["loss"] for row in history.rows]
+    assert losses[-1] < losses[0]
+    assert (history.run_folder / "last.pt").exists()
+
+
+def test_the_readme_example_runs_as_printed_as_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(blocks) == 1
+    (tmp_path / "readme.py").write_text(blocks[0])
+    shown = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:
+    def roundelay(*arguments: str, status: int = 0) -> str:
+        command = [str(Path(sys.executable).with_name("roundelay")), *arguments]
+        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+        assert shown.returncode == status, shown.stdout + shown.stderr
+        return shown.stdout + shown.stderr
+
+    job = str(ROOT / "examples" / "digits" / "job.toml")
+    first = roundelay("run", job, "--set", "num_rounds=2", "--set", "tracking.name=a")
+    sha = re.search(r"sha256: ([0-9a-f]{64})", first)
+    assert sha is not None
+    assert (tmp_path / "runs" / "a" / "accuracy.png").exists()
+    assert (tmp_path / "runs" / "a" / "partition.png").exists()
+    again = roundelay("run", "runs/a/job.toml", "--set", "tracking.name=b")  # the resolved file reproduces the run
+    assert sha.group() in again
+    assert sha.group() in roundelay("resume", "runs/a")
+    longer = roundelay("run", job, "--set", "num_rounds=3", "--set", "tracking.name=c")
+    longer_sha = re.search(r"sha256: [0-9a-f]{64}", longer)
+    assert longer_sha is not None
+    assert longer_sha.group() in roundelay("resume", "runs/a", "--set", "num_rounds=3")
+    assert "a" in roundelay("runs", "list")
+    assert "accuracy" in roundelay("runs", "compare", "runs/a", "runs/b", "--plot", "both.png")
+    assert (tmp_path / "both.png").exists()
+    assert "bytes_up" in roundelay("runs", "show", "runs/b")
+    swept = roundelay("sweep", job, "--seeds", "0..1", "--set", "learner.lr=0.05,0.1", "--set", "num_rounds=1")
+    assert "learner.lr=0.1" in swept
+    assert "called num_rounds here" in roundelay("run", job, "--set", "comm_round=3", status=2)
+    assert "did you mean 'batch_size'" in roundelay("run", job, "--set", "learner.batchsize=3", status=2)
