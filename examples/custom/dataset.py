@@ -25,7 +25,7 @@ def main(num_rounds: int = 30) -> rd.History:
     job = rd.Job(
         model=lambda: nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 1)),
         data=rd.FederatedData.from_datasets(sensors, held_out=Sensor(-1, 200)),
-        learner=rd.LocalSGD(lr=0.1, batch_size=16, local_epochs=5, loss=nn.functional.mse_loss),
+        learner=rd.LocalSGD(lr=0.03, batch_size=16, local_epochs=5, loss=nn.functional.mse_loss),
         evaluation=rd.Evaluation(measures=()),
         num_rounds=num_rounds,
         clients_per_round=4,

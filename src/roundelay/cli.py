@@ -94,7 +94,9 @@ def runs_show(folder: Path, last: Annotated[int, typer.Option(help="How many rou
     console.print_json(data={**record.info, **record.state})
     names = list(dict.fromkeys(name for row in record.rows for name in row))
     shown_names = [n for n in names if any(row.get(n) not in (None, 0) for row in record.rows)]
-    table = Table(*shown_names)
+    table = Table()
+    for name in shown_names:
+        table.add_column(name, overflow="fold")
     for row in record.rows[-last:]:
         table.add_row(*("" if row.get(n) is None else f"{row[n]:.6g}" for n in shown_names))
     console.print(table)

@@ -129,9 +129,11 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"cannot set {path.strip()!r}: {table!r} is not a table")
     try:
-        place[key] = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        place[key] = text.strip()
+        value = text.strip()
+    # "algorithm=fedprox" chooses anew: the arguments of what was chosen before do not fit it
+    place[key] = {"use": value} if path.strip() in CHOSEN and isinstance(value, str) else value
 
 
 def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
