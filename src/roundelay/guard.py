@@ -41,7 +41,7 @@ class Refusal:
 class Guard:
     """Admit an update, or say why not. ``max_num_examples`` caps the weight that one client can claim."""
 
-    max_num_examples: float = 10_000_000
+    max_num_examples: float = 10_000_000.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.max_num_examples) and self.max_num_examples > 0):
