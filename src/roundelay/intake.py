@@ -5,6 +5,7 @@ waits in a window, which moves to a file beyond a budget. So the server's memory
 same members give the same bits in whatever order they came.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from roundelay.aggregators import Fold, Uplink
 from roundelay.guard import Expected, Guard
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.trainer import Answer
+
+log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 * 2**20
 
@@ -81,22 +84,27 @@ class Intake:
         return self._num_admitted >= self._goal or len(self._reports) == len(self._order)
 
     def arrive(self, answer: Answer | Lost) -> None:
-        """Take one answer in. What the guard refuses is reported and touches nothing else."""
+        """Take one answer in. What the guard refuses, or nobody asked for, is reported and touches nothing else."""
         if isinstance(answer, Lost):
+            self._release(answer.task.id)
             self._settle(
                 answer.task.id, ClientReport(answer.task.client, "lost", answer.reason, traceback=answer.traceback)
             )
             return
         update = answer.update
-        task = self._tasks.get(update.task.id)
         self._bytes_up += update.payload.num_bytes
-        asked = update.task if task is None else task
+        asked = self._tasks.get(update.task.id)
+        if asked is None:
+            log.warning("client %r answered task %d of round %d, which is not open here",
+                        update.task.client, update.task.id, update.task.round)  # fmt: skip
+            self._release(update.task.id)
+            return
         refusal = self._guard.check(update, asked, self._expected, answered=asked.id in self._reports)
         if refusal is not None:
-            report = ClientReport(asked.client, "refused", f"{refusal.reason.value}: {refusal.message}")
-            self._release(update.task.id)
-            if task is not None and task.id not in self._reports:
-                self._settle(task.id, report)
+            self._release(asked.id)
+            if asked.id not in self._reports:
+                reason = f"{refusal.reason.value}: {refusal.message}"
+                self._settle(asked.id, ClientReport(asked.client, "refused", reason))
             return
         self._num_admitted += 1
         if answer.memory:

@@ -13,6 +13,7 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
+from roundelay import seeds
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.components import describe
@@ -167,7 +168,9 @@ class Job:
         return partial(_initialised, make, state)
 
     def _federated_data(self) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
-        data = self.data() if callable(self.data) else self.data
+        with seeds.preserved_globals():
+            seeds.seed_globals(seeds.key(self.seed, 0, 0, "", "data"))
+            data = self.data() if callable(self.data) else self.data
         if isinstance(data, FederatedData):
             if self.partition is not None:
                 raise ConfigError("this data is already split among clients; leave partition out")

@@ -190,9 +190,8 @@ class Bound:
         self._whole: dict[
             Kind, Tensor | None
         ] = {}  # the kind's vector itself, where its views have no gap between them
+        self._params: list[Tensor] = []
         self._place(module)
-        state = module.state_dict(keep_vars=True)
-        self._params = [state[spec.name] for spec in layout.of_kind(Kind.PARAMETER)]
         self._grad: Tensor | None = None
 
     def _place(self, module: nn.Module) -> None:
@@ -213,6 +212,7 @@ class Bound:
                 for name in (spec.name, *spec.aliases):
                     owner, _, leaf = name.rpartition(".")
                     owners[owner]._buffers[leaf] = view
+        self._params = [state[spec.name] for spec in self.layout.of_kind(Kind.PARAMETER)]
         for kind in Kind:
             specs = self.layout.of_kind(kind)
             dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
@@ -245,6 +245,12 @@ class Bound:
 
     def integers(self) -> Tensor:
         return self._read(Kind.INTEGER_BUFFER)
+
+    def start_training(self) -> None:
+        """Put the module into training mode, without gradients."""
+        self.module.train()
+        for p in self._params:
+            p.grad = None
 
     def correct_gradients(self, correct: Callable[[Tensor, Tensor], None]) -> None:
         """Call ``correct(grad, params)`` on flat vectors (D,) after backward; what it does to ``grad`` in place counts.
@@ -288,9 +294,7 @@ class Bound:
         if whole is not None:
             whole.copy_(vector)
         elif views:
-            with torch.no_grad():
-                for view, part in zip(views, torch.split(vector, [v.numel() for v in views]), strict=True):
-                    view.copy_(part)
+            torch._foreach_copy_(views, vector.split_with_sizes([view.numel() for view in views]))
 
     def _read(self, kind: Kind) -> Tensor:
         whole, views = self._whole[kind], self._views[kind]

@@ -137,7 +137,6 @@ class LocalSGD:
         self = self.configured(context.task)
         lr = self.lr * self.schedule(context.task.round)
         module, device = bound.module, bound.device
-        module.train()
         trained = [p for p in module.parameters() if p.requires_grad]
         step = self._step(trained, lr)
         num_steps, loss_sum, num_seen = 0, torch.zeros((), device=device), 0
@@ -217,6 +216,9 @@ class _Descent:
     def __call__(self) -> None:
         moved: list[Tensor] = [p for p in self._trained if p.grad is not None]
         gradients = [p.grad for p in moved if p.grad is not None]
+        if not (self._momentum or self._weight_decay):
+            torch._foreach_add_(moved, gradients, alpha=-self._lr)
+            return
         buffers = [self._buffers.get(p) for p in moved]
         sgd(
             moved, gradients, buffers, foreach=False, fused=False, lr=self._lr, momentum=self._momentum,
@@ -246,12 +248,12 @@ class FunctionLearner:
 
     def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
         returned = self.function(bound.module, examples, context.task)
+        bound.adopt()
         if isinstance(returned, FLModel):
             bound.load(bound.layout.flatten(returned.params))
             num_examples: object = len(examples) if returned.num_examples is None else returned.num_examples
             reported: Mapping[str, object] = returned.metrics
         elif isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
-            bound.adopt()
             num_examples, reported = returned
         else:
             raise ConfigError(

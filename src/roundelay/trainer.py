@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
@@ -18,7 +18,9 @@ from roundelay.errors import ConfigError
 from roundelay.layout import Bound, Layout, Vectors
 from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
 from roundelay.messages import Memory, Payload, Task, Update
-from roundelay.metrics import Sums
+from roundelay.metrics import Sums, scalars
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +72,39 @@ class Work:
 
 
 class Trainer:
+    """One bound module and the work to do with it. Nothing of one task reaches the next: each begins with loaded values,
+    no gradients, training mode and seeded global generators.
+    """
+
     def __init__(self, work: Work, device: torch.device | None = None) -> None:
-        self.work = work
+        self.work, self._device = work, device or torch.device("cpu")
         module = work.initial_module()
         self.layout = Layout.of(module)
-        self.bound: Bound = self.layout.bind(module, device)
+        self.bound: Bound = self.layout.bind(module, self._device)
         self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
-        if task.kind == "train":
-            return self.train(task, received, memory)
-        return self.evaluate_client(task, Vectors(received.vectors["params"], received.buffers, received.integers))
+        """Do a task.
+
+        Whatever it raises, the next task finds a module as new: a user's code may have left anything behind.
+        """
+        try:
+            if task.kind == "train":
+                return self.train(task, received, memory)
+            return self.evaluate_client(task, Vectors(received.vectors["params"], received.buffers, received.integers))
+        except BaseException:
+            self.bound = self.layout.bind(self.work.initial_module(), self._device)
+            raise
 
     def train(self, task: Task, received: Payload, memory: Memory) -> Answer:
         """Drive the algorithm's client half to its reply.
 
-        The answer's tensors may share the module's memory: they are valid until this trainer's next call.
+        The answer's tensors are on the CPU and may share the module's memory: they are valid until this trainer's next
+        call.
         """
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
-        vectors = {name: vector.to(bound.device) for name, vector in received.vectors.items()}
-        client = work.algorithm.client(vectors, memory)
+        client = work.algorithm.client(_on(bound.device, received.vectors), _on(bound.device, memory))
         fits: list[Fitted] = []
         try:
             ask = next(client)
@@ -101,35 +115,44 @@ class Trainer:
             reply: Reply = stop.value
         update = Update(
             task=task,
-            payload=Payload(reply.vectors, bound.buffers(), bound.integers()),
+            payload=Payload(_on(CPU, reply.vectors), bound.buffers().to(CPU), bound.integers().to(CPU)),
             num_examples=float(reply.num_examples),
             group=reply.group,
-            metrics=fits[0].metrics if fits else {},
+            metrics=scalars(fits[0].metrics) if fits else {},
         )
-        return Answer(update, reply.memory)
+        return Answer(update, _on(CPU, reply.memory))
 
     def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
+        bound = self.bound
         if index:
-            self.bound.renew()  # what the first fit handed out is the algorithm's to keep
+            bound.renew()  # what the first fit handed out is the algorithm's to keep
+        bound.load_params(ask.start)
+        bound.start_training()
         context = Context(task, self.work.seed, index)
-        self.bound.load_params(ask.start)
         seeds.seed_globals(context.key("training"))
-        return self.work.learner.fit(self.bound, self._part(task.client), ask, context)
+        return self.work.learner.fit(bound, self._part(task.client), ask, context)
 
     def evaluate_client(self, task: Task, vectors: Vectors) -> Evaluated:
         """Evaluate on a client's own held-out part, or on its training part where it holds none out."""
         data = self.work.data
         own = data.test(task.client)
         self.bound.load(vectors)
+        seeds.seed_globals(Context(task, self.work.seed).key("evaluate"))
         return Evaluated(task, self._evaluate(data.train(task.client) if own is None else own))
 
-    def evaluate_held_out(self, vectors: Vectors) -> Sums:
+    def evaluate_held_out(self, vectors: Vectors, round: int) -> Sums:
         """Evaluate on the server's held-out data; of none, the sums are empty."""
         if self.work.data.held_out is None:
             return Sums({}, 0)
         self.bound.load(vectors)
-        return self._evaluate(self.work.data.held_out)
+        with seeds.preserved_globals():
+            seeds.seed_globals(seeds.key(self.work.seed, round, 0, "", "evaluate"))
+            return self._evaluate(self.work.data.held_out)
 
     def _evaluate(self, examples: Examples) -> Sums:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
+
+
+def _on(device: torch.device, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: vector.to(device) for name, vector in vectors.items()}

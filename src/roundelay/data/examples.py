@@ -99,7 +99,6 @@ class TensorExamples:
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         _check_batch_size(batch_size)
-        _check_positions(order, len(self), "order")
         return self._gather(self._base(order), batch_size)
 
     def labels(self) -> Tensor:
@@ -129,9 +128,9 @@ class TensorExamples:
         rows = max(1, BLOCK_BYTES // batch_bytes) * batch_size
         for start in range(0, len(positions), rows):
             block = positions[start : start + rows]
-            inputs = torch.split(self.inputs.index_select(0, block), batch_size)
-            targets = torch.split(self.targets.index_select(0, block), batch_size)
-            yield from zip(inputs, targets, strict=True)
+            inputs, targets = self.inputs.index_select(0, block), self.targets.index_select(0, block)
+            for at in range(0, len(block), batch_size):
+                yield inputs[at : at + batch_size], targets[at : at + batch_size]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -141,7 +141,7 @@ class SimulatedFederation:
         self._memory.commit(outcome.memories)
 
     async def evaluate(self, version: Version) -> dict[str, float]:
-        return self._trainer.evaluate_held_out(version.vectors).means()
+        return self._trainer.evaluate_held_out(version.vectors, version.number).means()
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         tasks = [self._task(client, version.number, 0, "evaluate") for client in clients]

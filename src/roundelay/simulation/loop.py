@@ -36,13 +36,17 @@ class Event:
         self._cancelled = False
 
     def cancel(self) -> None:
-        self._cancelled = True
+        """Forget the callback too: a cancelled event may lie in the heap for long."""
+        self._cancelled, self.callback, self.args, self.context = True, _nothing, (), None
 
     def cancelled(self) -> bool:
         return self._cancelled
 
     def when(self) -> float:
         return self.ns / NS
+
+
+def _nothing() -> None: ...
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -72,8 +72,7 @@ class Arena:
     def write(self, region: Region, tensors: Sequence[Tensor], start: int = 0) -> Packed:
         """Copy tensors (1-D each) into the region from byte ``start`` on, a multiple of 64."""
         packed = Packed.of(tensors)
-        for place, tensor in zip(self.read(region, packed, start), tensors, strict=True):
-            place.copy_(tensor)
+        torch._foreach_copy_(self.read(region, packed, start), list(tensors))
         return packed
 
     def read(self, region: Region, packed: Packed, start: int = 0) -> list[Tensor]:

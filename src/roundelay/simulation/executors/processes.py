@@ -110,8 +110,8 @@ class Processes:
 
     def result(self, task_id: int) -> Result:
         job = self._jobs[task_id]
-        self._pump(0)
         while job.result is None:
+            self._feed()  # slots may have been given back since
             if not job.running and not self._slots_free and self._num_slots >= self._max_slots:
                 # All slots hold results that are asked for later than this one, which has not begun: let it overtake.
                 self._line.remove(task_id)
