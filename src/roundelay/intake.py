@@ -83,6 +83,7 @@ class Intake:
     def arrive(self, answer: Answer | Lost) -> None:
         """Take one answer in. What the guard refuses is reported and touches nothing else."""
         if isinstance(answer, Lost):
+            self._release(answer.task.id)
             self._settle(
                 answer.task.id, ClientReport(answer.task.client, "lost", answer.reason, traceback=answer.traceback)
             )
