@@ -155,6 +155,7 @@ def test_a_job_file_reads_into_a_job_and_its_resolved_form_reads_into_the_same(t
         ("num_rounds=0", "num_rounds must be a whole number of at least 1"),
         ("num_rounds=ten", "num_rounds must be int, got 'ten'"),
         ("seed=1.5", "seed must be int, got 1.5"),
+        ("learner.lr={a=1}", "learner.lr must be float, got {'a': 1}"),
         ("workflow.deadline_s=0", "deadline_s must be positive"),
         ("learner.optimizer=sgdd", "not in torch.optim"),
     ],
