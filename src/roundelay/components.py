@@ -23,6 +23,8 @@ Table = Mapping[str, Any]  # Any: what TOML can hold
 Namespace = Mapping[str, Any]  # Any: classes and functions, by exported name
 
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*")
+OBJECT = re.compile(r"[A-Za-z_][\w.]*:<\w+ object>")
+"""How ``describe`` writes what it cannot describe."""
 
 
 def namespace(*modules: types.ModuleType) -> Namespace:
@@ -114,12 +116,19 @@ def describe(value: Any) -> Any:  # Any: in any component, out what TOML can hol
         return [describe(v) for v in value]
     if isinstance(value, functools.partial) and not value.args:
         return {"use": reference(value.func), **describe(value.keywords)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__init__ is not object.__init__:
+    if _is_configuration(value):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
         return {"use": reference(type(value)), **{k: describe(v) for k, v in named.items() if v is not None}}
     if callable(value) and hasattr(value, "__qualname__"):
         return reference(value)
     return f"{type(value).__module__}:<{type(value).__name__} object>"
+
+
+def _is_configuration(value: object) -> bool:
+    """Tell whether a value's fields describe it. What is compared by identity is data at hand, not a configuration."""
+    if isinstance(value, type) or not dataclasses.is_dataclass(value) or type(value).__init__ is object.__init__:
+        return False
+    return type(value).__eq__ is not object.__eq__
 
 
 def reference(component: Any) -> str:  # Any: a class or function
@@ -141,8 +150,12 @@ def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _converted(value: Any, hint: Any, known: Namespace, where: str) -> Any:  # Any: TOML in, argument out
-    if isinstance(value, Mapping) and "use" in value:
-        return build(value, known, where)
+    if isinstance(value, str) and OBJECT.fullmatch(value):
+        return resolve(value, where)
+    if isinstance(value, Mapping):
+        if "use" in value:
+            return build(value, known, where)
+        value = {name: _converted(inner, Any, known, f"{where}.{name}") for name, inner in value.items()}
     options = _options(hint)
     if isinstance(value, list):
         items = [get_args(option)[0] for option in options if get_origin(option) in (Sequence, tuple)]

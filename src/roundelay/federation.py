@@ -51,7 +51,8 @@ class Stopping:
         if self.target is None and self.patience is None:
             return None
         sign = 1 if higher_is_better(self.metric) else -1
-        values = [sign * row[self.metric] for row in history if math.isfinite(row.get(self.metric, math.nan))]
+        kept = (row.get(self.metric) for row in history)  # None: what was not finite, read back from a run folder
+        values = [sign * value for value in kept if value is not None and math.isfinite(value)]
         if not values:
             return None
         if self.target is not None and values[-1] >= sign * self.target:

@@ -194,9 +194,10 @@ class Job:
 
 def _initialised(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
     module = make()
+    layout = Layout.of(module)
     try:
-        Layout.of(module).flatten(state)
+        vectors = layout.flatten(state)
     except LayoutError as error:
         raise LayoutError(f"init: {error}") from error
-    module.load_state_dict(state)
+    module.load_state_dict(layout.unflatten(vectors))  # under every name: tied weights may have come under one
     return module

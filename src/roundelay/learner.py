@@ -228,7 +228,7 @@ class _Descent:
             self._buffers.update(zip(moved, buffers, strict=True))
 
 
-LocalFunction = Callable[[nn.Module, Examples, Task], "tuple[float, Mapping[str, object]] | FLModel"]
+LocalFunction = Callable[[nn.Module, Examples, Task], tuple[float, Mapping[str, object]] | FLModel]
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ class Run:
         self._folder = self._open_folder(resume)
         self._clock = Clock(job.tracking.checkpoint_every_s if job.tracking else math.inf)
         self._board = (
-            TensorBoard(self._folder.path / "tensorboard")
+            TensorBoard(self._folder.path / "tensorboard", first_round=self.num_rounds_done + 1)
             if self._folder and job.tracking and job.tracking.tensorboard
             else None
         )

@@ -14,6 +14,7 @@ from torch import nn
 
 import roundelay as rd
 from roundelay.errors import ClientFailed
+from roundelay.simulation.executors.processes import Processes
 
 JOB = textwrap.dedent(
     """
@@ -107,6 +108,14 @@ def test_a_killed_worker_is_replaced_and_its_task_run_again(tmp_path: Path, capl
     assert disturbed.sha256 == small_job(model=lambda: KilledOnce(str(marker)), simulation=pool).run().sha256
 
 
+def test_the_test_of_killed_workers_catches_a_task_that_is_not_run_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roundelay.simulation.executors.processes.TRIES", 1)
+    with pytest.raises(AssertionError):
+        test_a_killed_worker_is_replaced_and_its_task_run_again(tmp_path, caplog)
+
+
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_a_client_whose_code_raises_is_lost_by_name_and_the_round_goes_on(
     executor: str, caplog: pytest.LogCaptureFixture
@@ -138,5 +147,15 @@ def test_leaving_the_loop_stops_the_run_and_its_workers() -> None:
     for finished in small_job(num_rounds=50, simulation=rd.Simulation(num_workers=2)).rounds():
         if finished.number == 2:
             break
+    # the forkserver and the resource tracker stay with this process; what they forked must be gone
     left = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    assert not [p for p in left if "roundelay-worker" in " ".join(p.cmdline())]
+    assert not [p for p in left if p.ppid() != os.getpid() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_the_test_of_leaving_catches_workers_that_are_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools, close = [], Processes.close
+    monkeypatch.setattr(Processes, "close", lambda self: pools.append(self))
+    with pytest.raises(AssertionError):
+        test_leaving_the_loop_stops_the_run_and_its_workers()
+    for pool in pools:
+        close(pool)

@@ -224,10 +224,11 @@ class MapExamples:
 class Data:
     """A data set before it is given out: what clients may hold, what the server keeps, who wrote each training example.
 
-    ``groups`` are natural client ids, one for each training example (a speaker, a patient), where there are any.
+    ``train`` and ``test`` may be given as anything that ``as_examples`` takes. ``groups`` are natural client ids, one
+    for each training example (a speaker, a patient), where there are any.
 
     Raises:
-        DataError: ``groups`` has another length than ``train``.
+        DataError: ``train`` or ``test`` holds no examples, or ``groups`` has another length than ``train``.
     """
 
     train: Examples
@@ -236,6 +237,9 @@ class Data:
     name: str = "data"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "train", as_examples(self.train))
+        if self.test is not None:
+            object.__setattr__(self, "test", as_examples(self.test))
         if self.groups is not None and len(self.groups) != len(self.train):
             raise DataError(f"{self.name}: expected {len(self.train)} groups, one an example, got {len(self.groups)}")
 

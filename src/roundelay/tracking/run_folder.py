@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def surroundings(seed: int, devices: Sequence[str]) -> dict[str, Any]:  # Any: t
         "cores": os.cpu_count(),
         "intra_op_threads_per_client": 1,
         "devices": list(devices),
+        "import_path": list(sys.path),  # where the modules that job.toml names were found
     }
 
 

@@ -60,7 +60,8 @@ class Rounds:
 
     async def _closed_round(self, fed: Federation, algorithm: Algorithm, version: Version) -> Outcome:
         number, wanted = version.number + 1, fed.plan.cohort_size(len(fed.clients))
-        asked = min(len(fed.clients), ceil(wanted * (1 + self.over_selection)))
+        # rounded first: in floats, 100 clients and 10 % beyond are a hair more than 110
+        asked = min(len(fed.clients), ceil(round(wanted * (1 + self.over_selection), 9)))
         goal = wanted if self.over_selection else self.goal
         for attempt in range(self.attempts):
             cohort = fed.sample(number, attempt, asked)

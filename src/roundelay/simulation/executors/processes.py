@@ -229,10 +229,10 @@ class Processes:
             memory = None
             if job.memory and job.slot is not None:
                 tensors = list(job.memory.values())
-                if Packed.of(tensors).size > job.slot.size:
-                    raise RoundelayError(
-                        f"client {job.task.client!r} remembers more than its slot of {job.slot.size} bytes holds"
-                    )
+                needed = Packed.of(tensors).size
+                if needed > job.slot.size:  # memories of many small tensors, or that grow from task to task
+                    self._arena.free(job.slot)
+                    job.slot = self._arena.allocate(needed)
                 memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
             job.running = True
             task = job.task

@@ -1,0 +1,188 @@
+"""What a client remembers between rounds: pending until its update was folded, and the same in every executor."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from networks import examples, small_job
+from torch import Tensor, nn
+
+import roundelay as rd
+from roundelay.algorithms.protocol import ClientHalf, Fit, Reply, State
+from roundelay.intake import Outcome
+from roundelay.messages import Memory
+from roundelay.simulation.federation import SimulatedFederation
+from roundelay.simulation.memory import ClientMemory
+
+SERIAL, POOL = rd.Simulation(executor="serial"), rd.Simulation(num_workers=2)
+executors = pytest.mark.parametrize("simulation", [SERIAL, POOL], ids=["serial", "processes"])
+
+
+@dataclass(frozen=True, slots=True)
+class Drifting:
+    """Averaging whose clients remember where they went last and lean that way: every bit depends on every memory.
+
+    They may also keep so many ``notes`` of one value each, and a ``diary`` that grows by a vector a turn.
+    """
+
+    notes: int = 0
+    diary: bool = False
+    uplink: ClassVar[Mapping[str, str]] = {"params": "examples"}
+
+    def init(self, params: Tensor, num_clients: int) -> State:
+        return {"params": params}
+
+    def broadcast(self, state: State) -> Mapping[str, Tensor]:
+        return {"params": state["params"]}
+
+    def first_memory(self, params: Tensor) -> Memory:
+        notes = {f"note {i}": torch.zeros(1) for i in range(self.notes)}
+        return {"drift": torch.zeros_like(params), "turns": torch.zeros(1, dtype=torch.int64), **notes}
+
+    def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
+        start = received["params"]
+        end = yield Fit(start + 0.1 * memory["drift"])
+        kept = {**memory, "drift": end.params - start, "turns": memory["turns"] + 1}
+        if self.diary:
+            kept[f"turn {int(memory['turns'])}"] = torch.full((2000,), float(memory["turns"]))
+        return Reply({"params": end.params}, end.num_examples, kept)
+
+    def apply(self, state: State, totals: Mapping[int, object]) -> State:
+        return {"params": totals[0].mean("params")}
+
+
+def finished(tmp_path: Path, **changes: object) -> rd.History:
+    kept = rd.Tracking(root=str(tmp_path), checkpoint_every_s=0)
+    return small_job(**{"algorithm": Drifting(), "clients_per_round": 6, "tracking": kept, **changes}).run()
+
+
+def turns(history: rd.History) -> dict[str, int]:
+    """Return how often each client's memory went forward; clients that stand where they began are left out."""
+    memories = torch.load(history.run_folder / "checkpoint.pt", weights_only=True)["memory"]
+    return {client: int(memory["turns"]) for client, memory in memories.items()}
+
+
+def admitted(history: rd.History) -> dict[str, int]:
+    return dict(Counter(row["client"] for row in history.clients() if row["status"] == "admitted"))
+
+
+def with_a_diverging_client() -> rd.FederatedData:
+    parts = {f"c{i}": examples(10 + 2 * i, seed=i) for i in range(6)}
+    parts["c2"].inputs[0, 0] = float("nan")
+    return rd.FederatedData.from_datasets(parts)
+
+
+@executors
+def test_memory_goes_forward_once_for_every_admitted_update(simulation: rd.Simulation, tmp_path: Path) -> None:
+    history = finished(tmp_path, num_rounds=5, clients_per_round=3, simulation=simulation)
+    assert turns(history) == admitted(history)
+    assert sum(turns(history).values()) == 15
+
+
+@executors
+def test_a_refused_client_stands_where_it_stood(simulation: rd.Simulation, tmp_path: Path) -> None:
+    history = finished(tmp_path, data=with_a_diverging_client, simulation=simulation)
+    assert [row["refused"] for row in history.rows] == [1, 1, 1]
+    assert turns(history) == dict.fromkeys(("c0", "c1", "c3", "c4", "c5"), 3)
+
+
+@executors
+@pytest.mark.parametrize("closing", [{"deadline_s": 1.0}, {"goal": 5}], ids=["deadline", "goal"])
+def test_a_late_client_stands_where_it_stood(
+    simulation: rd.Simulation, closing: dict[str, float], tmp_path: Path
+) -> None:
+    def slow_in_the_second_round(client: str, task: rd.Task) -> float:
+        return 2.0 if (client, task.round) == ("c2", 2) else 0.5
+
+    pace = rd.Simulation(simulation.executor, simulation.num_workers, duration=slow_in_the_second_round)
+    history = finished(tmp_path, workflow=rd.Rounds(**closing), simulation=pace)
+    late = [(row["round"], row["client"]) for row in history.clients() if row["status"] == "late"]
+    # at the goal of 5 the last of six who answer together is late too
+    assert late == ([(2, "c2")] if "deadline_s" in closing else [(1, "c5"), (2, "c2"), (3, "c5")])
+    assert turns(history) == admitted(history)
+
+
+@executors
+def test_a_lost_client_stands_where_it_stood(simulation: rd.Simulation, tmp_path: Path) -> None:
+    def train(model: nn.Module, data: rd.data.Examples, task: rd.Task) -> tuple[int, dict[str, float]]:
+        if task.client == "c1" and task.round == 2:
+            raise OSError("the disk is full")
+        return len(data), {}
+
+    history = finished(tmp_path, learner=train, simulation=simulation)
+    assert history.rows[1]["lost"] == 1
+    assert turns(history) == {**{f"c{i}": 3 for i in range(6)}, "c1": 2}
+
+
+@executors
+def test_a_round_below_its_quorum_moves_nobodys_memory(simulation: rd.Simulation, tmp_path: Path) -> None:
+    history = finished(tmp_path, data=with_a_diverging_client, workflow=rd.Rounds(quorum=6), simulation=simulation)
+    assert [row["admitted"] for row in history.rows] == [5, 5, 5]
+    assert turns(history) == {}
+
+
+@executors
+def test_an_attempt_that_is_drawn_again_leaves_no_trace_in_memory(simulation: rd.Simulation, tmp_path: Path) -> None:
+    def slow_at_first(client: str, task: rd.Task) -> float:
+        return 0.0 if task.attempt or client < "c3" else 9.0
+
+    pace = rd.Simulation(simulation.executor, simulation.num_workers, duration=slow_at_first)
+    again = finished(tmp_path, workflow=rd.Rounds(deadline_s=1.0, quorum=6, attempts=2), simulation=pace)
+    assert [row["attempt"] for row in again.rows] == [1, 1, 1]
+    assert turns(again) == {f"c{i}": 3 for i in range(6)}
+
+
+@pytest.mark.parametrize(
+    "algorithm", [Drifting(), Drifting(notes=80), Drifting(diary=True)], ids=["vectors", "many small ones", "growing"]
+)
+def test_memory_gives_the_same_bits_in_every_executor_and_after_a_resume(algorithm: Drifting, tmp_path: Path) -> None:
+    settings = {"algorithm": algorithm, "num_rounds": 6, "clients_per_round": 3}
+    alone = small_job(**settings).run().sha256
+    assert small_job(**settings, simulation=POOL).run().sha256 == alone
+    tracked = small_job(**settings, tracking=rd.Tracking(root=str(tmp_path), name="run"))
+    for round in tracked.rounds():
+        if round.number == 3:
+            break
+    assert tracked.run(resume=tmp_path / "run").sha256 == alone
+    assert small_job(num_rounds=6, clients_per_round=3).run().sha256 != alone
+
+
+def commit_whatever_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: a round below its quorum is committed all the same."""
+    closed = SimulatedFederation._closed
+
+    def committed(self: SimulatedFederation, outcome: Outcome) -> Outcome:
+        self.commit(outcome)
+        return closed(self, outcome)
+
+    monkeypatch.setattr(SimulatedFederation, "_closed", committed)
+
+
+def forget_at_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: nothing is ever remembered."""
+    monkeypatch.setattr(ClientMemory, "commit", lambda self, memories: None)
+
+
+def forget_at_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: a checkpoint's memories are not put back."""
+    monkeypatch.setattr(ClientMemory, "restore", lambda self, state: None)
+
+
+def test_the_tests_catch_memory_that_is_committed_too_early_never_or_lost_at_a_resume(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plantings = (
+        (commit_whatever_was_answered, test_a_round_below_its_quorum_moves_nobodys_memory, SERIAL),
+        (commit_whatever_was_answered, test_an_attempt_that_is_drawn_again_leaves_no_trace_in_memory, SERIAL),
+        (forget_at_commit, test_memory_goes_forward_once_for_every_admitted_update, SERIAL),
+        (forget_at_resume, test_memory_gives_the_same_bits_in_every_executor_and_after_a_resume, Drifting()),
+    )
+    for number, (plant, check, setting) in enumerate(plantings):
+        with monkeypatch.context() as patch:
+            plant(patch)
+            with pytest.raises(AssertionError):
+                check(setting, tmp_path / str(number))
