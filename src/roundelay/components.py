@@ -141,12 +141,8 @@ def unknown_message(what: str, name: str, known: Iterable[str]) -> str:
     """Say that a name is unknown, which ones there are, and which one was probably meant."""
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return (
-        f"{what} is unknown{hint} Known: {', '.join(names)}"
-        if near
-        else f"{what} is unknown. Known: {', '.join(names)}"
-    )
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{what} is unknown{hint} Known: {', '.join(names)}"
 
 
 def _converted(value: Any, hint: Any, known: Namespace, where: str) -> Any:  # Any: TOML in, argument out

@@ -17,6 +17,7 @@ from torch import Tensor
 from roundelay.aggregators import Fold, Uplink
 from roundelay.guard import Expected, Guard
 from roundelay.messages import Lost, Memory, Payload, Task, Update
+from roundelay.metrics import reported
 from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,9 @@ WINDOW_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """How one client's part in a round ended. ``status`` is admitted, refused, lost or late; ``reason`` says why."""
+    """How one client's part in a round ended. ``status`` is admitted, refused, lost or late, or evaluated where the
+    client was asked for metrics on its own data; ``reason`` says why.
+    """
 
     client: str
     status: str
@@ -34,6 +37,7 @@ class ClientReport:
     num_examples: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     traceback: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,9 @@ class Intake:
         else:
             self._window.put(update)
         self._release(asked.id)
-        self._settle(asked.id, ClientReport(asked.client, "admitted", "", update.num_examples, update.metrics))
+        self._settle(
+            asked.id, ClientReport(asked.client, "admitted", "", update.num_examples, reported(update.metrics))
+        )
 
     def close(self) -> Outcome:
         """Decide the membership: whoever has not answered is late. Then fold what still waits, in order."""

@@ -37,7 +37,7 @@ from roundelay.workflows.rounds import Rounds
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """What is measured, and how often: on the server's held-out data every ``every`` rounds, on the clients' own data
-    every ``clients_every`` rounds (0: never), in both cases after the last round too.
+    every ``clients_every`` rounds (0: never), in both cases after round ``num_rounds`` too.
 
     ``client_test_fraction`` of each client's examples are kept out of its training for that; without it, clients
     evaluate on what they train on. ``loss`` is the learner's own unless it is given.

@@ -147,7 +147,7 @@ class Layout:
     def require_same(self, other: "Layout", what: str) -> None:
         """Raise a LayoutError that names the first tensor in which ``other`` differs from this layout."""
         mine, theirs = ({s.name: s for s in layout.specs} for layout in (self, other))
-        for name in mine.keys() | theirs.keys():
+        for name in {**mine, **theirs}:
             if name not in theirs:
                 raise LayoutError(f"{what} lacks tensor {name!r} of shape {mine[name].shape}")
             if name not in mine:

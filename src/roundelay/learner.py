@@ -2,8 +2,9 @@
 them.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -47,6 +48,10 @@ class Cosine:
     num_rounds: int
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.num_rounds < 1:
+            raise ConfigError(f"schedule Cosine: num_rounds must be at least 1, got {self.num_rounds!r}")
+
     def __call__(self, round: int) -> float:
         done = min(round - 1, self.num_rounds) / self.num_rounds
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
@@ -58,6 +63,10 @@ class Step:
 
     every: int
     factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"schedule Step: every must be at least 1, got {self.every!r}")
 
     def __call__(self, round: int) -> float:
         return float(self.factor ** ((round - 1) // self.every))
@@ -97,10 +106,10 @@ class Learner(Protocol):
 class LocalSGD:
     """Mini-batch training on the client, a new optimiser for every task.
 
-    ``local_epochs`` or ``local_batches`` says how much; ``batch_size`` of 0 or less is the full batch. ``optimizer`` is
-    the name of a class in ``torch.optim`` or a factory ``(params, lr) -> optimizer``; ``optimizer_args`` go to the
-    named class beside lr, momentum and weight_decay. ``schedule(round)`` scales lr, rounds count from 1.
-    ``loss(outputs, targets)`` is a mean over the batch. A task's ``config`` may override any plain field.
+    ``local_epochs`` (1 unless given) or ``local_batches`` says how much; ``batch_size`` of 0 or less is the full batch.
+    ``optimizer`` is the name of a class in ``torch.optim`` or a factory ``(params, lr) -> optimizer``;
+    ``optimizer_args`` go to the named class beside lr, momentum and weight_decay. ``schedule(round)`` scales lr, rounds
+    count from 1. ``loss(outputs, targets)`` is a mean over the batch. A task's ``config`` may override any plain field.
     """
 
     lr: float
@@ -127,7 +136,10 @@ class LocalSGD:
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"learner clip_norm must be positive, got {self.clip_norm!r}")
         if isinstance(self.optimizer, str):
-            _optimizer_class(self.optimizer)
+            known = inspect.signature(_optimizer_class(self.optimizer)).parameters
+            for name in self._arguments():
+                if name not in known:
+                    raise ConfigError(f"optimizer {self.optimizer!r} takes no {name!r}; it takes {sorted(known)}")
 
     @property
     def corrects(self) -> bool:
@@ -195,11 +207,12 @@ class LocalSGD:
             return self.optimizer(trained, lr).step
         if self.optimizer.lower() == "sgd" and not self.optimizer_args:
             return _Descent(trained, lr, self.momentum, self.weight_decay)
-        arguments = dict(self.optimizer_args)
-        for name in ("momentum", "weight_decay"):
-            if getattr(self, name):
-                arguments[name] = getattr(self, name)
-        return _optimizer_class(self.optimizer)(trained, lr=lr, **arguments).step
+        return _optimizer_class(self.optimizer)(trained, lr=lr, **self._arguments()).step
+
+    def _arguments(self) -> dict[str, Any]:  # Any: see optimizer_args
+        """Return the named optimiser's arguments beside lr."""
+        given = {name: getattr(self, name) for name in ("momentum", "weight_decay") if getattr(self, name)}
+        return {**self.optimizer_args, **given}
 
 
 class _Descent:
@@ -228,12 +241,17 @@ class _Descent:
             self._buffers.update(zip(moved, buffers, strict=True))
 
 
-LocalFunction = Callable[[nn.Module, Examples, Task], tuple[float, Mapping[str, object]] | FLModel]
+Weights = Mapping[str, Any] | Sequence[Any]  # Any: tensors, or arrays of any kind
+LocalFunction = Callable[
+    [nn.Module, Examples, Task],
+    tuple[float, Mapping[str, object]] | tuple[Weights, float, Mapping[str, object]] | FLModel,
+]
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionLearner:
-    """A user's own local training: ``function(model, data, task) -> (num_examples, metrics)``, or an ``FLModel``.
+    """A user's own local training: ``function(model, data, task) -> (num_examples, metrics)``, or an ``FLModel``, or
+    ``(weights, num_examples, metrics)`` with a state dict, or a list of arrays in the order of the model's state dict.
 
     ``model`` is at the received parameters and is trained in place; ``data`` is the client's part, a map-style data set
     that ``torch.utils.data.DataLoader`` takes. The global random states of torch, numpy and ``random`` are seeded per
@@ -249,19 +267,36 @@ class FunctionLearner:
     def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
         returned = self.function(bound.module, examples, context.task)
         bound.adopt()
-        if isinstance(returned, FLModel):
-            bound.load(bound.layout.flatten(returned.params))
-            num_examples: object = len(examples) if returned.num_examples is None else returned.num_examples
-            reported: Mapping[str, object] = returned.metrics
-        elif isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
-            num_examples, reported = returned
-        else:
-            raise ConfigError(
-                f"local training of client {context.task.client!r} returned {type(returned).__name__}; "
-                "expected (num_examples, metrics) or an FLModel"
-            )
-        count = metrics.scalar("num_examples", num_examples)
+        weights: object = None
+        match returned:
+            case FLModel():
+                weights, num_examples, reported = returned.params, returned.num_examples, returned.metrics
+            case (num_examples, Mapping() as reported):
+                pass
+            case (weights, num_examples, Mapping() as reported):
+                pass
+            case _:
+                raise ConfigError(
+                    f"local training of client {context.task.client!r} returned {type(returned).__name__}; "
+                    "expected (num_examples, metrics), (weights, num_examples, metrics) or an FLModel"
+                )
+        if weights is not None:
+            bound.load(bound.layout.flatten(_state_dict(weights, bound.module)))
+        count = metrics.scalar("num_examples", len(examples) if num_examples is None else num_examples)
         return Fitted(bound.params(), count, math.nan, math.nan, metrics.scalars(reported))
+
+
+def _state_dict(weights: object, module: nn.Module) -> dict[str, Tensor]:
+    names = list(module.state_dict())
+    if isinstance(weights, Mapping):
+        named = dict(weights)
+    elif isinstance(weights, Sequence) and len(weights) == len(names):
+        named = dict(zip(names, weights, strict=True))
+    else:
+        got = f"{len(weights)} arrays" if isinstance(weights, Sequence) else f"a {type(weights).__name__}"
+        raise ConfigError(f"local training returned {got} as weights; expected a state dict, or one array for each of "
+                          f"the {len(names)} entries of the model's state dict")  # fmt: skip
+    return {name: torch.as_tensor(value) for name, value in named.items()}
 
 
 @torch.no_grad()

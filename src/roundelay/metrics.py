@@ -40,6 +40,15 @@ def scalars(metrics: Mapping[str, object]) -> dict[str, float]:
     return {name: scalar(name, value) for name, value in metrics.items()}
 
 
+def reported(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return what a client reported of its training, under names that nothing else has: "train_" before each.
+
+    >>> reported({"accuracy": 0.5, "train_loss": 1.0})
+    {'train_accuracy': 0.5, 'train_loss': 1.0}
+    """
+    return {name if name.startswith("train_") else f"train_{name}": value for name, value in metrics.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Sums:
     """Sums of per-example values, with the number of examples: the exact way to merge evaluations of different parts.

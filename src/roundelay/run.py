@@ -8,6 +8,7 @@ import logging
 import math
 import queue
 import threading
+import tomllib
 from asyncio import Runner
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from roundelay.algorithms.protocol import Rehearsal, rehearse
+from roundelay.components import unknown_message
 from roundelay.data.partition import Split
-from roundelay.errors import ConfigError
+from roundelay.errors import ConfigError, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Guard
 from roundelay.intake import ClientReport
@@ -43,7 +45,10 @@ Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One finished round: its row of the table, what became of each client, and the model that it led to."""
+    """One finished round: its row of the table, what became of each client, and the model that it led to.
+
+    ``clients`` has one report per client and attempt, then one per client that evaluated on its own data.
+    """
 
     number: int
     row: Row
@@ -117,10 +122,11 @@ class Run:
             ConfigError: a combination cannot mean what its name says, or ``resume`` is not a folder of this job.
         """
         self._job = job
-        job.plan.cohort_size(len(job.work.data.clients))
+        job.workflow.check(job.plan, len(job.work.data.clients))
         self._trainer = Trainer(job.work)
         self._layout = self._trainer.layout
         initial = self._trainer.bound.params().clone()
+        self._watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         _check_corrections(job.work, self._rehearsal)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
@@ -136,8 +142,9 @@ class Run:
         )
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
-        self._interrupt: Callable[[], None] = lambda: None
-        self._stopped = ""
+        self._interrupt: Callable[[], None] = _nothing
+        self._begun, self._state, self._reason = False, "interrupted", ""
+        self._lock = threading.Lock()  # a run is interrupted by another thread than the one that ends it
 
     @property
     def folder(self) -> Path | None:
@@ -148,6 +155,14 @@ class Run:
         return self._version.number if self._version else 0
 
     def __iter__(self) -> Iterator[Round]:
+        if self._begun:
+            raise RoundelayError(
+                "this run has been started before; job.run(resume=FOLDER) goes on with one that stopped"
+            )
+        self._begun = True
+        return self._rounds()
+
+    def _rounds(self) -> Iterator[Round]:
         thread = threading.Thread(target=self._train, name="roundelay-run", daemon=True)
         self._note("running")
         thread.start()
@@ -162,7 +177,8 @@ class Run:
                 self._go_on.release()
         finally:
             self._stop.set()
-            self._interrupt()
+            with self._lock:
+                self._interrupt()
             self._go_on.release()
             thread.join()
             self._close()
@@ -172,17 +188,19 @@ class Run:
         module = self._job.work.initial_module()
         version = self._version or self._initial_version()
         module.load_state_dict(self._layout.unflatten(version.vectors))
-        return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._stopped)
+        return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._reason)
 
     # ---- the private thread -----------------------------------------------------------------------------------------
 
     def _train(self) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the number of threads changes sums: one per client everywhere, and on the server too
-        executor = None
+        executor, ending = None, None
         try:
             executor = self._job.simulation.start(self._job.work, self._trainer, self._rehearsal)
             self._interrupt = executor.interrupt
+            if self._stop.is_set():  # the caller left while the workers were starting
+                raise _Left
             with Runner(loop_factory=partial(VirtualLoop, self._virtual_ns)) as runner:
                 loop = runner.get_loop()
                 assert isinstance(loop, VirtualLoop)
@@ -194,21 +212,26 @@ class Run:
                     client_config=job.client_config,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
-            self._stopped = job.plan.stopping.reason(self._rows) or f"all {job.plan.num_rounds} rounds are done"
-            self._finished.put(None)
+            self._state = "finished"
+            self._reason = job.plan.stopping.reason(self._rows) or f"all {job.plan.num_rounds} rounds are done"
         except _Left:
-            self._stopped = "the caller left the loop"
-            self._finished.put(None)
+            self._state, self._reason = "stopped", "the caller left the loop"
         except BaseException as error:  # raised again, in the caller's thread
-            self._stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
-            self._finished.put(error)
+            ending = error
+            interrupted = isinstance(error, KeyboardInterrupt)
+            self._state = "interrupted" if interrupted else "failed"
+            self._reason = "by the keyboard" if interrupted else (str(error) or repr(error)).splitlines()[0]
         finally:
+            with self._lock:
+                self._interrupt = _nothing
             if executor is not None:
                 executor.close()
             torch.set_num_threads(threads)
+            self._finished.put(ending)
 
     def _finish_round(self, loop: VirtualLoop, finished: Finished) -> Row:
         outcome, self._version = finished.outcome, finished.version
+        self._memory.finish_round()
         row: dict[str, Any] = {
             "round": finished.version.number,
             "attempt": outcome.attempt,
@@ -224,12 +247,12 @@ class Run:
         self._keep_best(row, finished.version)
         log.info("round %d: %s", row["round"], row)
         if self._folder:
-            self._folder.append(row, (_client_row(row["round"], report) for report in outcome.reports))
+            self._folder.append(row, (_client_row(row["round"], report) for report in finished.reports))
             if self._board:
                 self._board.append(row)
             if self._clock.due():
                 self._checkpoint()
-        self._finished.put(Round(finished.version.number, row, outcome.reports, finished.version, self._layout))
+        self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout))
         self._go_on.acquire()
         if self._stop.is_set():
             raise _Left
@@ -240,9 +263,9 @@ class Run:
     def _open_folder(self, resume: Path | None) -> RunFolder | None:
         job = self._job
         if resume is not None:
-            folder = RunFolder(resume)
-            if not (resume / "job.toml").exists():
-                raise ConfigError(f"{resume} is not a run folder: it has no job.toml")
+            folder = RunFolder.reopen(resume)
+            _require_same_job(resume, job.resolved)
+            folder.write_text("job.toml", job.resolved)
             if (resume / "checkpoint.pt").exists():
                 self._restore(load_checkpoint(resume / "checkpoint.pt", self._layout))
             folder.open_tables(keep_rounds=self.num_rounds_done)
@@ -265,7 +288,7 @@ class Run:
         self._memory.restore(checkpoint.memory)
 
     def _keep_best(self, row: Row, version: Version) -> None:
-        metric = self._job.plan.stopping.metric
+        metric = self._watched
         value = row.get(metric)
         if value is not None and value != self._best and best_of((self._best, value), metric) == value:
             self._best, self._best_version = value, version
@@ -289,7 +312,7 @@ class Run:
     def _close(self) -> None:
         self._checkpoint()
         version = self._version or self._initial_version()
-        self._note(self._stopped or "interrupted", sha256=self._layout.sha256(version.vectors))
+        self._note(self._state, reason=self._reason, sha256=self._layout.sha256(version.vectors))
         if self._board:
             self._board.close()
         if self._folder:
@@ -298,6 +321,23 @@ class Run:
     def _initial_version(self) -> Version:
         vectors = self._layout.flatten(self._job.work.initial_module().state_dict())
         return Version(0, {"params": vectors.params}, vectors.buffers, vectors.integers)
+
+
+FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
+"""Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
+
+
+def _require_same_job(folder: Path, resolved: str) -> None:
+    kept, given = (tomllib.loads(text) for text in ((folder / "job.toml").read_text(), resolved))
+    for key in sorted({*kept, *given} - FREE_TO_CHANGE):
+        if kept.get(key) != given.get(key):
+            raise ConfigError(
+                f"{folder} is a run of another job: its {key} is {kept.get(key)!r}, this job's is {given.get(key)!r}; "
+                f"a resumed run can change {', '.join(sorted(FREE_TO_CHANGE))}"
+            )
+
+
+def _nothing() -> None: ...
 
 
 class _Left(Exception):
@@ -310,6 +350,25 @@ def best_of(values: Any, metric: str) -> float:  # Any: an iterable of floats, N
     return (max if higher_is_better(metric) else min)(finite) if finite else math.nan
 
 
+def _watched_metric(job: Prepared) -> str:
+    """Return the metric by which ``best.pt`` is chosen: the one that may stop the run, or the loss where that is never
+    measured.
+
+    Raises:
+        ConfigError: the run shall stop by a metric that nothing measures.
+    """
+    measured = ["loss", *job.work.measures]
+    known = measured if job.plan.eval_every and job.work.data.held_out is not None else []
+    if job.plan.client_eval_every:
+        known = [*known, *(f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile"))]
+    stopping = job.plan.stopping
+    if stopping.metric in known or stopping.metric.startswith("train_"):
+        return stopping.metric
+    if stopping.target is not None or stopping.patience is not None:
+        raise ConfigError(unknown_message(f"stopping metric {stopping.metric!r}", stopping.metric, known))
+    return "loss"
+
+
 def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
     if rehearsal.corrects and not work.learner.corrects:
         raise ConfigError(
@@ -319,7 +378,9 @@ def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
 
 
 def _client_row(number: int, report: ClientReport) -> Row:
-    row: dict[str, Any] = {"round": number, "client": report.client, "status": report.status}
-    if report.status == "admitted":
+    row: dict[str, Any] = {
+        "round": number, "attempt": report.attempt, "client": report.client, "status": report.status,
+    }  # fmt: skip
+    if report.status in ("admitted", "evaluated"):
         return {**row, "num_examples": report.num_examples, **report.metrics}
     return {**row, "reason": report.reason}

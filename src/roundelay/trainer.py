@@ -72,8 +72,10 @@ class Work:
 
 
 class Trainer:
-    """One bound module and the work to do with it. Nothing of one task reaches the next: each begins with loaded values,
-    no gradients, training mode and seeded global generators.
+    """One bound module and the work to do with it.
+
+    Nothing of one task reaches the next: each begins with loaded values, no gradients, training mode and seeded global
+    generators.
     """
 
     def __init__(self, work: Work, device: torch.device | None = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
-    ("errors", "seeds", "layout", "messages", "metrics", "components"),
+    ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
     ("guard", "aggregators"),
     ("algorithms",),
     ("data", "models"),

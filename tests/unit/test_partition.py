@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roundelay.data import partition
+from roundelay import files
 from roundelay.data.examples import Data, TensorExamples
 from roundelay.data.federated import FederatedData
 from roundelay.data.partition import (
@@ -279,11 +279,10 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     old = Split.from_parts({"a": [0]}, num_examples=2)
     old.save(path)
 
-    def dies(document: object, file: object, **options: object) -> None:
-        file.write("{")
+    def dies(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(partition.json, "dump", dies)
+    monkeypatch.setattr(files.os, "fsync", dies)
     with pytest.raises(KeyboardInterrupt):
         Split.from_parts({"a": [1]}, num_examples=2).save(path)
     assert Split.load(path) == old

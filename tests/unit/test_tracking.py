@@ -76,7 +76,9 @@ def test_the_tables_hold_what_the_history_holds(tmp_path: Path) -> None:
     assert {row["status"] for row in clients} == {"admitted"}
     assert all(row["num_examples"] == 10 + 2 * int(row["client"][1:]) for row in clients)
     state = json.loads((tmp_path / "run" / "state.json").read_text())
-    assert state == {"state": "all 3 rounds are done", "rounds_done": 3, "sha256": history.sha256}
+    assert state == {
+        "state": "finished", "reason": "all 3 rounds are done", "rounds_done": 3, "sha256": history.sha256,
+    }  # fmt: skip
 
 
 def test_the_last_and_the_best_weights_load_into_the_model(tmp_path: Path) -> None:

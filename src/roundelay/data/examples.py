@@ -99,6 +99,7 @@ class TensorExamples:
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         _check_batch_size(batch_size)
+        _check_positions(order, len(self), "order")
         return self._gather(self._base(order), batch_size)
 
     def labels(self) -> Tensor:

@@ -10,7 +10,6 @@ Shapes: N examples, C clients, K classes.
 import json
 import math
 import os
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.data.examples import Data
 from roundelay.errors import ConfigError, DataError
+from roundelay.files import save_atomically
 
 MAX_DRAWS = 1000
 """How often a Dirichlet draw is repeated before a minimum size is called out of reach."""
@@ -155,17 +155,8 @@ class Split(Mapping[str, Tensor]):
             for client, (start, stop) in zip(self.clients, pairwise(self.offsets.tolist()), strict=True)
         }
         document = {"format": FILE_FORMAT, "num_examples": self.num_examples, "clients": parts}
-        target = Path(path)
-        descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(document, file, separators=(",", ":"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, target)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        text = json.dumps(document, separators=(",", ":"))
+        save_atomically(Path(path), lambda file: file.write(text.encode()))
 
     def sizes(self) -> Tensor:
         """Return how many examples each client holds, int64 of shape (C,)."""

@@ -9,14 +9,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected, Guard
-from roundelay.intake import Intake, Outcome
+from roundelay.intake import ClientReport, Intake, Outcome
 from roundelay.messages import Config, Lost, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.simulation.executors.protocol import Executor
@@ -25,6 +25,9 @@ from roundelay.simulation.memory import ClientMemory
 from roundelay.trainer import Evaluated, Trainer
 
 log = logging.getLogger(__name__)
+
+HOPELESS = 3
+"""When whole cohorts fail, and so many clients in a row, the code is at fault: going on would only look like work."""
 
 Duration = Callable[[str, Task], float]
 """``duration(client, task)`` gives the simulated seconds from a task's dispatch to its answer's arrival."""
@@ -35,10 +38,14 @@ ClientConfig = Callable[[int, str], Config]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """One finished round as the federation saw it; ``virtual_s`` is the simulated time at its end."""
+    """One finished round as the federation saw it; ``virtual_s`` is the simulated time at its end.
+
+    ``reports`` tells of every client of every attempt, and of those that evaluated.
+    """
 
     version: Version
     outcome: Outcome
+    reports: Sequence[ClientReport]
     metrics: Mapping[str, float]
     bytes_down: int
     bytes_up: int
@@ -72,9 +79,11 @@ class SimulatedFederation:
         self._expected = Expected.of(trainer.layout, lengths)
         self._memory, self._restored = memory, restored
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
-        self._next_task, self._bytes_down, self._bytes_up = 0, 0, 0
+        self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
+        self._shown: set[str] = set()  # tracebacks that were logged in full
         self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),
                                 trainer.bound.integers().clone())  # fmt: skip
+        self._reports: list[ClientReport] = []  # of the round that is not finished
         self._started = time.perf_counter()
 
     def restore(self) -> Version | None:
@@ -148,17 +157,17 @@ class SimulatedFederation:
         self._executor.submit(
             tasks, Payload({"params": version.state["params"]}, version.buffers, version.integers), {}
         )
-        names, weights, rows = [], [], []
+        came: list[ClientReport] = []
         for task in tasks:
             result = self._executor.result(task.id)
             if isinstance(result, Evaluated):
-                names.append(task.client)
-                weights.append(float(result.sums.count))
-                rows.append(result.sums.means())
+                sums = result.sums
+                came.append(ClientReport(task.client, "evaluated", "", float(sums.count), sums.means()))
             elif isinstance(result, Lost):
                 log.warning("client %s could not evaluate: %s\n%s", task.client, result.reason, result.traceback)
             self._executor.release(task.id)
-        table = ClientTable(names, weights, rows)
+        self._reports.extend(came)
+        table = ClientTable([r.client for r in came], [r.num_examples for r in came], [r.metrics for r in came])
         metrics = {}
         for name in table.names():
             metrics[f"client_{name}"] = table.weighted_mean(name)
@@ -169,25 +178,31 @@ class SimulatedFederation:
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")
         finished = Finished(
-            version, outcome, {**weighted_means(admitted), **metrics}, self._bytes_down, self._bytes_up,
-            time.perf_counter() - self._started, self._loop.time(),
+            version, outcome, tuple(self._reports), {**weighted_means(admitted), **metrics}, self._bytes_down,
+            self._bytes_up, time.perf_counter() - self._started, self._loop.time(),
         )  # fmt: skip
+        self._reports = []
         self.history.append(self._on_round(finished))
         self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
 
     def _closed(self, outcome: Outcome) -> Outcome:
+        self._reports.extend(replace(report, attempt=outcome.attempt) for report in outcome.reports)
         self._bytes_down += outcome.bytes_down
         self._bytes_up += outcome.bytes_up
         for report in outcome.reports:
             if report.status in ("refused", "lost"):
-                log.warning("round %d: %s: %s\n%s", outcome.number, report.status, report.reason, report.traceback)
-        if all(
-            report.traceback for report in outcome.reports
-        ):  # code that always fails would otherwise "run" to the end
-            first = outcome.reports[0]
-            raise ClientFailed(
-                f"round {outcome.number}: every client of the cohort failed. {first.reason}\n{first.traceback}"
-            )
+                new = report.traceback not in self._shown  # many clients fail alike: one traceback tells
+                self._shown.add(report.traceback)
+                log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
+                            f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
+        if all(report.traceback for report in outcome.reports):
+            self._failed_in_a_row += len(outcome.reports)
+            if self._failed_in_a_row >= min(HOPELESS, len(self.clients)):
+                first = outcome.reports[0]
+                raise ClientFailed(f"round {outcome.number}: the last {self._failed_in_a_row} clients all failed. "
+                                   f"{first.reason}\n{first.traceback}")  # fmt: skip
+        else:
+            self._failed_in_a_row = 0
         return outcome
 
     def _task(self, client: str, number: int, attempt: int, kind: str = "train") -> Task:

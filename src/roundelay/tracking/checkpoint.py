@@ -1,16 +1,16 @@
-"""Files that are there whole or not at all, and the checkpoint from which a run goes on to the same bits."""
+"""State dicts in files, and the checkpoint from which a run goes on to the same bits."""
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError, LayoutError
 from roundelay.federation import Version
+from roundelay.files import save_atomically
 from roundelay.layout import Layout
 from roundelay.messages import Memory
 
@@ -23,25 +23,6 @@ class Checkpoint:
     memory: Mapping[str, Memory]
     virtual_ns: int
     best: float
-
-
-def save_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, sync it, and put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ last.pt best.pt state dicts                                checkpoint.pt  what `
 split.json      which example belongs to which client      label_counts.json
 """
 
+import fcntl
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from typing import IO, Any
 import torch
 
 from roundelay.errors import ConfigError
-from roundelay.tracking.checkpoint import save_atomically
+from roundelay.files import remove_unfinished, save_atomically
 
 Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
 
@@ -48,7 +49,18 @@ class Tracking:
 
 class RunFolder:
     def __init__(self, path: Path) -> None:
+        """Take a folder that is there; nobody else can, until this one is closed or its process is gone.
+
+        Raises:
+            ConfigError: another process is running this run.
+        """
         self.path = path
+        self._lock = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise ConfigError(f"the run in {path} is going on in another process") from error
         self._metrics: IO[str] | None = None
         self._clients: IO[str] | None = None
 
@@ -73,6 +85,19 @@ class RunFolder:
             else:
                 return RunFolder(path)
         raise ConfigError(f"cannot find a free name for a run folder under {root}")
+
+    @staticmethod
+    def reopen(path: Path) -> "RunFolder":
+        """Take the folder of an interrupted run.
+
+        Raises:
+            ConfigError: it is no run folder, or its run is going on.
+        """
+        if not (path / "job.toml").exists():
+            raise ConfigError(f"{path} is not a run folder: it has no job.toml")
+        folder = RunFolder(path)
+        remove_unfinished(path)
+        return folder
 
     def write_json(self, name: str, content: object) -> None:
         text = json.dumps(content, indent=1, allow_nan=False, default=str)
@@ -107,6 +132,7 @@ class RunFolder:
         for table in (self._metrics, self._clients):
             if table is not None:
                 table.close()
+        os.close(self._lock)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:  # Any: see Row

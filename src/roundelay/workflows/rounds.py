@@ -6,7 +6,7 @@ from math import ceil
 
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ConfigError
-from roundelay.federation import Federation, Version
+from roundelay.federation import Federation, Plan, Version
 from roundelay.intake import Outcome
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,20 @@ class Rounds:
         if self.goal is not None and self.over_selection:
             raise ConfigError("give goal or over_selection, not both: over_selection means a goal of clients_per_round")
 
+    def check(self, plan: Plan, num_clients: int) -> None:
+        """Refuse what can never come true with this plan.
+
+        Raises:
+            ConfigError: goal or quorum ask for more updates than there are clients in a round.
+        """
+        asked = self._asked(plan, num_clients)
+        for name, value in (("goal", self.goal), ("quorum", self.quorum)):
+            if value is not None and value > asked:
+                raise ConfigError(
+                    f"workflow {name} = {value}, but a round asks only {asked} clients; raise clients_per_round, or "
+                    f"lower {name}"
+                )
+
     async def run(self, fed: Federation, algorithm: Algorithm) -> None:
         plan = fed.plan
         version = fed.restore() or fed.begin(algorithm)
@@ -58,10 +72,13 @@ class Rounds:
                 metrics |= await fed.evaluate_clients(version, fed.clients)
             await fed.finish_round(version, outcome, metrics)
 
+    def _asked(self, plan: Plan, num_clients: int) -> int:
+        # rounded first: in floats, 100 clients and 10 % beyond are a hair more than 110
+        return min(num_clients, ceil(round(plan.cohort_size(num_clients) * (1 + self.over_selection), 9)))
+
     async def _closed_round(self, fed: Federation, algorithm: Algorithm, version: Version) -> Outcome:
         number, wanted = version.number + 1, fed.plan.cohort_size(len(fed.clients))
-        # rounded first: in floats, 100 clients and 10 % beyond are a hair more than 110
-        asked = min(len(fed.clients), ceil(round(wanted * (1 + self.over_selection), 9)))
+        asked = self._asked(fed.plan, len(fed.clients))
         goal = wanted if self.over_selection else self.goal
         for attempt in range(self.attempts):
             cohort = fed.sample(number, attempt, asked)

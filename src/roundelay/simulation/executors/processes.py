@@ -81,7 +81,11 @@ class Processes:
             ConfigError: the work cannot be sent to another process.
         """
         self._arena = Arena()
-        self._shipment = pack(work, self._arena)
+        try:
+            self._shipment = pack(work, self._arena)
+        except BaseException:
+            self._arena.close()
+            raise
         self._result_bytes = result_bytes
         self._context = mp.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
@@ -98,6 +102,7 @@ class Processes:
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
         if not tasks:
             return
+        self._pump(0)  # what has come in since may give memory back
         names = Names.of(received, {})
         region = self._arena.allocate(names.packed.size)
         self._arena.write(region, tensors_of(received, {}))
@@ -294,9 +299,7 @@ class Processes:
     def _failed(self, job: _Job, trace: str) -> None:
         job.failures += 1
         if job.failures < TRIES:
-            log.warning(
-                "client %s failed in round %d, its task is run again\n%s", job.task.client, job.task.round, trace
-            )
+            log.info("client %s failed in round %d, its task is run again\n%s", job.task.client, job.task.round, trace)
             self._line.appendleft(job.task.id)
         else:
             job.result = lost(job.task, trace)
