@@ -4,7 +4,6 @@ A task's moment of arrival is modelled when it is dispatched. When that moment c
 the real result. So who belongs to a round depends on modelled time only.
 """
 
-import asyncio
 import logging
 import math
 import time
@@ -20,7 +19,7 @@ from roundelay.intake import Intake, Outcome
 from roundelay.messages import Config, Lost, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.simulation.executors.protocol import Executor
-from roundelay.simulation.loop import NS, VirtualLoop
+from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.trainer import Evaluated, Trainer
 
@@ -117,6 +116,11 @@ class SimulatedFederation:
             if intake.closed and not closed.done():
                 closed.set_result(None)
 
+        def expire() -> None:
+            if not closed.done():
+                log.info("round %d closed at its deadline of %g s", number, deadline_s)
+                closed.set_result(None)
+
         due: dict[int, list[Task]] = {}  # what arrives at the same nanosecond arrives in the order of client ids
         for task in tasks:
             due.setdefault(self._loop.now_ns + self._duration_ns(task), []).append(task)
@@ -126,11 +130,10 @@ class SimulatedFederation:
             {client: memory for client in cohort if (memory := self._memory.of(client))},
         )  # fmt: skip
         events = [self._loop.at(ns, arrive, together) for ns, together in in_order]
+        if deadline_s is not None:  # in whole nanoseconds like the arrivals, which asyncio.timeout is not
+            events.append(self._loop.at(self._loop.now_ns + round(deadline_s * NS), expire, order=Order.TIMER))
         try:
-            async with asyncio.timeout(deadline_s):
-                await closed
-        except TimeoutError:
-            log.info("round %d closed at its deadline of %g s", number, deadline_s)
+            await closed
         finally:
             for event in events:
                 event.cancel()
