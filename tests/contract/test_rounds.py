@@ -65,10 +65,9 @@ def test_a_deadline_admits_who_answers_by_then_the_last_nanosecond_included(simu
 
 @pytest.mark.parametrize("days", [0, 61, 100, 3650])
 def test_an_answer_at_the_deadline_is_in_time_however_late_it_is(days: int) -> None:
-    job = small_job(
-        num_rounds=20, workflow=rd.Rounds(deadline_s=0.1), simulation=replace(SERIAL, duration=lambda client, task: 0.1),
-        learner=rd.LocalSGD(lr=0.1, local_batches=1),
-    )  # fmt: skip
+    last_moment = replace(SERIAL, duration=lambda client, task: 0.1)
+    learner = rd.LocalSGD(lr=0.1, local_batches=1)
+    job = small_job(num_rounds=20, workflow=rd.Rounds(deadline_s=0.1), simulation=last_moment, learner=learner)
     run = job.start()
     run._virtual_ns = round((days * 86_400 + 0.3) * 1e9)
     assert {finished.row["late"] for finished in run} == {0}
