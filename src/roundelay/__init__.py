@@ -8,7 +8,8 @@ from importlib.metadata import version
 from roundelay import algorithms, data, errors, models
 from roundelay.algorithms import FedAvg, FedProx
 from roundelay.data import Data, FederatedData
-from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards, Split
+from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
+from roundelay.data.split import Split
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job

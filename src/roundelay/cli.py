@@ -4,7 +4,6 @@ import itertools
 import logging
 import math
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -48,8 +47,6 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], set: Overrides = None
 ) -> None:
     """Go on with a run from its last checkpoint, to the same bits as if it had never stopped."""
-    found = read_run(folder).info.get("import_path", [])  # modules beside the job file are not beside the run folder
-    sys.path += [entry for entry in found if entry not in sys.path]
     _train(config.load(folder / "job.toml", set or []), folder)
 
 

@@ -1,5 +1,7 @@
 """Job files: TOML whose keys are constructor arguments. ``load`` reads one, ``--set`` overrides change a key of it."""
 
+import inspect
+import json
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -9,8 +11,9 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any
 
-from roundelay import algorithms, data, learner, models, workflows
+from roundelay import algorithms, learner, models, workflows
 from roundelay.components import Namespace, Table, call, checked, find, namespace, unknown_message
+from roundelay.data import images, partition
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
@@ -23,13 +26,16 @@ FIXED = {"evaluation": Evaluation, "stopping": Stopping, "guard": Guard, "simula
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "model": (namespace(models), None),
-    "data": (namespace(data), None),
-    "partition": (namespace(data), None),
+    "data": (namespace(images), None),
+    "partition": (namespace(partition), None),
     "algorithm": (namespace(algorithms), "fedavg"),
-    "learner": (namespace(learner), "localsgd"),
+    "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),
     "workflow": (namespace(workflows), "rounds"),
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
+
+INSIDE = namespace(learner)
+"""Where short names inside a table are looked up: schedules, measures."""
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
     "comm_round": ("num_rounds", "FedML"),
@@ -79,7 +85,7 @@ thing.
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Read a job file. Modules beside it can be named in ``use = "module:Name"``.
+    """Read a job file, or the resolved one of a run folder. ``use = "module:Name"`` finds modules beside the file.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; names it.
@@ -93,9 +99,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         apply_override(document, override)
-    beside = str(path.resolve().parent)
-    if beside not in sys.path:
-        sys.path.insert(0, beside)
+    beside = path.resolve().parent
+    if str(beside) not in sys.path:
+        sys.path.insert(0, str(beside))
+    if (beside / "run.json").exists():  # a run folder: its modules lie where they lay when the run began
+        found = json.loads((beside / "run.json").read_text())["import_path"]
+        sys.path += [entry for entry in found if entry not in sys.path]
     document.setdefault("name", path.stem if path.stem != "job" else path.resolve().parent.name)
     return build_job(document)
 
@@ -111,7 +120,7 @@ def build_job(document: Mapping[str, Any]) -> Job:
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
-            parts[name] = call(FIXED[name], table, CHOSEN["learner"][0], name)
+            parts[name] = call(FIXED[name], table, INSIDE, name)
         else:
             parts[name] = value
     return Job(**checked(Job, parts, {}, "job"))
@@ -147,10 +156,13 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if signature:
         _explain_unknown(arguments, list(signature), f"[{name}]")
     if name in ("model", "data"):  # built when the job runs, in every process that needs it
-        return partial(component, **checked(component, arguments, known, name))
-    if not isclass(component):  # a user's own function is the component
-        return partial(component, **arguments) if arguments else component
-    return call(component, arguments, known, name)
+        return partial(component, **checked(component, arguments, INSIDE, name))
+    if isclass(component):
+        return call(component, arguments, INSIDE, name)
+    parameters = inspect.signature(component).parameters  # of a user's own function, which is the component itself
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        _explain_unknown(arguments, list(parameters), f"[{name}]")
+    return partial(component, **arguments) if arguments else component
 
 
 def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:

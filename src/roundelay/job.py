@@ -19,7 +19,8 @@ from roundelay.algorithms.protocol import Algorithm
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData
-from roundelay.data.partition import Partitioner, Split
+from roundelay.data.partition import Partitioner
+from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping
 from roundelay.guard import Guard
@@ -82,6 +83,15 @@ class Job:
 
     def __post_init__(self) -> None:
         self._plan()
+        for name in ("learner", "algorithm", "partition", "workflow"):
+            value = getattr(self, name)
+            if isinstance(value, type):
+                raise ConfigError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...)")
+        if not (isinstance(self.learner, Learner) or callable(self.learner)):
+            raise ConfigError(
+                f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
+                "task), or an object with fit and corrects"
+            )
 
     def run(self, resume: str | Path | None = None) -> History:
         """Train to the end, or from the checkpoint in the run folder ``resume`` on."""

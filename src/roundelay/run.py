@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from roundelay.algorithms.protocol import Rehearsal, rehearse
 from roundelay.components import unknown_message
-from roundelay.data.partition import Split
+from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Guard
@@ -264,12 +264,11 @@ class Run:
         job = self._job
         if resume is not None:
             folder = RunFolder.reopen(resume)
-            _require_same_job(resume, job.resolved)
-            folder.write_text("job.toml", job.resolved)
-            if (resume / "checkpoint.pt").exists():
-                self._restore(load_checkpoint(resume / "checkpoint.pt", self._layout))
-            folder.open_tables(keep_rounds=self.num_rounds_done)
-            self._rows.extend(read_rows(resume / "metrics.jsonl"))
+            try:
+                self._go_on_from(folder)
+            except BaseException:
+                folder.close()
+                raise
             return folder
         if job.tracking is None:
             return None
@@ -283,9 +282,16 @@ class Run:
         folder.open_tables(keep_rounds=0)
         return folder
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self._version, self._virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
-        self._memory.restore(checkpoint.memory)
+    def _go_on_from(self, folder: RunFolder) -> None:
+        _require_same_job(folder.path, self._job.resolved)
+        kept = folder.path / "checkpoint.pt"
+        if kept.exists():
+            checkpoint = load_checkpoint(kept, self._layout)
+            self._version, self._virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
+            self._memory.restore(checkpoint.memory)
+        folder.write_text("job.toml", self._job.resolved)
+        folder.open_tables(keep_rounds=self.num_rounds_done)
+        self._rows.extend(read_rows(folder.path / "metrics.jsonl"))
 
     def _keep_best(self, row: Row, version: Version) -> None:
         metric = self._watched

@@ -101,8 +101,8 @@ def test_a_late_client_stands_where_it_stood(
     pace = rd.Simulation(simulation.executor, simulation.num_workers, duration=slow_in_the_second_round)
     history = finished(tmp_path, workflow=rd.Rounds(**closing), simulation=pace)
     late = [(row["round"], row["client"]) for row in history.clients() if row["status"] == "late"]
-    # at the goal of 5 the last of six who answer together is late too
-    assert late == ([(2, "c2")] if "deadline_s" in closing else [(1, "c5"), (2, "c2"), (3, "c5")])
+    # at the goal of 5, one of six who answer together is late too: drawn, not always the same
+    assert late == ([(2, "c2")] if "deadline_s" in closing else [(1, "c5"), (2, "c2"), (3, "c1")])
     assert turns(history) == admitted(history)
 
 

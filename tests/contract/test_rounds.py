@@ -63,6 +63,16 @@ def test_a_deadline_admits_who_answers_by_then_the_last_nanosecond_included(simu
     assert [finished.row["virtual_s"] for finished in rounds] == [3.0, 6.0, 9.0]
 
 
+@pytest.mark.parametrize("days", [0, 61, 100, 3650])
+def test_an_answer_at_the_deadline_is_in_time_however_late_it_is(days: int) -> None:
+    last_moment = replace(SERIAL, duration=lambda client, task: 0.1)
+    learner = rd.LocalSGD(lr=0.1, local_batches=1)
+    job = small_job(num_rounds=20, workflow=rd.Rounds(deadline_s=0.1), simulation=last_moment, learner=learner)
+    run = job.start()
+    run._virtual_ns = round((days * 86_400 + 0.3) * 1e9)
+    assert {finished.row["late"] for finished in run} == {0}
+
+
 @executors
 def test_whichever_of_goal_and_deadline_comes_first_closes_the_round(simulation: rd.Simulation) -> None:
     paced = {"num_rounds": 1, **EVERYBODY, "simulation": replace(simulation, duration=staggered)}

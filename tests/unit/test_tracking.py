@@ -11,7 +11,7 @@ from networks import Awkward, Plain, Tied, examples, small_job
 
 import roundelay as rd
 from roundelay import config, seeds
-from roundelay.errors import ConfigError, LayoutError
+from roundelay.errors import ConfigError, LayoutError, RoundelayError
 
 
 def tracked(tmp_path: Path, **changes: object) -> rd.Job:
@@ -119,8 +119,35 @@ def test_resuming_what_is_no_run_or_another_models_run_is_an_error(tmp_path: Pat
     with pytest.raises(ConfigError, match="is not a run folder"):
         small_job().run(resume=tmp_path)
     tracked(tmp_path).run()
+    with pytest.raises(ConfigError, match=r"a run of another job: its model is .*Awkward.*, this job's is .*Plain"):
+        small_job(model=Plain).run(resume=tmp_path / "run")
+    (tmp_path / "run" / "job.toml").write_text(small_job(model=Plain).to_toml())
     with pytest.raises(LayoutError, match=r"was written for another model.*norm"):
         small_job(model=Plain).run(resume=tmp_path / "run")
+
+
+def test_a_run_that_goes_on_is_not_resumed_beside_itself(tmp_path: Path) -> None:
+    rounds = tracked(tmp_path).rounds()
+    next(rounds)
+    with pytest.raises(ConfigError, match="is going on in another process"):
+        tracked(tmp_path).run(resume=tmp_path / "run")
+    rounds.close()
+    tracked(tmp_path).run(resume=tmp_path / "run")
+
+
+def test_a_resumed_run_may_be_longer_but_not_another(tmp_path: Path) -> None:
+    tracked(tmp_path, num_rounds=2).run()
+    with pytest.raises(ConfigError, match="its seed is 7, this job's is 8"):
+        tracked(tmp_path, seed=8).run(resume=tmp_path / "run")
+    resumed = tracked(tmp_path, num_rounds=4).run(resume=tmp_path / "run")
+    assert resumed.sha256 == small_job(num_rounds=4).run().sha256
+
+
+def test_a_run_is_started_once() -> None:
+    run = small_job().start()
+    list(run)
+    with pytest.raises(RoundelayError, match="started before"):
+        list(run)
 
 
 # ---- weights to start from ------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from roundelay.data.partition import (
     QuantitySkew,
     Replicate,
     Shards,
-    Split,
 )
+from roundelay.data.split import Split
 
 __all__ = [
     "IID",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.data.examples import Data, Examples, as_examples
-from roundelay.data.partition import Split
+from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
 __all__ = ["Data", "FederatedData"]

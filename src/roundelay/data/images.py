@@ -18,6 +18,8 @@ from roundelay import seeds
 from roundelay.data.examples import Data, TensorExamples
 from roundelay.errors import ConfigError, DataError, MissingExtra
 
+__all__ = ["cifar10", "digits", "mnist"]
+
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 """Of MNIST's 60,000 training images."""
 

@@ -4,12 +4,12 @@ A task's moment of arrival is modelled when it is dispatched. When that moment c
 the real result. So who belongs to a round depends on modelled time only.
 """
 
-import asyncio
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm
@@ -20,7 +20,7 @@ from roundelay.intake import ClientReport, Intake, Outcome
 from roundelay.messages import Config, Lost, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.simulation.executors.protocol import Executor
-from roundelay.simulation.loop import NS, VirtualLoop
+from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.trainer import Evaluated, Trainer
 
@@ -126,7 +126,15 @@ class SimulatedFederation:
             if intake.closed and not closed.done():
                 closed.set_result(None)
 
-        due: dict[int, list[Task]] = {}  # what arrives at the same nanosecond arrives in the order of client ids
+        def expire() -> None:
+            if not closed.done():
+                log.info("round %d closed at its deadline of %g s", number, deadline_s)
+                closed.set_result(None)
+
+        due: dict[int, list[Task]] = {}  # what arrives at the same nanosecond arrives in the order of client ids,
+        if goal is not None:  # unless the round closes before all are there: then a draw decides who is in time
+            key = partial(seeds.key, self._trainer.work.seed, number, attempt)
+            tasks.sort(key=lambda task: key(task.client, "arrival"))
         for task in tasks:
             due.setdefault(self._loop.now_ns + self._duration_ns(task), []).append(task)
         in_order = sorted(due.items())
@@ -135,11 +143,10 @@ class SimulatedFederation:
             {client: memory for client in cohort if (memory := self._memory.of(client))},
         )  # fmt: skip
         events = [self._loop.at(ns, arrive, together) for ns, together in in_order]
+        if deadline_s is not None:  # in whole nanoseconds like the arrivals, which asyncio.timeout is not
+            events.append(self._loop.at(self._loop.now_ns + round(deadline_s * NS), expire, order=Order.TIMER))
         try:
-            async with asyncio.timeout(deadline_s):
-                await closed
-        except TimeoutError:
-            log.info("round %d closed at its deadline of %g s", number, deadline_s)
+            await closed
         finally:
             for event in events:
                 event.cancel()
