@@ -6,15 +6,18 @@ import roundelay as rd
 from importlib.metadata import version
 
 from roundelay import algorithms, data, errors, models
+from roundelay.aggregators import Total, Uplink
 from roundelay.algorithms import FedAvg, FedProx
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
 from roundelay.data import Data, FederatedData
 from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
 from roundelay.data.split import Split
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
-from roundelay.learner import Constant, Cosine, LocalSGD, Step
+from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
 from roundelay.messages import FLModel, Task
+from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
@@ -23,7 +26,44 @@ from roundelay.workflows import Rounds
 __version__ = version("roundelay")
 
 __all__ = [
-    "IID", "Constant", "Cosine", "Data", "Dirichlet", "Evaluation", "FLModel", "FedAvg", "FedProx", "FederatedData",
-    "FromFile", "Guard", "History", "Job", "LocalSGD", "Natural", "QuantitySkew", "Replicate", "Round", "Rounds",
-    "Shards", "Simulation", "Split", "Step", "Stopping", "Task", "Tracking", "algorithms", "data", "errors", "models",
+    "IID",
+    "Algorithm",
+    "Constant",
+    "Context",
+    "Cosine",
+    "Data",
+    "Dirichlet",
+    "Evaluation",
+    "FLModel",
+    "FedAvg",
+    "FedProx",
+    "FederatedData",
+    "Fit",
+    "Fitted",
+    "FromFile",
+    "Guard",
+    "History",
+    "Job",
+    "Learner",
+    "LocalSGD",
+    "Natural",
+    "QuantitySkew",
+    "Replicate",
+    "Reply",
+    "Round",
+    "Rounds",
+    "Shards",
+    "Simulation",
+    "Split",
+    "Step",
+    "Stopping",
+    "Task",
+    "Total",
+    "Tracking",
+    "Uplink",
+    "algorithms",
+    "data",
+    "errors",
+    "models",
+    "plot_split",
 ]  # fmt: skip

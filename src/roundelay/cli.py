@@ -12,18 +12,17 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
+import roundelay as rd
 from roundelay import config
 from roundelay.errors import ConfigError, MissingExtra, RoundelayError
 from roundelay.job import Job
 from roundelay.report.progress import final_table, shown
-from roundelay.report.runs import list_runs, plot_compared, plot_run, read_run
+from roundelay.report.runs import list_runs, plot_compared, plot_run, read_run, require_metric
 from roundelay.run import History
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Federated learning."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 runs_app = typer.Typer(no_args_is_help=True, help="Look at finished and unfinished runs.")
 app.add_typer(runs_app, name="runs")
 console = Console()
@@ -34,6 +33,21 @@ Overrides = Annotated[
 ]
 Root = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
 Metric = Annotated[str, typer.Option(help="Which column of the per-round table.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(rd.__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Federated learning."""
 
 
 @app.command()
@@ -67,6 +81,7 @@ def sweep(
             job_of_seed = config.load(job, [*fixed, *setting, f"seed={seed}"])
             console.print(f"[bold]{escape(' '.join(setting) or 'as written')}[/bold], seed {seed}")
             history = _train(job_of_seed, None, pictures=False)
+            require_metric([history.rows], metric)
             bests.append(history.best(metric))
             lasts.append(history.metrics.get(metric, math.nan))
             seconds += sum(row["seconds"] for row in history.rows)
@@ -78,7 +93,7 @@ def sweep(
 @runs_app.command("list")
 def runs_list(root: Root = Path("runs")) -> None:
     """List the runs of a folder."""
-    table = Table("run", "started", "rounds", "accuracy", "state", "sha256")
+    table = Table(Column("run", no_wrap=True), Column("started", max_width=10), "rounds", "accuracy", "state", "sha256")
     for record in list_runs(root):
         accuracy = record.last("accuracy")
         table.add_row(record.path.name, record.info.get("started", ""), str(len(record.rows)),
@@ -106,6 +121,7 @@ def runs_show(folder: Path, last: Annotated[int, typer.Option(help="How many rou
 def runs_compare(folders: list[Path], metric: Metric = "accuracy", plot: Path | None = None) -> None:
     """Put runs side by side; --plot FILE draws one line per run."""
     records = [read_run(folder) for folder in folders]
+    require_metric([record.rows for record in records], metric)
     table = Table("run", "rounds", f"last {metric}", "bytes up", "bytes down", "seconds", "simulated s", "sha256")
     for record in records:
         value = record.last(metric)
@@ -121,6 +137,7 @@ def runs_compare(folders: list[Path], metric: Metric = "accuracy", plot: Path | 
 @runs_app.command("plot")
 def runs_plot(folder: Path, metric: Metric = "accuracy") -> None:
     """Draw a run's pictures into its folder."""
+    require_metric([read_run(folder).rows], metric)
     for picture in plot_run(folder, metric):
         console.print(f"wrote {picture}", soft_wrap=True)
 
@@ -153,7 +170,7 @@ def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
         console.print(f"run folder: {history.run_folder}", soft_wrap=True)
         if pictures:
             try:
-                for picture in plot_run(history.run_folder, job.stopping.metric):
+                for picture in plot_run(history.run_folder, run.watched):
                     console.print(f"picture: {picture}", soft_wrap=True)
             except MissingExtra as error:
                 console.print(f"no pictures: {error}", soft_wrap=True)

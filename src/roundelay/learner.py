@@ -94,6 +94,8 @@ class Context:
 
 @runtime_checkable
 class Learner(Protocol):
+    """What trains on a client: ``LocalSGD``, or your own object with these two."""
+
     @property
     def corrects(self) -> bool:
         """Whether a gradient correction is applied; an algorithm that needs one is refused at start where it is not."""

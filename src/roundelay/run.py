@@ -113,7 +113,10 @@ class Prepared:
 
 
 class Run:
-    """Iterate over it to train: each step is one round. Leaving the loop stops the run and closes what it holds."""
+    """Iterate over it to train: each step is one round. Leaving the loop stops the run and closes what it holds.
+
+    ``watched`` is the metric by which ``best.pt`` is chosen.
+    """
 
     def __init__(self, job: Prepared, resume: Path | None = None) -> None:
         """Check the parts against each other and open the run folder.
@@ -126,7 +129,7 @@ class Run:
         self._trainer = Trainer(job.work)
         self._layout = self._trainer.layout
         initial = self._trainer.bound.params().clone()
-        self._watched = _watched_metric(job)
+        self.watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         _check_corrections(job.work, self._rehearsal)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
@@ -294,7 +297,7 @@ class Run:
         self._rows.extend(read_rows(folder.path / "metrics.jsonl"))
 
     def _keep_best(self, row: Row, version: Version) -> None:
-        metric = self._watched
+        metric = self.watched
         value = row.get(metric)
         if value is not None and value != self._best and best_of((self._best, value), metric) == value:
             self._best, self._best_version = value, version

@@ -65,8 +65,13 @@ loop.
 
 
 class Algorithm(Protocol):
+    """Both halves of a federated algorithm, in the order in which an update travels. A frozen dataclass serves best: its
+    fields are the algorithm's settings.
+    """
+
     @property
-    def uplink(self) -> Uplink: ...
+    def uplink(self) -> Uplink:
+        """Return the vectors that a client sends, each with its averaging weight."""
 
     def init(self, params: Tensor, num_clients: int) -> State:
         """Return the first state; ``params`` (D,) are the initial parameters."""

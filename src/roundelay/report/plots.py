@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from roundelay.data.split import Split
 from roundelay.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ def plot_partition(
     else:
         _colour_scale(figure, axes, num_classes)
     _save(figure, path)
+
+
+def plot_split(split: Split, labels: Tensor, path: str | os.PathLike[str]) -> None:
+    """Draw who holds which labels; ``labels`` (N,) are those of all examples, as ``data.train.labels()`` gives them."""
+    plot_partition(split.label_counts(labels), split.clients, path)
 
 
 def plot_rounds(

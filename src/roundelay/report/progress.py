@@ -4,18 +4,20 @@ from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from roundelay.run import History, Round, Row
 
 
 def shown(rounds: Iterable[Round], num_rounds: int, done: int, console: Console) -> Iterator[Round]:
     """Pass rounds on, showing their progress: a bar in a terminal, a line for every tenth of the way elsewhere."""
-    columns = (TextColumn("[bold]round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[numbers]}"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    whole = Column(no_wrap=True)  # at 80 columns, the bar gives way to the numbers
+    columns = (MofNCompleteColumn(table_column=whole), BarColumn(bar_width=None),
+               TextColumn("{task.fields[numbers]}", table_column=whole), TimeElapsedColumn(table_column=whole),
+               TextColumn("left", table_column=whole), TimeRemainingColumn(table_column=whole))  # fmt: skip
     step = max(1, num_rounds // 10)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=num_rounds, completed=done, numbers="starting")
+    with Progress(*columns, console=console, expand=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=num_rounds, completed=done, numbers="starting workers")
         for round in rounds:
             progress.update(bar, completed=round.number, numbers=summary(round.row))
             if not console.is_terminal and (round.number % step == 0 or round.number == num_rounds):
@@ -25,7 +27,8 @@ def shown(rounds: Iterable[Round], num_rounds: int, done: int, console: Console)
 
 def summary(row: Row) -> str:
     """Return the numbers that one looks at while training, on one line."""
-    parts = [f"{name} {row[name]:.4f}" for name in ("accuracy", "loss", "train_loss") if row.get(name) is not None]
+    names = ("accuracy", "loss") if row.get("loss") is not None else ("train_loss",)
+    parts = [f"{name} {row[name]:.4f}" for name in names if row.get(name) is not None]
     parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late") if row.get(name)]
     return ", ".join(parts)
 

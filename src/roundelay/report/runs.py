@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from roundelay.components import unknown_message
 from roundelay.errors import ConfigError
 from roundelay.report.plots import plot_partition, plot_rounds
-from roundelay.tracking.run_folder import read_rows
+from roundelay.tracking.run_folder import Row, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,14 @@ def list_runs(root: str | Path) -> list[RunRecord]:
     return sorted(
         (read_run(folder) for folder in folders), key=lambda run: (run.info.get("started", ""), run.path.name)
     )
+
+
+def require_metric(tables: Sequence[Sequence[Row]], metric: str) -> None:
+    """Raise a ConfigError that lists what there is, where no row of any run has the metric."""
+    rows = [row for table in tables for row in table]
+    if rows and all(row.get(metric) is None for row in rows):
+        known = dict.fromkeys(name for row in rows for name, value in row.items() if value is not None)
+        raise ConfigError(unknown_message(f"metric {metric!r}", metric, known))
 
 
 def plot_run(path: str | Path, metric: str = "accuracy") -> list[Path]:
