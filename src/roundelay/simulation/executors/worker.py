@@ -1,5 +1,6 @@
 """The other end of the pool: one process, one torch thread, one trainer. Vectors come and go through the arena."""
 
+import ctypes
 import multiprocessing as mp
 import os
 import pickle
@@ -20,6 +21,10 @@ from roundelay.simulation.executors.arena import Arena, Packed, Region
 from roundelay.simulation.executors.protocol import run_or_describe
 from roundelay.simulation.executors.shipping import Shipment, unpack
 from roundelay.trainer import Answer, Evaluated, Trainer
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameter numbers of glibc's malloc.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ def main(connection: Connection, arena: Arena, shipment: Shipment, device: str) 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole terminal; the server tells us when to stop
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    _keep_freed_memory()
     try:
         trainer = Trainer(unpack(shipment, arena), torch.device(device))
     except BaseException:
@@ -146,6 +152,16 @@ class _Worker:
 
 def _send(connection: Connection, message: Ready | list[Done]) -> None:
     connection.send_bytes(pickle.dumps(message, protocol=5))
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed. It would give them back to the kernel, and every task would fault the
+    same pages in again: of a client with 25 M parameters and 8 examples, that was two fifths of the time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _die_with_parent() -> None:
