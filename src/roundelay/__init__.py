@@ -6,13 +6,13 @@ import roundelay as rd
 from importlib.metadata import version
 
 from roundelay import algorithms, data, errors, models
-from roundelay.aggregators import Total, Uplink
 from roundelay.algorithms import FedAvg, FedProx
 from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
 from roundelay.data import Data, FederatedData
 from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
 from roundelay.data.split import Split
 from roundelay.federation import Stopping
+from roundelay.fold import Total, Uplink
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step

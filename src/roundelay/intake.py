@@ -14,7 +14,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from roundelay.aggregators import Fold, Uplink
+from roundelay.fold import Fold, Uplink
 from roundelay.guard import Expected, Guard
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import reported

@@ -7,7 +7,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
     ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
-    ("guard", "aggregators"),
+    ("guard", "fold"),
     ("algorithms",),
     ("data", "models"),
     ("learner",),

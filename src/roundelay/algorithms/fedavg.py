@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from roundelay.aggregators import Total, Uplink
 from roundelay.algorithms.protocol import ClientHalf, Fit, Reply, State
 from roundelay.errors import ConfigError
+from roundelay.fold import Total, Uplink
 from roundelay.messages import Memory
 
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from roundelay.aggregators import Total, Uplink
 from roundelay.errors import ConfigError
+from roundelay.fold import Total, Uplink
 from roundelay.messages import Memory
 
 Scalar = float | Tensor
@@ -65,8 +65,9 @@ loop.
 
 
 class Algorithm(Protocol):
-    """Both halves of a federated algorithm, in the order in which an update travels. A frozen dataclass serves best: its
-    fields are the algorithm's settings.
+    """Both halves of a federated algorithm, in the order in which an update travels.
+
+    A frozen dataclass serves best: its fields are the algorithm's settings.
     """
 
     @property

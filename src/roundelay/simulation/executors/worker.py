@@ -22,7 +22,6 @@ from roundelay.simulation.executors.protocol import run_or_describe
 from roundelay.simulation.executors.shipping import Shipment, unpack
 from roundelay.trainer import Answer, Evaluated, Trainer
 
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of glibc's malloc.h."""
 
@@ -155,8 +154,10 @@ def _send(connection: Connection, message: Ready | list[Done]) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed. It would give them back to the kernel, and every task would fault the
-    same pages in again: of a client with 25 M parameters and 8 examples, that was two fifths of the time.
+    """Have glibc keep large blocks that are freed.
+
+    It would give them back to the kernel, and every task would fault the same pages in again: of a client with 25 M
+    parameters and 8 examples, that was two fifths of the time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
