@@ -90,7 +90,7 @@ class Job:
         if not (isinstance(self.learner, Learner) or callable(self.learner)):
             raise ConfigError(
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
-                "task), or an object with fit and corrects"
+                "task), or an object with fit, corrects and reports"
             )
 
     def run(self, resume: str | Path | None = None) -> History:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundelay.algorithms.protocol import Rehearsal, rehearse
+from roundelay.algorithms.protocol import NUMBERS, Rehearsal, rehearse
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
@@ -131,7 +131,7 @@ class Run:
         initial = self._trainer.bound.params().clone()
         self.watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
-        _check_corrections(job.work, self._rehearsal)
+        _check_learner(job.work, self._rehearsal)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
         self._virtual_ns, self._best, self._best_version = 0, math.nan, None  # type: int, float, Version | None
@@ -378,11 +378,16 @@ def _watched_metric(job: Prepared) -> str:
     return "loss"
 
 
-def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
+def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
+    algorithm, learner = type(work.algorithm).__name__, type(work.learner).__name__
     if rehearsal.corrects and not work.learner.corrects:
         raise ConfigError(
-            f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} applies no "
+            f"{algorithm} corrects every gradient, and {learner} applies no "
             "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
+        )
+    for name in sorted(rehearsal.needs - work.learner.reports):
+        raise ConfigError(
+            f"{algorithm} needs {name}, which {learner}, as it is set here, does not report: {NUMBERS[name]}"
         )
 
 

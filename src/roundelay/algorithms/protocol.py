@@ -4,7 +4,8 @@ Shapes: every vector is (..., D); a per-client number is a float, or a tensor (C
 same text serves one client and many. An algorithm sees parameters only; buffers travel beside it.
 """
 
-from collections.abc import Callable, Generator, Mapping
+import math
+from collections.abc import Callable, Generator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,25 +27,45 @@ Correct = Callable[[Tensor, Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The client half asks for local training that begins at ``start`` (..., D)."""
+    """The client half asks for local training that begins at ``start`` (..., D).
+
+    ``needs`` names the numbers of ``Fitted`` (those in ``NUMBERS``) without which the algorithm means nothing: a run
+    whose learner does not report them is refused at start. ``pull`` says how strongly ``correct`` draws back to
+    ``start`` (the mu of a proximal term), which changes ``a_norm`` and nothing else.
+    """
 
     start: Tensor
     correct: Correct | None = None
+    needs: Set[str] = frozenset()
+    pull: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """What local training came to.
 
-    ``params`` (..., D) belongs to the algorithm, which may overwrite it. ``lr_sum`` is the sum of the steps' learning
-    rates; it and ``num_steps`` are NaN where a user's own loop did not tell.
+    ``params`` (..., D) belongs to the algorithm, which may overwrite it. The next three are NaN where a user's own loop
+    did not tell, and where they mean nothing. ``lr_sum`` is the sum of the learning rates of plain gradient steps:
+    (start - params) / lr_sum is their mean gradient. ``a_norm`` is the L1 norm of the vector a with which start -
+    params = lr * sum of a_k * gradient_k: the number of steps for plain SGD, more with momentum, less with a pull.
     """
 
     params: Tensor
     num_examples: Scalar
-    num_steps: Scalar
-    lr_sum: Scalar
+    num_steps: Scalar = math.nan
+    lr_sum: Scalar = math.nan
+    a_norm: Scalar = math.nan
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+NUMBERS: Mapping[str, str] = {
+    "num_steps": "the number of optimiser steps; LocalSGD counts them",
+    "lr_sum": "the sum of the learning rates of plain gradient steps; LocalSGD reports it with optimizer 'SGD', "
+    "momentum 0 and no optimizer_args",
+    "a_norm": "how much of the gradients is in the end point; LocalSGD reports it with optimizer 'SGD', with or "
+    "without momentum, and no optimizer_args",
+}
+"""The numbers of ``Fitted`` that not every learner knows, and who does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +114,11 @@ class Algorithm(Protocol):
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """What a run of an algorithm will need: the length of each uplink vector, whether a fit asks for a gradient
-    correction, and how many bytes a client remembers."""
+    correction, which numbers it needs (of ``NUMBERS``), and how many bytes a client remembers."""
 
     lengths: Mapping[str, int]
     corrects: bool
+    needs: Set[str]
     memory_bytes: int
 
 
@@ -108,16 +130,17 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
     """
     state = algorithm.init(params, num_clients)
     client = algorithm.client(algorithm.broadcast(state), algorithm.first_memory(params))
-    corrects = False
+    corrects, needs = False, set[str]()
     try:
         ask = next(client)
         while True:
             corrects = corrects or ask.correct is not None
-            ask = client.send(Fitted(ask.start.clone(), 1.0, 1.0, 1.0))
+            needs |= ask.needs
+            ask = client.send(Fitted(ask.start.clone(), 1.0, 1.0, 1.0, 1.0))
     except StopIteration as stop:
         reply: Reply = stop.value
     name = type(algorithm).__name__
     if reply.vectors.keys() != algorithm.uplink.keys():
         raise ConfigError(f"{name} declares the uplink {sorted(algorithm.uplink)} but sends {sorted(reply.vectors)}")
     lengths = {name: vector.numel() for name, vector in reply.vectors.items()}
-    return Rehearsal(lengths, corrects, sum(v.nbytes for v in reply.memory.values()))
+    return Rehearsal(lengths, corrects, frozenset(needs), sum(v.nbytes for v in reply.memory.values()))
