@@ -116,13 +116,15 @@ class Job:
         """Build the parts and check each of them."""
         data, split, label_counts = self._federated_data()
         learner = self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
-        own_loss = learner.loss if isinstance(learner, LocalSGD) else torch.nn.functional.cross_entropy
+        stated = self.evaluation.loss or torch.nn.functional.cross_entropy
+        train_loss = learner.loss if isinstance(learner, LocalSGD) else stated
         work = Work(
             make_model=self._model_factory(),
             data=data,
             algorithm=self.algorithm,
             learner=learner,
-            loss=self.evaluation.loss or own_loss,
+            loss=self.evaluation.loss or train_loss,
+            train_loss=train_loss,
             measures={getattr(measure, "__name__", repr(measure)): measure for measure in self.evaluation.measures},
             seed=self.seed,
             eval_batch_size=self.evaluation.batch_size,

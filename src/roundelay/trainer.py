@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
-from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Reply
 from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
 from roundelay.errors import ConfigError
@@ -43,7 +43,8 @@ class Evaluated:
 class Work:
     """All that local work needs, whoever does it; sent once to every worker.
 
-    ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation.
+    ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation,
+    ``train_loss`` is what the clients minimise.
     """
 
     make_model: Callable[[], nn.Module]
@@ -51,6 +52,7 @@ class Work:
     algorithm: Algorithm
     learner: Learner
     loss: LossFunction
+    train_loss: LossFunction
     measures: Mapping[str, Metric]
     seed: int
     eval_batch_size: int = 256
@@ -111,8 +113,13 @@ class Trainer:
         try:
             ask = next(client)
             while True:
-                fits.append(self._fit(ask, task, len(fits)))
-                ask = client.send(fits[-1])
+                if fits:
+                    bound.renew()  # what the fit before handed out is the algorithm's to keep
+                if isinstance(ask, Losses):
+                    ask = client.send(self._losses(ask, task))
+                else:
+                    fits.append(self._fit(ask, task, len(fits)))
+                    ask = client.send(fits[-1])
         except StopIteration as stop:
             reply: Reply = stop.value
         update = Update(
@@ -126,13 +133,22 @@ class Trainer:
 
     def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
         bound = self.bound
-        if index:
-            bound.renew()  # what the first fit handed out is the algorithm's to keep
         bound.load_params(ask.start)
         bound.start_training()
         context = Context(task, self.work.seed, index)
         seeds.seed_globals(context.key("training"))
         return self.work.learner.fit(bound, self._part(task.client), ask, context)
+
+    def _losses(self, ask: Losses, task: Task) -> Tensor:
+        bound, work, means = self.bound, self.work, []
+        buffers, integers = bound.buffers().clone(), bound.integers().clone()
+        for params in ask.models:
+            bound.load_params(params)
+            seeds.seed_globals(Context(task, work.seed).key("losses"))  # the same draws for every model, if it draws
+            sums = evaluate(bound, self._part(task.client), work.train_loss, {}, work.eval_batch_size)
+            means.append(sums.means()["loss"])
+        bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
+        return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)
 
     def evaluate_client(self, task: Task, vectors: Vectors) -> Evaluated:
         """Evaluate on a client's own held-out part, or on its training part where it holds none out."""

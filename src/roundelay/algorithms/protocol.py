@@ -7,8 +7,9 @@ same text serves one client and many. An algorithm sees parameters only; buffers
 import math
 from collections.abc import Callable, Generator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
@@ -17,6 +18,12 @@ from roundelay.messages import Memory
 
 Scalar = float | Tensor
 """One number a client: a float, or (C, 1) for a stack of clients. Both broadcast against vectors."""
+
+
+def per_client(number: Scalar, like: Tensor) -> Tensor:
+    """Return one number a client as a vector to send: (..., 1), of the dtype and device of ``like`` (..., D)."""
+    return torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(*like.shape[:-1], 1)
+
 
 State = Mapping[str, Tensor]
 """The server's named tensors, "params" among them. Never changed in place: a new version is a new mapping."""
@@ -38,6 +45,17 @@ class Fit:
     correct: Correct | None = None
     needs: Set[str] = frozenset()
     pull: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """The client half asks what each of ``models`` (K, D) costs: the training loss, meaned over the client's examples.
+
+    The answer is a tensor (K,), or (C, K) for a stack of clients, on the models' device. It is computed in evaluation
+    mode: a model's loss is a number, not a draw of dropout, and no running statistic moves. Buffers are those received.
+    """
+
+    models: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +97,7 @@ class Reply:
     group: int = 0
 
 
-ClientHalf = Generator[Fit, Fitted, Reply]
+ClientHalf = Generator[Fit | Losses, Any, Reply]  # Any: a Fit is answered by a Fitted, Losses by a Tensor
 """A generator that asks for work. Whoever drives it decides how the work is done: a worker's learner, or a user's own
 loop.
 """
@@ -134,6 +152,9 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
     try:
         ask = next(client)
         while True:
+            if isinstance(ask, Losses):
+                ask = client.send(torch.ones_like(ask.models[..., 0]))
+                continue
             corrects = corrects or ask.correct is not None
             needs |= ask.needs
             ask = client.send(Fitted(ask.start.clone(), 1.0, 1.0, 1.0, 1.0))
