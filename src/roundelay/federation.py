@@ -151,7 +151,7 @@ class Federation(Protocol):
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         """Return metrics over clients' own data: per metric "client_NAME" (weighted by examples), its variance over
-        clients and its worst decile."""
+        clients and its worst decile. Each client measures its own model where the algorithm gives it one."""
 
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         """Record a round: track, checkpoint, and hand it to whoever iterates over the job."""

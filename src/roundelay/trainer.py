@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
-from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Reply
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Personalised, Reply
 from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
 from roundelay.errors import ConfigError
@@ -21,6 +21,8 @@ from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
 
 CPU = torch.device("cpu")
+PRIVATE = ("private buffers", "private integers")
+"""Under these names a client's memory keeps the buffers of a model that stays on the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Trainer:
         try:
             if task.kind == "train":
                 return self.train(task, received, memory)
-            return self.evaluate_client(task, Vectors(received.vectors["params"], received.buffers, received.integers))
+            return self.evaluate_client(task, received, memory)
         except BaseException:
             self.bound = self.layout.bind(self.work.initial_module(), self._device)
             raise
@@ -108,7 +110,8 @@ class Trainer:
         """
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
-        client = work.algorithm.client(_on(bound.device, received.vectors), _on(bound.device, memory))
+        own, private = _split(_on(bound.device, memory))
+        client = work.algorithm.client(_on(bound.device, received.vectors), own)
         fits: list[Fitted] = []
         try:
             ask = next(client)
@@ -117,19 +120,26 @@ class Trainer:
                     bound.renew()  # what the fit before handed out is the algorithm's to keep
                 if isinstance(ask, Losses):
                     ask = client.send(self._losses(ask, task))
-                else:
-                    fits.append(self._fit(ask, task, len(fits)))
-                    ask = client.send(fits[-1])
+                    continue
+                if ask.private:
+                    shared = bound.buffers().clone(), bound.integers().clone()
+                    bound.load_buffers(*private or (received.buffers, received.integers))
+                fits.append(self._fit(ask, task, len(fits)))
+                if ask.private:
+                    private = bound.buffers().clone(), bound.integers().clone()
+                    bound.load_buffers(*shared)
+                ask = client.send(fits[-1])
         except StopIteration as stop:
             reply: Reply = stop.value
         update = Update(
             task=task,
             payload=Payload(_on(CPU, reply.vectors), bound.buffers().to(CPU), bound.integers().to(CPU)),
             num_examples=float(reply.num_examples),
-            group=reply.group,
+            group=int(reply.group),
             metrics=scalars(fits[0].metrics) if fits else {},
         )
-        return Answer(update, _on(CPU, reply.memory))
+        kept = {name: value for name, value in zip(PRIVATE, private or (), strict=False) if value.numel()}
+        return Answer(update, _on(CPU, {**reply.memory, **kept}))
 
     def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
         bound = self.bound
@@ -150,11 +160,26 @@ class Trainer:
         bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
         return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)
 
-    def evaluate_client(self, task: Task, vectors: Vectors) -> Evaluated:
-        """Evaluate on a client's own held-out part, or on its training part where it holds none out."""
-        data = self.work.data
+    def evaluate_client(self, task: Task, received: Payload, memory: Memory) -> Evaluated:
+        """Evaluate on a client's own held-out part, or on its training part where it holds none out: the received
+        model, or the client's own where the algorithm gives it one.
+        """
+        bound, data, algorithm = self.bound, self.work.data, self.work.algorithm
         own = data.test(task.client)
-        self.bound.load(vectors)
+        bound.load_buffers(received.buffers, received.integers)
+        if isinstance(algorithm, Personalised):
+            remembered, private = _split(_on(bound.device, memory))
+            client = algorithm.personal(_on(bound.device, received.vectors), remembered)
+            try:
+                ask = next(client)
+                while True:
+                    ask = client.send(self._losses(ask, task))
+            except StopIteration as stop:
+                bound.load_params(stop.value)
+            if private:
+                bound.load_buffers(*private)
+        else:
+            bound.load_params(received.vectors["params"])
         seeds.seed_globals(Context(task, self.work.seed).key("evaluate"))
         return Evaluated(task, self._evaluate(data.train(task.client) if own is None else own))
 
@@ -170,6 +195,16 @@ class Trainer:
     def _evaluate(self, examples: Examples) -> Sums:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
+
+
+def _split(memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
+    """Return the algorithm's part of a memory, and the buffers of the client's private model."""
+    if not any(name in memory for name in PRIVATE):
+        return memory, None
+    buffers, integers = PRIVATE
+    none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # a model may have buffers of one kind only
+    own = {name: value for name, value in memory.items() if name not in PRIVATE}
+    return own, (memory.get(buffers, none), memory.get(integers, no_integers))
 
 
 def _on(device: torch.device, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ same text serves one client and many. An algorithm sees parameters only; buffers
 import math
 from collections.abc import Callable, Generator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,13 +38,15 @@ class Fit:
 
     ``needs`` names the numbers of ``Fitted`` (those in ``NUMBERS``) without which the algorithm means nothing: a run
     whose learner does not report them is refused at start. ``pull`` says how strongly ``correct`` draws back to
-    ``start`` (the mu of a proximal term), which changes ``a_norm`` and nothing else.
+    ``start`` (the mu of a proximal term), which changes ``a_norm`` and nothing else. A ``private`` fit trains a model
+    that stays on the client: its buffers are kept with the client's memory, and those that travel stay as they were.
     """
 
     start: Tensor
     correct: Correct | None = None
     needs: Set[str] = frozenset()
     pull: float = 0.0
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Reply:
     vectors: Mapping[str, Tensor]
     num_examples: Scalar
     memory: Memory = field(default_factory=dict)
-    group: int = 0
+    group: int | Tensor = 0
 
 
 ClientHalf = Generator[Fit | Losses, Any, Reply]  # Any: a Fit is answered by a Fitted, Losses by a Tensor
@@ -127,6 +129,33 @@ class Algorithm(Protocol):
 
     def apply(self, state: State, totals: Mapping[int, Total]) -> State:
         """Make the server's step from a round's totals, by group (0 where the algorithm keeps one model)."""
+
+
+PersonalHalf = Generator[Losses, Tensor, Tensor]
+"""A generator that may ask for losses on the client's training examples, and ends with parameters (D,)."""
+
+
+@runtime_checkable
+class Personalised(Protocol):
+    """An algorithm that gives every client a model of its own has this method too: where clients evaluate on their own
+    data, it is that model which is measured.
+    """
+
+    def personal(self, received: Mapping[str, Tensor], memory: Memory) -> PersonalHalf:
+        """Return the parameters that this client would use, from what a round's clients receive and what it
+        remembers."""
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """An algorithm that keeps several models has this property too: a reply's group is one of 0 to num_groups - 1."""
+
+    @property
+    def num_groups(self) -> int: ...
+
+
+def num_groups(algorithm: Algorithm) -> int:
+    return algorithm.num_groups if isinstance(algorithm, Grouped) else 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from roundelay import seeds
-from roundelay.algorithms.protocol import Algorithm
+from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
-from roundelay.messages import Config, Lost, Payload, Task
+from roundelay.messages import Config, Lost, Memory, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.loop import NS, Order, VirtualLoop
@@ -76,7 +78,7 @@ class SimulatedFederation:
         """
         self.plan, self.clients, self.history = plan, clients, list(history)
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
-        self._expected = Expected.of(trainer.layout, lengths)
+        self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
         self._memory, self._restored = memory, restored
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
         self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
@@ -161,9 +163,13 @@ class SimulatedFederation:
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         tasks = [self._task(client, version.number, 0, "evaluate") for client in clients]
-        self._executor.submit(
-            tasks, Payload({"params": version.state["params"]}, version.buffers, version.integers), {}
-        )
+        algorithm = self._trainer.work.algorithm
+        vectors: Mapping[str, Tensor] = {"params": version.state["params"]}
+        memories: dict[str, Memory] = {}
+        if isinstance(algorithm, Personalised):
+            vectors = algorithm.broadcast(version.state)
+            memories = {client: memory for client in clients if (memory := self._memory.of(client))}
+        self._executor.submit(tasks, Payload(vectors, version.buffers, version.integers), memories)
         came: list[ClientReport] = []
         for task in tasks:
             result = self._executor.result(task.id)
