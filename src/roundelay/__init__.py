@@ -6,8 +6,21 @@ import roundelay as rd
 from importlib.metadata import version
 
 from roundelay import algorithms, data, errors, models
-from roundelay.algorithms import FedAvg, FedProx
-from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
+from roundelay.algorithms import (
+    IFCA,
+    Ditto,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedDyn,
+    FedNova,
+    FedProx,
+    FedYogi,
+    QFedAvg,
+    Scaffold,
+)
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Reply
 from roundelay.data import Data, FederatedData
 from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
 from roundelay.data.split import Split
@@ -26,6 +39,7 @@ from roundelay.workflows import Rounds
 __version__ = version("roundelay")
 
 __all__ = [
+    "IFCA",
     "IID",
     "Algorithm",
     "Constant",
@@ -33,10 +47,17 @@ __all__ = [
     "Cosine",
     "Data",
     "Dirichlet",
+    "Ditto",
     "Evaluation",
     "FLModel",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedDyn",
+    "FedNova",
     "FedProx",
+    "FedYogi",
     "FederatedData",
     "Fit",
     "Fitted",
@@ -46,12 +67,15 @@ __all__ = [
     "Job",
     "Learner",
     "LocalSGD",
+    "Losses",
     "Natural",
+    "QFedAvg",
     "QuantitySkew",
     "Replicate",
     "Reply",
     "Round",
     "Rounds",
+    "Scaffold",
     "Shards",
     "Simulation",
     "Split",
