@@ -21,16 +21,18 @@ from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
-from roundelay.workflows import Rounds
+from roundelay.workflows import Buffered, Cyclic, Hierarchical, Rounds
 
 __version__ = version("roundelay")
 
 __all__ = [
     "IID",
     "Algorithm",
+    "Buffered",
     "Constant",
     "Context",
     "Cosine",
+    "Cyclic",
     "Data",
     "Dirichlet",
     "Evaluation",
@@ -42,6 +44,7 @@ __all__ = [
     "Fitted",
     "FromFile",
     "Guard",
+    "Hierarchical",
     "History",
     "Job",
     "Learner",
