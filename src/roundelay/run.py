@@ -337,13 +337,19 @@ class Run:
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
+FIXED_INSIDE = (("simulation", "duration"), ("evaluation", "client_test_fraction"))
+"""What in those parts decides who is in time, or who trains on what."""
+
 
 def _require_same_job(folder: Path, resolved: str) -> None:
     kept, given = (tomllib.loads(text) for text in ((folder / "job.toml").read_text(), resolved))
-    for key in sorted({*kept, *given} - FREE_TO_CHANGE):
-        if kept.get(key) != given.get(key):
+    fixed = [(key, kept.get(key), given.get(key)) for key in sorted({*kept, *given} - FREE_TO_CHANGE)]
+    for table, key in FIXED_INSIDE:
+        fixed.append((f"{table}.{key}", kept.get(table, {}).get(key), given.get(table, {}).get(key)))
+    for name, then, now in fixed:
+        if then != now:
             raise ConfigError(
-                f"{folder} is a run of another job: its {key} is {kept.get(key)!r}, this job's is {given.get(key)!r}; "
+                f"{folder} is a run of another job: its {name} is {then!r}, this job's is {now!r}; "
                 f"a resumed run can change {', '.join(sorted(FREE_TO_CHANGE))}"
             )
 
