@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundelay.algorithms.protocol import NUMBERS, Rehearsal, rehearse
+from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal, rehearse
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
@@ -131,6 +131,9 @@ class Run:
         self.watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         _check_learner(job.work, self._rehearsal)
+        if self._layout.local_names and isinstance(job.work.algorithm, Personalised):
+            raise ConfigError(f"{type(job.work.algorithm).__name__} gives clients whole models of their own: "
+                              "keep_local cannot keep a part of them")  # fmt: skip
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
         self._flights: Sequence[tuple[Flight, int]] = ()
@@ -190,7 +193,7 @@ class Run:
         """Return what the run has come to so far."""
         module = self._job.work.initial_module()
         version = self._version or self._initial_version()
-        module.load_state_dict(self._layout.unflatten(version.vectors))
+        module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
         return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._reason)
 
     # ---- the private thread -----------------------------------------------------------------------------------------

@@ -244,6 +244,7 @@ class SimulatedFederation:
         memories: dict[str, Memory] = {}
         if isinstance(algorithm, Personalised):
             vectors = algorithm.broadcast(version.state)
+        if isinstance(algorithm, Personalised) or self._trainer.layout.local_names:
             memories = {client: memory for client in clients if (memory := self._memory.of(client))}
         self._executor.submit(tasks, Payload(vectors, version.buffers, version.integers), memories)
         came: list[ClientReport] = []
