@@ -11,7 +11,7 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any
 
-from roundelay import algorithms, learner, models, workflows
+from roundelay import aggregators, algorithms, learner, models, workflows
 from roundelay.components import Namespace, Table, call, checked, find, namespace, unknown_message
 from roundelay.data import images, partition
 from roundelay.errors import ConfigError
@@ -31,11 +31,12 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),
     "workflow": (namespace(workflows), "rounds"),
+    "aggregator": (namespace(aggregators), None),
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
 
 INSIDE = namespace(learner)
-"""Where short names inside a table are looked up: schedules, measures."""
+"""Where short names inside a table are looked up: schedules, measures; inside an aggregator's, the rules."""
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
     "comm_round": ("num_rounds", "FedML"),
@@ -158,7 +159,7 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if name in ("model", "data"):  # built when the job runs, in every process that needs it
         return partial(component, **checked(component, arguments, INSIDE, name))
     if isclass(component):
-        return call(component, arguments, INSIDE, name)
+        return call(component, arguments, known if name == "aggregator" else INSIDE, name)
     parameters = inspect.signature(component).parameters  # of a user's own function, which is the component itself
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
+from roundelay.aggregators import Rule
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.components import describe
@@ -59,8 +60,9 @@ class Job:
     ``model`` is a class or function that returns a module, or a module, whose weights then are the initial ones;
     ``init`` sets them from a file or a state dict. ``data`` is a ``Data`` that ``partition`` splits, or a
     ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
-    data, task)``. ``client_config(round, client)`` gives settings for one task. Nothing is built or read before the
-    job runs.
+    data, task)``. ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates
+    are averaged as they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of
+    a round at once. Nothing is built or read before the job runs.
     """
 
     model: Callable[[], nn.Module] | nn.Module
@@ -80,10 +82,11 @@ class Job:
     simulation: Simulation = field(default_factory=Simulation)
     tracking: Tracking | None = field(default_factory=Tracking)
     client_config: ClientConfig | None = None
+    aggregator: Rule | None = None
 
     def __post_init__(self) -> None:
         self._plan()
-        for name in ("learner", "algorithm", "partition", "workflow"):
+        for name in ("learner", "algorithm", "partition", "workflow", "aggregator"):
             value = getattr(self, name)
             if isinstance(value, type):
                 raise ConfigError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...)")
@@ -92,6 +95,9 @@ class Job:
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
                 "task), or an object with fit and corrects"
             )
+        if self.aggregator is not None and not callable(self.aggregator):
+            raise ConfigError(f"aggregator must be a rule such as Krum(f=2), or your own function(updates), got "
+                              f"{self.aggregator!r}")  # fmt: skip
 
     def run(self, resume: str | Path | None = None) -> History:
         """Train to the end, or from the checkpoint in the run folder ``resume`` on."""
@@ -139,6 +145,7 @@ class Job:
             resolved=self.to_toml(),
             split=split,
             label_counts=label_counts,
+            aggregator=self.aggregator,
         )
 
     def to_toml(self) -> str:
@@ -156,7 +163,7 @@ class Job:
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written
-            elif f.name in ("model", "data", "partition", "algorithm", "learner"):
+            elif f.name in ("model", "data", "partition", "algorithm", "learner", "aggregator"):
                 tables[f.name] = {"use": written}
             else:
                 top[f.name] = written

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roundelay.aggregators import FLTrust, Rule, shortfall
 from roundelay.algorithms.protocol import Rehearsal, rehearse
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
@@ -110,6 +111,7 @@ class Prepared:
     resolved: str
     split: Split | None
     label_counts: Sequence[Sequence[int]] | None
+    aggregator: Rule | None = None
 
 
 class Run:
@@ -132,6 +134,8 @@ class Run:
         self.watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         _check_corrections(job.work, self._rehearsal)
+        if job.aggregator is not None:
+            _check_rule(job, job.aggregator, self._rehearsal, initial)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
         self._virtual_ns, self._best, self._best_version = 0, math.nan, None  # type: int, float, Version | None
@@ -212,7 +216,7 @@ class Run:
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
                     history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
-                    client_config=job.client_config,
+                    client_config=job.client_config, rule=job.aggregator,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"
@@ -245,6 +249,9 @@ class Run:
             "virtual_s": finished.virtual_s,
             **finished.metrics,
         }
+        if outcome.fold.gathered_bytes:
+            row["gathered_bytes"] = outcome.fold.gathered_bytes
+            row["kept_model"] = int(outcome.fold.shortfall() is not None)
         self._rows.append(row)
         self._virtual_ns = loop.now_ns
         self._keep_best(row, finished.version)
@@ -384,6 +391,23 @@ def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
             f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} applies no "
             "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
         )
+
+
+def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor) -> None:
+    algorithm, clients = job.work.algorithm, job.work.data.clients
+    sent = algorithm.broadcast(algorithm.init(initial, len(clients)))
+    name = type(algorithm).__name__
+    if "params" not in sent or rehearsal.lengths.get("params") != sent["params"].numel():
+        raise ConfigError(
+            f"aggregator {rule} compares what clients send with what they received, as 'params'; {name} sends "
+            f"{dict(rehearsal.lengths)} for { ({n: v.numel() for n, v in sent.items()}) }: leave the aggregator out"
+        )
+    if isinstance(rule, FLTrust) and rule.root not in clients:
+        raise ConfigError(unknown_message(f"aggregator {rule}: client {rule.root!r}", rule.root, clients[:50]))
+    voters = len(clients) - isinstance(rule, FLTrust)
+    short = shortfall(rule, min(voters, job.workflow.round_size(job.plan, len(clients))))
+    if short is not None:
+        raise ConfigError(f"aggregator {short}; raise clients_per_round, or lower f")
 
 
 def _client_row(number: int, report: ClientReport) -> Row:

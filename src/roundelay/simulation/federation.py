@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from roundelay import seeds
+from roundelay.aggregators import FLTrust, Rule
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Plan, Version
+from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
 from roundelay.messages import Config, Lost, Payload, Task
@@ -70,13 +72,16 @@ class SimulatedFederation:
         on_round: Callable[[Finished], Mapping[str, float]],
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
+        rule: Rule | None = None,
     ) -> None:
         """``lengths`` are those of the uplink vectors; ``on_round`` records a finished round and returns its
-        row of metrics for ``history``.
+        row of metrics for ``history``; without a ``rule``, updates are averaged as they come.
         """
         self.plan, self.clients, self.history = plan, clients, list(history)
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
-        self._expected = Expected.of(trainer.layout, lengths)
+        self._expected, self._lengths, self._rule = Expected.of(trainer.layout, lengths), lengths, rule
+        self._root = rule.root if isinstance(rule, FLTrust) else None
+        self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored = memory, restored
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
         self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
@@ -95,7 +100,8 @@ class SimulatedFederation:
 
     def sample(self, number: int, attempt: int, count: int) -> tuple[str, ...]:
         draw = seeds.rng(self._trainer.work.seed, number, attempt, "", "cohort")
-        return tuple(sorted(self.clients[i] for i in draw.sample(range(len(self.clients)), count)))
+        places = draw.sample(range(len(self._drawn)), min(count, len(self._drawn)))
+        return tuple(sorted([*(self._drawn[i] for i in places), *([self._root] if self._root else [])]))
 
     async def train(
         self,
@@ -112,7 +118,7 @@ class SimulatedFederation:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=self._executor.release,
+            release=self._executor.release, fold=self._gathered(algorithm, version, sent, len(tasks), attempt),
         )  # fmt: skip
         closed = self._loop.create_future()
 
@@ -152,6 +158,16 @@ class SimulatedFederation:
                 event.cancel()
             self._executor.cancel(intake.open_tasks)
         return self._closed(intake.close())
+
+    def _gathered(
+        self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int
+    ) -> Gathered | None:
+        if self._rule is None:
+            return None
+        return Gathered.begin(
+            self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self._trainer.work.seed,
+            version.number + 1, attempt,
+        )  # fmt: skip
 
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)
