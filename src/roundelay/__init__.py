@@ -36,7 +36,7 @@ from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
-from roundelay.workflows import Rounds
+from roundelay.workflows import Buffered, Cyclic, Hierarchical, Rounds
 
 __version__ = version("roundelay")
 
@@ -44,11 +44,13 @@ __all__ = [
     "IID",
     "Algorithm",
     "Bucketing",
+    "Buffered",
     "CentredClipping",
     "Constant",
     "Context",
     "CoordinateMedian",
     "Cosine",
+    "Cyclic",
     "Data",
     "Dirichlet",
     "Evaluation",
@@ -62,6 +64,7 @@ __all__ = [
     "FromFile",
     "GeometricMedian",
     "Guard",
+    "Hierarchical",
     "History",
     "Job",
     "Krum",

@@ -23,7 +23,7 @@ from roundelay.data.federated import FederatedData
 from roundelay.data.partition import Partitioner
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError, LayoutError
-from roundelay.federation import Plan, Stopping
+from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
@@ -75,7 +75,7 @@ class Job:
     seed: int = 0
     name: str = "job"
     init: str | Path | Mapping[str, Tensor] | None = None
-    workflow: Rounds = Rounds()
+    workflow: Workflow = Rounds()
     evaluation: Evaluation = Evaluation()
     stopping: Stopping = Stopping()
     guard: Guard = Guard()

@@ -182,15 +182,20 @@ class Layout:
 
 
 class Bound:
-    """A module whose tensors are views of one aligned buffer. Reading gives vectors, loading takes them."""
+    """A module whose tensors are views of one aligned buffer. Reading gives vectors, loading takes them.
+
+    ``parameters`` are the module's own, each once, in the layout's order.
+    """
 
     def __init__(self, layout: Layout, module: nn.Module, device: torch.device) -> None:
         self.layout, self.module, self.device = layout, module, device
         self._views: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
+        self._nothing = {kind: torch.empty(0, dtype=torch.int64 if kind is Kind.INTEGER_BUFFER else layout.dtype,
+                                           device=device) for kind in Kind}  # fmt: skip
         self._whole: dict[
             Kind, Tensor | None
         ] = {}  # the kind's vector itself, where its views have no gap between them
-        self._params: list[Tensor] = []
+        self.parameters: list[nn.Parameter] = []
         self._place(module)
         self._grad: Tensor | None = None
 
@@ -212,7 +217,7 @@ class Bound:
                 for name in (spec.name, *spec.aliases):
                     owner, _, leaf = name.rpartition(".")
                     owners[owner]._buffers[leaf] = view
-        self._params = [state[spec.name] for spec in self.layout.of_kind(Kind.PARAMETER)]
+        self.parameters = [state[spec.name] for spec in self.layout.of_kind(Kind.PARAMETER)]
         for kind in Kind:
             specs = self.layout.of_kind(kind)
             dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
@@ -249,7 +254,7 @@ class Bound:
     def start_training(self) -> None:
         """Put the module into training mode, without gradients."""
         self.module.train()
-        for p in self._params:
+        for p in self.parameters:
             p.grad = None
 
     def correct_gradients(self, correct: Callable[[Tensor, Tensor], None]) -> None:
@@ -259,14 +264,14 @@ class Bound:
         """
         if self._grad is None:
             self._grad = torch.empty(self.layout.num_params, dtype=self.layout.dtype, device=self.device)
-        views = torch.split(self._grad, [p.numel() for p in self._params])
-        for view, p in zip(views, self._params, strict=True):
+        views = torch.split(self._grad, [p.numel() for p in self.parameters])
+        for view, p in zip(views, self.parameters, strict=True):
             if p.grad is None:
                 view.zero_()
             else:
                 view.copy_(p.grad.view(-1))
         correct(self._grad, self.params())
-        for view, p in zip(views, self._params, strict=True):
+        for view, p in zip(views, self.parameters, strict=True):
             p.grad = view.view(p.shape).to(p.dtype)
 
     def adopt(self) -> None:
@@ -302,7 +307,7 @@ class Bound:
             return whole
         dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
         if not views:
-            return torch.empty(0, dtype=dtype, device=self.device)
+            return self._nothing[kind]
         return torch.cat([v if v.dtype is dtype else v.to(dtype) for v in views])
 
 

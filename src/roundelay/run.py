@@ -24,7 +24,7 @@ from roundelay.algorithms.protocol import Rehearsal, rehearse
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
-from roundelay.federation import Plan, Version
+from roundelay.federation import Flight, Plan, Version, Workflow
 from roundelay.guard import Guard
 from roundelay.intake import ClientReport
 from roundelay.layout import Layout
@@ -102,7 +102,7 @@ class Prepared:
 
     work: Work
     plan: Plan
-    workflow: Rounds
+    workflow: Workflow
     simulation: Simulation
     guard: Guard
     tracking: Tracking | None
@@ -127,7 +127,7 @@ class Run:
             ConfigError: a combination cannot mean what its name says, or ``resume`` is not a folder of this job.
         """
         self._job = job
-        job.workflow.check(job.plan, len(job.work.data.clients))
+        job.workflow.check(job.plan, len(job.work.data.clients), job.work.algorithm)
         self._trainer = Trainer(job.work)
         self._layout = self._trainer.layout
         initial = self._trainer.bound.params().clone()
@@ -138,6 +138,7 @@ class Run:
             _check_rule(job, job.aggregator, self._rehearsal, initial)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
+        self._flights: Sequence[tuple[Flight, int]] = ()
         self._virtual_ns, self._best, self._best_version = 0, math.nan, None  # type: int, float, Version | None
         self._rows: list[Row] = []
         self._folder = self._open_folder(resume)
@@ -215,6 +216,7 @@ class Run:
                 federation = SimulatedFederation(
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
+                    flights=self._flights,
                     history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
                     client_config=job.client_config, rule=job.aggregator,
                 )  # fmt: skip
@@ -237,7 +239,7 @@ class Run:
             self._finished.put(ending)
 
     def _finish_round(self, loop: VirtualLoop, finished: Finished) -> Row:
-        outcome, self._version = finished.outcome, finished.version
+        outcome, self._version, self._flights = finished.outcome, finished.version, finished.flights
         self._memory.finish_round()
         row: dict[str, Any] = {
             "round": finished.version.number,
@@ -299,6 +301,7 @@ class Run:
             checkpoint = load_checkpoint(kept, self._layout)
             self._version, self._virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
             self._memory.restore(checkpoint.memory)
+            self._flights = checkpoint.flights
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self._rows.extend(read_rows(folder.path / "metrics.jsonl"))
@@ -318,7 +321,7 @@ class Run:
             save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors))
             self._best_version = None
         save_weights(path / "last.pt", self._layout.unflatten(self._version.vectors))
-        kept = Checkpoint(self._version, self._memory.state(), self._virtual_ns, self._best)
+        kept = Checkpoint(self._version, self._memory.state(), self._virtual_ns, self._best, self._flights)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
 
     def _note(self, state: str, **facts: object) -> None:
@@ -404,6 +407,11 @@ def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor
         )
     if isinstance(rule, FLTrust) and rule.root not in clients:
         raise ConfigError(unknown_message(f"aggregator {rule}: client {rule.root!r}", rule.root, clients[:50]))
+    if not isinstance(job.workflow, Rounds):
+        raise ConfigError(
+            f"aggregator {rule} needs the updates of a round side by side, which only synchronous rounds have; "
+            f"{type(job.workflow).__name__} folds by the mean: leave the aggregator out"
+        )
     voters = len(clients) - isinstance(rule, FLTrust)
     short = shortfall(rule, min(voters, job.workflow.round_size(job.plan, len(clients))))
     if short is not None:

@@ -267,6 +267,10 @@ class Several(rd.FedAvg):
         ({"aggregator": rd.Krum(f=1), "clients_per_round": 4, "workflow": rd.Rounds(over_selection=0.5)}, "n = 4"),
         ({"aggregator": rd.FLTrust(root="zoe")}, "client 'zoe' is unknown"),
         ({"aggregator": rd.Krum(f=1), "algorithm": Several()}, "Several sends .*leave the aggregator out"),
+        (
+            {"aggregator": rd.Robust(), "workflow": rd.Cyclic()},
+            "only synchronous rounds have; Cyclic folds by the mean",
+        ),
         ({"aggregator": rd.Robust}, "aggregator is the class Robust; give an instance"),
         ({"aggregator": "krum"}, "aggregator must be a rule"),
     ],

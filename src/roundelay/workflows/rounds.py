@@ -40,7 +40,7 @@ class Rounds:
         if self.goal is not None and self.over_selection:
             raise ConfigError("give goal or over_selection, not both: over_selection means a goal of clients_per_round")
 
-    def check(self, plan: Plan, num_clients: int) -> None:
+    def check(self, plan: Plan, num_clients: int, algorithm: Algorithm) -> None:
         """Refuse what can never come true with this plan.
 
         Raises:
@@ -66,12 +66,7 @@ class Rounds:
             else:
                 version = replace(version, number=version.number + 1)
                 log.warning("round %d: the model stays as it was: %s", version.number, short)
-            metrics: dict[str, float] = {}
-            if plan.evaluates(version.number, plan.eval_every):
-                metrics |= await fed.evaluate(version)
-            if plan.evaluates(version.number, plan.client_eval_every):
-                metrics |= await fed.evaluate_clients(version, fed.clients)
-            await fed.finish_round(version, outcome, metrics)
+            await conclude(fed, version, outcome)
 
     def round_size(self, plan: Plan, num_clients: int) -> int:
         """Return how many updates a round folds at most."""
@@ -110,3 +105,13 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     fold = outcome.fold
     buffers, integers = fold.buffers()
     return Version(version.number + 1, algorithm.apply(version.state, fold.totals()), buffers, integers, fold.step())
+
+
+async def conclude(fed: Federation, version: Version, outcome: Outcome) -> None:
+    """Evaluate the version that a round led to, where the plan says so, and record the round."""
+    plan, metrics = fed.plan, dict[str, float]()
+    if plan.evaluates(version.number, plan.eval_every):
+        metrics |= await fed.evaluate(version)
+    if plan.evaluates(version.number, plan.client_eval_every):
+        metrics |= await fed.evaluate_clients(version, fed.clients)
+    await fed.finish_round(version, outcome, metrics)
