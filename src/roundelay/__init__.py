@@ -5,7 +5,7 @@ import roundelay as rd
 
 from importlib.metadata import version
 
-from roundelay import aggregators, algorithms, data, errors, models
+from roundelay import aggregators, algorithms, attacks, data, errors, models
 from roundelay.aggregators import (
     Bucketing,
     CentredClipping,
@@ -94,6 +94,7 @@ __all__ = [
     "Uplink",
     "aggregators",
     "algorithms",
+    "attacks",
     "data",
     "errors",
     "models",

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
-from roundelay.aggregators import Rule
+from roundelay.aggregators import FLTrust, Rule
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
+from roundelay.attacks import Hostile, armed, assigned
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData
@@ -62,7 +63,7 @@ class Job:
     ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
     data, task)``. ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates
     are averaged as they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of
-    a round at once. Nothing is built or read before the job runs.
+    a round at once. ``attacks`` say which clients do harm, and how. Nothing is built or read before the job runs.
     """
 
     model: Callable[[], nn.Module] | nn.Module
@@ -83,6 +84,7 @@ class Job:
     tracking: Tracking | None = field(default_factory=Tracking)
     client_config: ClientConfig | None = None
     aggregator: Rule | None = None
+    attacks: Sequence[Hostile] = ()
 
     def __post_init__(self) -> None:
         self._plan()
@@ -95,6 +97,9 @@ class Job:
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
                 "task), or an object with fit and corrects"
             )
+        for attack in self.attacks:
+            if not isinstance(attack, Hostile):
+                raise ConfigError(f"attacks must be a list of attacks such as [SignFlip(fraction=0.2)], got {attack!r}")
         if self.aggregator is not None and not callable(self.aggregator):
             raise ConfigError(f"aggregator must be a rule such as Krum(f=2), or your own function(updates), got "
                               f"{self.aggregator!r}")  # fmt: skip
@@ -133,8 +138,10 @@ class Job:
             seed=self.seed,
             eval_batch_size=self.evaluation.batch_size,
         )
+        trusted = {self.aggregator.root} if isinstance(self.aggregator, FLTrust) else set()
+        roles = assigned(self.attacks, [client for client in data.clients if client not in trusted], self.seed)
         return Prepared(
-            work=work,
+            work=armed(work, roles) if roles else work,
             plan=self._plan(),
             workflow=self.workflow,
             simulation=self.simulation,
@@ -146,6 +153,7 @@ class Job:
             split=split,
             label_counts=label_counts,
             aggregator=self.aggregator,
+            roles=roles,
         )
 
     def to_toml(self) -> str:
@@ -156,7 +164,7 @@ class Job:
         tables: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None:
+            if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
             if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking"):

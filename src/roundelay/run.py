@@ -11,7 +11,7 @@ import threading
 import tomllib
 from asyncio import Runner
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from roundelay.aggregators import FLTrust, Rule, shortfall
 from roundelay.algorithms.protocol import Rehearsal, rehearse
+from roundelay.attacks import Colludes, Lies, Roles, slowed
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
@@ -30,6 +31,7 @@ from roundelay.intake import ClientReport
 from roundelay.layout import Layout
 from roundelay.metrics import higher_is_better
 from roundelay.simulation.federation import ClientConfig, Finished, SimulatedFederation
+from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.simulation.settings import Simulation
@@ -112,6 +114,7 @@ class Prepared:
     split: Split | None
     label_counts: Sequence[Sequence[int]] | None
     aggregator: Rule | None = None
+    roles: Roles = field(default_factory=dict)
 
 
 class Run:
@@ -136,6 +139,8 @@ class Run:
         _check_corrections(job.work, self._rehearsal)
         if job.aggregator is not None:
             _check_rule(job, job.aggregator, self._rehearsal, initial)
+        _check_attacks(job, self._rehearsal, initial)
+        self._duration = slowed(job.simulation.duration, job.roles)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
         self._flights: Sequence[tuple[Flight, int]] = ()
@@ -206,6 +211,9 @@ class Run:
         executor, ending = None, None
         try:
             executor = self._job.simulation.start(self._job.work, self._trainer, self._rehearsal)
+            if self._job.roles:
+                algorithm, seed = self._job.work.algorithm, self._job.work.seed
+                executor = Intercepted(executor, self._job.roles, list(algorithm.uplink), seed)
             self._interrupt = executor.interrupt
             if self._stop.is_set():  # the caller left while the workers were starting
                 raise _Left
@@ -217,7 +225,7 @@ class Run:
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
                     flights=self._flights,
-                    history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
+                    history=self._rows, on_round=partial(self._finish_round, loop), duration=self._duration,
                     client_config=job.client_config, rule=job.aggregator,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
@@ -291,6 +299,9 @@ class Run:
             job.split.save(folder.path / "split.json")
         if job.label_counts is not None:
             folder.write_json("label_counts.json", {"clients": job.work.data.clients, "counts": job.label_counts})
+        if job.roles:
+            played = {client: [type(role).__name__ for role in job.roles[client]] for client in sorted(job.roles)}
+            folder.write_json("attacks.json", played)
         folder.open_tables(keep_rounds=0)
         return folder
 
@@ -397,14 +408,8 @@ def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
 
 
 def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor) -> None:
-    algorithm, clients = job.work.algorithm, job.work.data.clients
-    sent = algorithm.broadcast(algorithm.init(initial, len(clients)))
-    name = type(algorithm).__name__
-    if "params" not in sent or rehearsal.lengths.get("params") != sent["params"].numel():
-        raise ConfigError(
-            f"aggregator {rule} compares what clients send with what they received, as 'params'; {name} sends "
-            f"{dict(rehearsal.lengths)} for { ({n: v.numel() for n, v in sent.items()}) }: leave the aggregator out"
-        )
+    clients = job.work.data.clients
+    _check_steps(f"aggregator {rule}", job, rehearsal, initial)
     if isinstance(rule, FLTrust) and rule.root not in clients:
         raise ConfigError(unknown_message(f"aggregator {rule}: client {rule.root!r}", rule.root, clients[:50]))
     if not isinstance(job.workflow, Rounds):
@@ -416,6 +421,29 @@ def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor
     short = shortfall(rule, min(voters, job.workflow.round_size(job.plan, len(clients))))
     if short is not None:
         raise ConfigError(f"aggregator {short}; raise clients_per_round, or lower f")
+
+
+def _check_attacks(job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
+    for role in {id(role): role for played in job.roles.values() for role in played}.values():
+        if isinstance(role, Lies | Colludes):
+            _check_steps(f"attack {role}", job, rehearsal, initial)
+        if isinstance(role, Colludes) and not isinstance(job.workflow, Rounds):
+            raise ConfigError(
+                f"attack {role} looks at the honest updates of a round, which only synchronous rounds have together; "
+                f"this job's workflow is {type(job.workflow).__name__}"
+            )
+
+
+def _check_steps(who: str, job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
+    """Refuse what speaks of a client's step where none can be told."""
+    algorithm = job.work.algorithm
+    sent = algorithm.broadcast(algorithm.init(initial, len(job.work.data.clients)))
+    came, went = dict(rehearsal.lengths), {name: vector.numel() for name, vector in sent.items()}
+    if "params" not in sent or rehearsal.lengths.get("params") != sent["params"].numel():
+        raise ConfigError(
+            f"{who} compares what clients send with what they received, as 'params'; {type(algorithm).__name__} sends "
+            f"{came} for {went}: leave it out"
+        )
 
 
 def _client_row(number: int, report: ClientReport) -> Row:

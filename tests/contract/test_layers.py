@@ -15,7 +15,7 @@ LAYERS = (
     ("trainer",),
     ("intake",),
     ("federation",),
-    ("workflows",),
+    ("workflows", "attacks"),
     ("simulation",),
     ("tracking",),
     ("run",),

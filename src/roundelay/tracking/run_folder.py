@@ -4,6 +4,7 @@ job.toml        the resolved configuration                run.json       version
 metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
 split.json      which example belongs to which client      label_counts.json
+attacks.json    who does harm, where attacks were asked for
 """
 
 import fcntl
