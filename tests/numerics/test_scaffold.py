@@ -1,6 +1,7 @@
 """SCAFFOLD, option II: Karimireddy 2020, Algorithm 1."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from reference import Smooth, assert_follows, end_of, flat, initial, point, poin
 from torch import nn
 
 import roundelay as rd
+from roundelay.intake import Intake
+from roundelay.trainer import Answer
 
 
 def test_two_rounds_by_hand() -> None:
@@ -81,6 +84,34 @@ def test_a_client_that_is_refused_every_other_round_is_as_one_that_was_not_asked
 
     straight_line(rounds, refused=broken)
     assert statuses == ["refused"] * 3
+
+
+def remember_refused(patch: pytest.MonkeyPatch) -> None:
+    """The planted bug: what a refused client would remember is kept."""
+    arrive = Intake.arrive
+
+    def remembered(self: Intake, answer: Answer) -> None:
+        arrive(self, answer)
+        self._memories[answer.update.task.client] = {name: value.clone() for name, value in answer.memory.items()}
+
+    patch.setattr(Intake, "arrive", remembered)
+
+
+def count_refused(patch: pytest.MonkeyPatch) -> None:
+    """The planted bug: the server's control moves as if everybody who was asked had been folded."""
+    apply = rd.Scaffold.apply
+    patch.setattr(
+        rd.Scaffold, "apply", lambda self, state, totals: apply(self, state, {0: replace(totals[0], count=6)})
+    )
+
+
+@pytest.mark.parametrize("plant", [remember_refused, count_refused])
+def test_the_check_of_refused_clients_catches(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_a_client_that_is_refused_every_other_round_is_as_one_that_was_not_asked("serial")
 
 
 def test_the_minimum_is_found_where_averaging_misses_it() -> None:
