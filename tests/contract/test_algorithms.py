@@ -16,6 +16,8 @@ from roundelay.algorithms.protocol import Algorithm, Fitted, Losses, Reply, num_
 from roundelay.components import build, describe, namespace
 from roundelay.errors import ConfigError
 from roundelay.intake import Intake
+from roundelay.simulation.executors.processes import Processes
+from roundelay.simulation.executors.worker import Done
 from roundelay.trainer import Answer
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -105,6 +107,24 @@ def test_serial_and_processes_agree_client_by_client_and_a_resumed_run_ends_in_t
     timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in alone.rows]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in pooled.rows] == timeless
     assert pooled.clients() == alone.clients()
+
+
+@every_algorithm
+def test_answers_fit_into_the_slots_that_the_pool_makes_for_them(
+    algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they do not, every answer is pickled through a pipe: as right, and slower."""
+    inline: list[object] = []
+    take = Processes._take
+
+    def noted(self: Processes, done: Done) -> None:
+        inline.append(done.inline)
+        take(self, done)
+
+    monkeypatch.setattr(Processes, "_take", noted)
+    small_job(algorithm=algorithm, simulation=rd.Simulation(num_workers=1)).run()
+    assert len(inline) == 12
+    assert all(what is None for what in inline)
 
 
 @every_algorithm
