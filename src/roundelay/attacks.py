@@ -16,7 +16,7 @@ Shapes: h honest clients of a round, f hostile ones, D values, B examples.
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist

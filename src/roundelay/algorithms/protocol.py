@@ -161,11 +161,13 @@ def num_groups(algorithm: Algorithm) -> int:
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """What a run of an algorithm will need: the length of each uplink vector, whether a fit asks for a gradient
-    correction, which numbers it needs (of ``NUMBERS``), and how many bytes a client remembers."""
+    correction, which numbers it needs (of ``NUMBERS``), whether a client trains a private model, and how many bytes the
+    algorithm's part of a client's memory takes."""
 
     lengths: Mapping[str, int]
     corrects: bool
     needs: Set[str]
+    private: bool
     memory_bytes: int
 
 
@@ -177,7 +179,7 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
     """
     state = algorithm.init(params, num_clients)
     client = algorithm.client(algorithm.broadcast(state), algorithm.first_memory(params))
-    corrects, needs = False, set[str]()
+    corrects, needs, private = False, set[str](), False
     try:
         ask = next(client)
         while True:
@@ -186,6 +188,7 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
                 continue
             corrects = corrects or ask.correct is not None
             needs |= ask.needs
+            private = private or ask.private
             ask = client.send(Fitted(ask.start.clone(), 1.0, 1.0, 1.0, 1.0))
     except StopIteration as stop:
         reply: Reply = stop.value
@@ -193,4 +196,5 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
     if reply.vectors.keys() != algorithm.uplink.keys():
         raise ConfigError(f"{name} declares the uplink {sorted(algorithm.uplink)} but sends {sorted(reply.vectors)}")
     lengths = {name: vector.numel() for name, vector in reply.vectors.items()}
-    return Rehearsal(lengths, corrects, frozenset(needs), sum(v.nbytes for v in reply.memory.values()))
+    memory_bytes = sum(v.nbytes for v in reply.memory.values())
+    return Rehearsal(lengths, corrects, frozenset(needs), private, memory_bytes)

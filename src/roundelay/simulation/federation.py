@@ -89,10 +89,6 @@ class SimulatedFederation:
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
         self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
         self._lengths, self._rule = lengths, rule
-            Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm)),
-            lengths,
-            rule,
-        )
         self._root = rule.root if isinstance(rule, FLTrust) else None
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
