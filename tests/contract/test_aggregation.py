@@ -47,12 +47,16 @@ def in_the_pool() -> dict[str, str]:
     return {str(rule): job(rule, simulation=POOL).run().sha256 for rule in POOLED}
 
 
-@pytest.mark.parametrize("rule", POOLED, ids=str)
+def named(rule: object) -> str:
+    return getattr(rule, "__name__", str(rule))  # a function's text holds its address, which differs between processes
+
+
+@pytest.mark.parametrize("rule", POOLED, ids=named)
 def test_serial_and_pooled_runs_end_in_the_same_sha256(rule: Rule, in_the_pool: dict[str, str]) -> None:
     assert job(rule).run().sha256 == in_the_pool[str(rule)]
 
 
-@pytest.mark.parametrize("rule", [*RULES, halfway], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, halfway], ids=named)
 def test_the_order_of_arrival_changes_no_bit(rule: Rule) -> None:
     def backwards(client: str, task: rd.Task) -> float:
         return 10.0 - int(client[1:])
