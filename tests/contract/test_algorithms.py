@@ -109,6 +109,17 @@ def test_serial_and_processes_agree_client_by_client_and_a_resumed_run_ends_in_t
     assert pooled.clients() == alone.clients()
 
 
+class Normed(nn.Module):
+    """Buffers that are longer than the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(7, 1), nn.BatchNorm1d(500, affine=False), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x).expand(-1, 500)).mean(1, keepdim=True))
+
+
 @every_algorithm
 def test_answers_fit_into_the_slots_that_the_pool_makes_for_them(
     algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
@@ -122,7 +133,7 @@ def test_answers_fit_into_the_slots_that_the_pool_makes_for_them(
         take(self, done)
 
     monkeypatch.setattr(Processes, "_take", noted)
-    small_job(algorithm=algorithm, simulation=rd.Simulation(num_workers=1)).run()
+    small_job(model=Normed, algorithm=algorithm, simulation=rd.Simulation(num_workers=1)).run()
     assert len(inline) == 12
     assert all(what is None for what in inline)
 
