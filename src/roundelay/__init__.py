@@ -34,7 +34,7 @@ from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
-from roundelay.workflows import Rounds
+from roundelay.workflows import Buffered, Cyclic, Hierarchical, Rounds
 
 __version__ = version("roundelay")
 
@@ -42,9 +42,11 @@ __all__ = [
     "IFCA",
     "IID",
     "Algorithm",
+    "Buffered",
     "Constant",
     "Context",
     "Cosine",
+    "Cyclic",
     "Data",
     "Dirichlet",
     "Ditto",
@@ -63,6 +65,7 @@ __all__ = [
     "Fitted",
     "FromFile",
     "Guard",
+    "Hierarchical",
     "History",
     "Job",
     "Learner",

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from roundelay.algorithms.protocol import Algorithm, State
 from roundelay.errors import ConfigError
+from roundelay.guard import Refusal
 from roundelay.intake import Outcome
 from roundelay.layout import Vectors
+from roundelay.messages import Lost, Payload, Task
 from roundelay.metrics import higher_is_better
+from roundelay.trainer import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,37 @@ class Plan:
         return every > 0 and (number % every == 0 or number == self.num_rounds)
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A task under way: what was sent with it, and the number of the version that was."""
+
+    task: Task
+    sent: Payload
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An answer to a task that was under way, and the guard's refusal where it is not admitted.
+
+    Its tensors are valid until the federation is asked for the next one.
+    """
+
+    flight: Flight
+    answer: Answer | Lost
+    refusal: Refusal | None
+
+
+class Workflow(Protocol):
+    """What the server does from the first round to the last."""
+
+    def check(self, plan: Plan, num_clients: int, algorithm: Algorithm) -> None:
+        """Raise a ConfigError where this workflow cannot come true with the rest of the job; called before it runs."""
+
+    async def run(self, fed: "Federation", algorithm: Algorithm) -> None:
+        """Run the job: plain sequential code over a ``Federation``."""
+
+
 class Federation(Protocol):
     @property
     def clients(self) -> Sequence[str]:
@@ -115,6 +149,10 @@ class Federation(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    @property
+    def seed(self) -> int:
+        """The job's seed, for draws of the workflow's own."""
 
     @property
     def history(self) -> Sequence[Mapping[str, float]]:
@@ -126,8 +164,11 @@ class Federation(Protocol):
     def begin(self, algorithm: Algorithm) -> Version:
         """Return version 0: the initial model."""
 
-    def sample(self, number: int, attempt: int, count: int) -> tuple[str, ...]:
-        """Draw ``count`` clients uniformly without replacement, keyed by round and attempt; sorted by id."""
+    def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Draw ``count`` clients uniformly without replacement, keyed by round and attempt; sorted by id.
+
+        ``among`` is in order of id too; without it, all clients are drawn from.
+        """
 
     async def train(
         self,
@@ -142,6 +183,23 @@ class Federation(Protocol):
         """Let a cohort train on a version. The round closes when ``goal`` updates were admitted, at the deadline, or
         when nobody is left to answer.
         """
+
+    @property
+    def flying(self) -> Sequence[Flight]:
+        """The tasks under way, one a client; they outlive rounds, and an interruption of the run."""
+
+    @property
+    def arrived(self) -> bool:
+        """Whether an answer waits that arrived at this very moment."""
+
+    def dispatch(self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int) -> None:
+        """Let clients train on a version, each by itself; the next call on the same version has a new ``attempt``."""
+
+    async def arrival(self) -> Arrived:
+        """Wait for the next answer of a dispatched task."""
+
+    def account(self, outcome: Outcome) -> Outcome:
+        """Count the bytes and reports of a round that the workflow closed itself; ``train`` does so for its own."""
 
     def commit(self, outcome: Outcome) -> None:
         """Make final what the admitted clients will remember. Without it, their memory stays as it was."""

@@ -22,7 +22,7 @@ from roundelay.data.federated import FederatedData
 from roundelay.data.partition import Partitioner
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError, LayoutError
-from roundelay.federation import Plan, Stopping
+from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
@@ -61,6 +61,10 @@ class Job:
     ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
     data, task)``. ``client_config(round, client)`` gives settings for one task. Nothing is built or read before the
     job runs.
+
+    ``keep_local`` names tensors that stay on each client and never travel: patterns such as "head.*" (FedPer), or
+    "@batch_norm" for all of every BatchNorm layer (FedBN). The global model, ``last.pt`` and ``best.pt`` then hold what
+    is shared; clients that evaluate on their own data use their own part.
     """
 
     model: Callable[[], nn.Module] | nn.Module
@@ -73,13 +77,14 @@ class Job:
     seed: int = 0
     name: str = "job"
     init: str | Path | Mapping[str, Tensor] | None = None
-    workflow: Rounds = Rounds()
+    workflow: Workflow = Rounds()
     evaluation: Evaluation = Evaluation()
     stopping: Stopping = Stopping()
     guard: Guard = Guard()
     simulation: Simulation = field(default_factory=Simulation)
     tracking: Tracking | None = field(default_factory=Tracking)
     client_config: ClientConfig | None = None
+    keep_local: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._plan()
@@ -128,6 +133,7 @@ class Job:
             measures={getattr(measure, "__name__", repr(measure)): measure for measure in self.evaluation.measures},
             seed=self.seed,
             eval_batch_size=self.evaluation.batch_size,
+            keep_local=self.keep_local,
         )
         return Prepared(
             work=work,

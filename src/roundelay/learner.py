@@ -163,9 +163,9 @@ class LocalSGD:
         self = self.configured(context.task)
         lr = self.lr * self.schedule(context.task.round)
         module, device = bound.module, bound.device
-        trained = [p for p in module.parameters() if p.requires_grad]
+        trained = [p for p in bound.parameters if p.requires_grad]
         step = self._step(trained, lr)
-        num_steps, loss_sum, num_seen = 0, torch.zeros((), device=device), 0
+        losses: list[tuple[Tensor, int]] = []  # read when all steps are done: on an accelerator, reading waits
         for inputs, targets in self._batches(examples, context.generator("shuffle")):
             for parameter in trained:
                 parameter.grad = None
@@ -176,17 +176,15 @@ class LocalSGD:
             if self.clip_norm is not None:
                 nn.utils.clip_grad_norm_(trained, self.clip_norm)
             step()
-            size = len(targets)
-            loss_sum.add_(loss.detach(), alpha=size)
-            num_seen += size
-            num_steps += 1
+            losses.append((loss.detach(), len(targets)))
+        num_steps, num_seen = len(losses), sum(size for _, size in losses)
         return Fitted(
             params=bound.params(),
             num_examples=float(len(examples)),
             num_steps=float(num_steps),
             lr_sum=num_steps * lr if "lr_sum" in self.reports else math.nan,
             a_norm=accumulation(num_steps, self.momentum, lr * ask.pull) if self._is_sgd else math.nan,
-            metrics={"train_loss": loss_sum.item() / num_seen},
+            metrics={"train_loss": sum(loss.item() * size for loss, size in losses) / num_seen},
         )
 
     def configured(self, task: Task) -> "LocalSGD":

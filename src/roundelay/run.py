@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundelay.algorithms.protocol import NUMBERS, Rehearsal, rehearse
+from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal, rehearse
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
-from roundelay.federation import Plan, Version
+from roundelay.federation import Flight, Plan, Version, Workflow
 from roundelay.guard import Guard
 from roundelay.intake import ClientReport
 from roundelay.layout import Layout
@@ -36,7 +36,6 @@ from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_chec
 from roundelay.tracking.run_folder import Clock, RunFolder, Tracking, read_rows, surroundings
 from roundelay.tracking.tensorboard import TensorBoard
 from roundelay.trainer import Trainer, Work
-from roundelay.workflows.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class Prepared:
 
     work: Work
     plan: Plan
-    workflow: Rounds
+    workflow: Workflow
     simulation: Simulation
     guard: Guard
     tracking: Tracking | None
@@ -125,15 +124,19 @@ class Run:
             ConfigError: a combination cannot mean what its name says, or ``resume`` is not a folder of this job.
         """
         self._job = job
-        job.workflow.check(job.plan, len(job.work.data.clients))
+        job.workflow.check(job.plan, len(job.work.data.clients), job.work.algorithm)
         self._trainer = Trainer(job.work)
         self._layout = self._trainer.layout
         initial = self._trainer.bound.params().clone()
         self.watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         _check_learner(job.work, self._rehearsal)
+        if self._layout.local_names and isinstance(job.work.algorithm, Personalised):
+            raise ConfigError(f"{type(job.work.algorithm).__name__} gives clients whole models of their own: "
+                              "keep_local cannot keep a part of them")  # fmt: skip
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
+        self._flights: Sequence[tuple[Flight, int]] = ()
         self._virtual_ns, self._best, self._best_version = 0, math.nan, None  # type: int, float, Version | None
         self._rows: list[Row] = []
         self._folder = self._open_folder(resume)
@@ -190,7 +193,7 @@ class Run:
         """Return what the run has come to so far."""
         module = self._job.work.initial_module()
         version = self._version or self._initial_version()
-        module.load_state_dict(self._layout.unflatten(version.vectors))
+        module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
         return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._reason)
 
     # ---- the private thread -----------------------------------------------------------------------------------------
@@ -211,6 +214,7 @@ class Run:
                 federation = SimulatedFederation(
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
+                    flights=self._flights,
                     history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
                     client_config=job.client_config,
                 )  # fmt: skip
@@ -233,7 +237,7 @@ class Run:
             self._finished.put(ending)
 
     def _finish_round(self, loop: VirtualLoop, finished: Finished) -> Row:
-        outcome, self._version = finished.outcome, finished.version
+        outcome, self._version, self._flights = finished.outcome, finished.version, finished.flights
         self._memory.finish_round()
         row: dict[str, Any] = {
             "round": finished.version.number,
@@ -292,6 +296,7 @@ class Run:
             checkpoint = load_checkpoint(kept, self._layout)
             self._version, self._virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
             self._memory.restore(checkpoint.memory)
+            self._flights = checkpoint.flights
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self._rows.extend(read_rows(folder.path / "metrics.jsonl"))
@@ -311,7 +316,7 @@ class Run:
             save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors))
             self._best_version = None
         save_weights(path / "last.pt", self._layout.unflatten(self._version.vectors))
-        kept = Checkpoint(self._version, self._memory.state(), self._virtual_ns, self._best)
+        kept = Checkpoint(self._version, self._memory.state(), self._virtual_ns, self._best, self._flights)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
 
     def _note(self, state: str, **facts: object) -> None:
@@ -335,13 +340,19 @@ class Run:
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
+FIXED_INSIDE = (("simulation", "duration"), ("evaluation", "client_test_fraction"))
+"""What in those parts decides who is in time, or who trains on what."""
+
 
 def _require_same_job(folder: Path, resolved: str) -> None:
     kept, given = (tomllib.loads(text) for text in ((folder / "job.toml").read_text(), resolved))
-    for key in sorted({*kept, *given} - FREE_TO_CHANGE):
-        if kept.get(key) != given.get(key):
+    fixed = [(key, kept.get(key), given.get(key)) for key in sorted({*kept, *given} - FREE_TO_CHANGE)]
+    for table, key in FIXED_INSIDE:
+        fixed.append((f"{table}.{key}", kept.get(table, {}).get(key), given.get(table, {}).get(key)))
+    for name, then, now in fixed:
+        if then != now:
             raise ConfigError(
-                f"{folder} is a run of another job: its {key} is {kept.get(key)!r}, this job's is {given.get(key)!r}; "
+                f"{folder} is a run of another job: its {name} is {then!r}, this job's is {now!r}; "
                 f"a resumed run can change {', '.join(sorted(FREE_TO_CHANGE))}"
             )
 

@@ -3,7 +3,7 @@
 A serial simulation has one trainer, a pool has one per worker, a device has one. Each gives the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -21,6 +21,9 @@ from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
 
 CPU = torch.device("cpu")
+LOCAL = ("local params", "local buffers", "local integers")
+"""Under these names a client's memory keeps the tensors that ``keep_local`` names."""
+
 PRIVATE = ("private buffers", "private integers")
 """Under these names a client's memory keeps the buffers of a model that stays on the client."""
 
@@ -46,7 +49,7 @@ class Work:
     """All that local work needs, whoever does it; sent once to every worker.
 
     ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation,
-    ``train_loss`` is what the clients minimise.
+    ``train_loss`` is what the clients minimise; ``keep_local`` says which tensors stay on each client.
     """
 
     make_model: Callable[[], nn.Module]
@@ -58,6 +61,7 @@ class Work:
     measures: Mapping[str, Metric]
     seed: int
     eval_batch_size: int = 256
+    keep_local: Sequence[str] = ()
 
     def initial_module(self) -> nn.Module:
         """Build the module from the job's seed, leaving the caller's random state as it was.
@@ -85,8 +89,9 @@ class Trainer:
     def __init__(self, work: Work, device: torch.device | None = None) -> None:
         self.work, self._device = work, device or torch.device("cpu")
         module = work.initial_module()
-        self.layout = Layout.of(module)
+        self.layout = Layout.of(module, work.keep_local)
         self.bound: Bound = self.layout.bind(module, self._device)
+        self._first_local = self.bound.local()
         self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
@@ -110,7 +115,7 @@ class Trainer:
         """
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
-        own, private = _split(_on(bound.device, memory))
+        own, private = self._load_local(memory)
         client = work.algorithm.client(_on(bound.device, received.vectors), own)
         fits: list[Fitted] = []
         try:
@@ -139,7 +144,7 @@ class Trainer:
             metrics=scalars(fits[0].metrics) if fits else {},
         )
         kept = {name: value for name, value in zip(PRIVATE, private or (), strict=False) if value.numel()}
-        return Answer(update, _on(CPU, {**reply.memory, **kept}))
+        return Answer(update, _on(CPU, {**reply.memory, **kept, **self._local()}))
 
     def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
         bound = self.bound
@@ -167,8 +172,8 @@ class Trainer:
         bound, data, algorithm = self.bound, self.work.data, self.work.algorithm
         own = data.test(task.client)
         bound.load_buffers(received.buffers, received.integers)
+        remembered, private = self._load_local(memory)
         if isinstance(algorithm, Personalised):
-            remembered, private = _split(_on(bound.device, memory))
             client = algorithm.personal(_on(bound.device, received.vectors), remembered)
             try:
                 ask = next(client)
@@ -184,27 +189,40 @@ class Trainer:
         return Evaluated(task, self._evaluate(data.train(task.client) if own is None else own))
 
     def evaluate_held_out(self, vectors: Vectors, round: int) -> Sums:
-        """Evaluate on the server's held-out data; of none, the sums are empty."""
+        """Evaluate on the server's held-out data; of none, the sums are empty. What clients keep for themselves is as
+        it was at first.
+        """
         if self.work.data.held_out is None:
             return Sums({}, 0)
         self.bound.load(vectors)
+        self.bound.load_local(self._first_local)
         with seeds.preserved_globals():
             seeds.seed_globals(seeds.key(self.work.seed, round, 0, "", "evaluate"))
             return self._evaluate(self.work.data.held_out)
 
+    def _load_local(self, memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
+        """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its
+        private model.
+        """
+        memory = _on(self.bound.device, memory)
+        if self.layout.local_names:
+            kept = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
+            self.bound.load_local(kept)
+        own = {name: value for name, value in memory.items() if name not in LOCAL + PRIVATE}
+        if not any(name in memory for name in PRIVATE):
+            return own, None
+        none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # some models have buffers of one kind
+        return own, (memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers))
+
+    def _local(self) -> Memory:
+        if not self.layout.local_names:
+            return {}
+        local = self.bound.local()
+        return dict(zip(LOCAL, (local.params, local.buffers, local.integers), strict=True))
+
     def _evaluate(self, examples: Examples) -> Sums:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
-
-
-def _split(memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
-    """Return the algorithm's part of a memory, and the buffers of the client's private model."""
-    if not any(name in memory for name in PRIVATE):
-        return memory, None
-    buffers, integers = PRIVATE
-    none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # a model may have buffers of one kind only
-    own = {name: value for name, value in memory.items() if name not in PRIVATE}
-    return own, (memory.get(buffers, none), memory.get(integers, no_integers))
 
 
 def _on(device: torch.device, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

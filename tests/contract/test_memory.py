@@ -153,13 +153,13 @@ def test_memory_gives_the_same_bits_in_every_executor_and_after_a_resume(algorit
 
 def commit_whatever_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted bug: a round below its quorum is committed all the same."""
-    closed = SimulatedFederation._closed
+    closed = SimulatedFederation.account
 
     def committed(self: SimulatedFederation, outcome: Outcome) -> Outcome:
         self.commit(outcome)
         return closed(self, outcome)
 
-    monkeypatch.setattr(SimulatedFederation, "_closed", committed)
+    monkeypatch.setattr(SimulatedFederation, "account", committed)
 
 
 def forget_at_commit(monkeypatch: pytest.MonkeyPatch) -> None:

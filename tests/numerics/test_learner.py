@@ -329,7 +329,7 @@ def test_a_norm_is_the_closed_form_of_momentum_and_of_a_pull(tau: int) -> None:
         ({"optimizer": "Adam"}, {"num_steps"}),
         ({"optimizer": lambda p, lr: torch.optim.SGD(p, lr=lr)}, {"num_steps"}),
     ],
-    ids=str,
+    ids=["plain", "decay and clipping", "momentum", "nesterov", "Adam", "factory"],
 )
 def test_a_learner_reports_what_it_says_and_no_more(settings: dict, reported: set[str]) -> None:
     learner = replace(SGD, **settings)

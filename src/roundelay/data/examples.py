@@ -99,8 +99,13 @@ class TensorExamples:
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         _check_batch_size(batch_size)
-        _check_positions(order, len(self), "order")
-        return self._gather(self._base(order), batch_size)
+        if self.indices is None or order.dtype != torch.int64 or order.ndim != 1:
+            _check_positions(order, len(self), "order")
+        try:
+            return self._gather(self._base(order), batch_size)
+        except IndexError:  # torch has looked at every position: a second look is for the message
+            _check_positions(order, len(self), "order")
+            raise
 
     def labels(self) -> Tensor:
         if self.targets.ndim != 1 or self.targets.is_floating_point() or self.targets.is_complex():

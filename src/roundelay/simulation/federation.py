@@ -4,9 +4,11 @@ A task's moment of arrival is modelled when it is dispatched. When that moment c
 the real result. So who belongs to a round depends on modelled time only.
 """
 
+import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +18,7 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
 from roundelay.errors import ClientFailed, ConfigError
-from roundelay.federation import Plan, Version
+from roundelay.federation import Arrived, Flight, Plan, Version
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
 from roundelay.messages import Config, Lost, Memory, Payload, Task
@@ -42,12 +44,14 @@ ClientConfig = Callable[[int, str], Config]
 class Finished:
     """One finished round as the federation saw it; ``virtual_s`` is the simulated time at its end.
 
-    ``reports`` tells of every client of every attempt, and of those that evaluated.
+    ``reports`` tells of every client of every attempt, and of those that evaluated; ``flights`` are under way, each
+    with its nanosecond of arrival.
     """
 
     version: Version
     outcome: Outcome
     reports: Sequence[ClientReport]
+    flights: Sequence[tuple[Flight, int]]
     metrics: Mapping[str, float]
     bytes_down: int
     bytes_up: int
@@ -68,36 +72,49 @@ class SimulatedFederation:
         lengths: Mapping[str, int],
         memory: ClientMemory,
         restored: Version | None,
+        flights: Sequence[tuple[Flight, int]],
         history: Sequence[Mapping[str, float]],
         on_round: Callable[[Finished], Mapping[str, float]],
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
     ) -> None:
-        """``lengths`` are those of the uplink vectors; ``on_round`` records a finished round and returns its
-        row of metrics for ``history``.
+        """``lengths`` are those of the uplink vectors; ``flights`` were under way when the restored version was kept,
+        with their nanoseconds of arrival; ``on_round`` records a finished round and returns its row of metrics for
+        ``history``.
         """
-        self.plan, self.clients, self.history = plan, clients, list(history)
+        self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
         self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
-        self._memory, self._restored = memory, restored
+        self._memory, self._restored, self._restored_flights = memory, restored, flights
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
         self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._shown: set[str] = set()  # tracebacks that were logged in full
         self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),
                                 trainer.bound.integers().clone())  # fmt: skip
+        self._flights: dict[int, tuple[Flight, int]] = {}  # by task id, with the nanosecond of arrival
+        self._landed: deque[int] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._last_arrival: int | None = None
         self._reports: list[ClientReport] = []  # of the round that is not finished
         self._started = time.perf_counter()
 
     def restore(self) -> Version | None:
+        if self._restored_flights:
+            for flight, due_ns in self._restored_flights:
+                self._next_task = max(self._next_task, flight.task.id)
+                if due_ns <= self._loop.now_ns:
+                    self._landed.append(flight.task.id)
+            self._launch(self._restored_flights)
         return self._restored
 
     def begin(self, algorithm: Algorithm) -> Version:
         first = self._initial
         return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
 
-    def sample(self, number: int, attempt: int, count: int) -> tuple[str, ...]:
-        draw = seeds.rng(self._trainer.work.seed, number, attempt, "", "cohort")
-        return tuple(sorted(self.clients[i] for i in draw.sample(range(len(self.clients)), count)))
+    def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        draw = seeds.rng(self.seed, number, attempt, "", "cohort")
+        pool = self.clients if among is None else among
+        return tuple(sorted(pool[i] for i in draw.sample(range(len(pool)), count)))
 
     async def train(
         self,
@@ -135,7 +152,7 @@ class SimulatedFederation:
 
         due: dict[int, list[Task]] = {}  # what arrives at the same nanosecond arrives in the order of client ids,
         if goal is not None:  # unless the round closes before all are there: then a draw decides who is in time
-            key = partial(seeds.key, self._trainer.work.seed, number, attempt)
+            key = partial(seeds.key, self.seed, number, attempt)
             tasks.sort(key=lambda task: key(task.client, "arrival"))
         for task in tasks:
             due.setdefault(self._loop.now_ns + self._duration_ns(task), []).append(task)
@@ -153,7 +170,66 @@ class SimulatedFederation:
             for event in events:
                 event.cancel()
             self._executor.cancel(intake.open_tasks)
-        return self._closed(intake.close())
+        outcome = self.account(intake.close())
+        self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
+        return outcome
+
+    @property
+    def flying(self) -> Sequence[Flight]:
+        return [flight for flight, _ in self._flights.values()]
+
+    @property
+    def arrived(self) -> bool:
+        return bool(self._landed)
+
+    def dispatch(self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int) -> None:
+        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
+        tasks = [self._task(client, version.number + 1, attempt) for client in clients]
+        self._launch([(Flight(task, sent, version.number), self._loop.now_ns + self._duration_ns(task))
+                      for task in tasks])  # fmt: skip
+
+    async def arrival(self) -> Arrived:
+        if not self._landed:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        if self._last_arrival is not None:
+            self._executor.release(self._last_arrival)
+        task_id = self._landed.popleft()
+        flight, _ = self._flights.pop(task_id)
+        self._last_arrival = task_id
+        answer = self._executor.result(task_id)
+        assert not isinstance(answer, Evaluated)
+        refusal = None
+        if isinstance(answer, Lost):
+            self._despair_of([(answer.reason, answer.traceback)])
+        else:
+            self._failed_in_a_row = 0
+            refusal = self._guard.check(answer.update, flight.task, self._expected, answered=False)
+        return Arrived(flight, answer, refusal)
+
+    def _launch(self, flights: Sequence[tuple[Flight, int]]) -> None:
+        """Submit tasks, those of one broadcast together, and let each land at its nanosecond."""
+        for flight, due_ns in flights:
+            self._flights[flight.task.id] = (flight, due_ns)
+        in_order = sorted(flights, key=lambda pair: (pair[1], pair[0].task.id))
+        by_sent: dict[int, list[Flight]] = {}
+        for flight, _ in in_order:
+            by_sent.setdefault(id(flight.sent), []).append(flight)
+        for together in by_sent.values():
+            memories = {f.task.client: m for f in together if (m := self._memory.of(f.task.client))}
+            self._executor.submit([f.task for f in together], together[0].sent, memories)
+        for flight, due_ns in in_order:
+            if flight.task.id not in self._landed:
+                self._loop.at(due_ns, self._land, flight.task.id)
+
+    def _land(self, task_id: int) -> None:
+        self._landed.append(task_id)
+        if self._waiter is not None and not self._waiter.done():  # woken when all of this nanosecond have landed
+            self._loop.at(self._loop.now_ns, self._wake, order=Order.AFTER_ALL)
+
+    def _wake(self) -> None:
+        if self._landed and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)
@@ -168,6 +244,7 @@ class SimulatedFederation:
         memories: dict[str, Memory] = {}
         if isinstance(algorithm, Personalised):
             vectors = algorithm.broadcast(version.state)
+        if isinstance(algorithm, Personalised) or self._trainer.layout.local_names:
             memories = {client: memory for client in clients if (memory := self._memory.of(client))}
         self._executor.submit(tasks, Payload(vectors, version.buffers, version.integers), memories)
         came: list[ClientReport] = []
@@ -190,15 +267,16 @@ class SimulatedFederation:
 
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")
+        table = {**weighted_means(admitted), **metrics}
         finished = Finished(
-            version, outcome, tuple(self._reports), {**weighted_means(admitted), **metrics}, self._bytes_down,
+            version, outcome, tuple(self._reports), tuple(self._flights.values()), table, self._bytes_down,
             self._bytes_up, time.perf_counter() - self._started, self._loop.time(),
         )  # fmt: skip
         self._reports = []
         self.history.append(self._on_round(finished))
         self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
 
-    def _closed(self, outcome: Outcome) -> Outcome:
+    def account(self, outcome: Outcome) -> Outcome:
         self._reports.extend(replace(report, attempt=outcome.attempt) for report in outcome.reports)
         self._bytes_down += outcome.bytes_down
         self._bytes_up += outcome.bytes_up
@@ -208,15 +286,21 @@ class SimulatedFederation:
                 self._shown.add(report.traceback)
                 log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
                             f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
-        if all(report.traceback for report in outcome.reports):
-            self._failed_in_a_row += len(outcome.reports)
-            if self._failed_in_a_row >= min(HOPELESS, len(self.clients)):
-                first = outcome.reports[0]
-                raise ClientFailed(f"round {outcome.number}: the last {self._failed_in_a_row} clients all failed. "
-                                   f"{first.reason}\n{first.traceback}")  # fmt: skip
-        else:
-            self._failed_in_a_row = 0
         return outcome
+
+    def _despair_of(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Take (reason, traceback) of a whole cohort, or of one dispatched task; no traceback is no failure.
+
+        Raises:
+            ClientFailed: everybody has failed for a while.
+        """
+        if not all(trace for _, trace in failures):
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row += len(failures)
+        if self._failed_in_a_row >= min(HOPELESS, len(self.clients)):
+            reason, trace = failures[0]
+            raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
 
     def _task(self, client: str, number: int, attempt: int, kind: str = "train") -> Task:
         self._next_task += 1

@@ -22,6 +22,7 @@ class Order(IntEnum):
 
     ARRIVAL = 0
     TIMER = 1
+    AFTER_ALL = 2
 
 
 class Event:

@@ -1,7 +1,7 @@
 """State dicts in files, and the checkpoint from which a run goes on to the same bits."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,25 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError, LayoutError
-from roundelay.federation import Version
+from roundelay.federation import Flight, Version
 from roundelay.files import save_atomically
 from roundelay.layout import Layout
-from roundelay.messages import Memory
+from roundelay.messages import Memory, Payload, Task
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a run stands after a round. ``best`` is the watched metric's best value so far, NaN before the first."""
+    """Where a run stands after a round.
+
+    ``best`` is the watched metric's best value so far, NaN before the first. ``flights`` are the tasks under way, each
+    with the virtual nanosecond of its arrival.
+    """
 
     version: Version
     memory: Mapping[str, Memory]
     virtual_ns: int
     best: float
+    flights: Sequence[tuple[Flight, int]] = ()
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
@@ -57,6 +62,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "memory": {client: dict(memory) for client, memory in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
+        "flights": [(_fields(flight.task), flight.version, due_ns) for flight, due_ns in checkpoint.flights],
+        "sent": {flight.version: _fields(flight.sent) for flight, _ in checkpoint.flights},
         "layout": _described(layout),
     }
     save_atomically(path, lambda file: torch.save(content, file))
@@ -75,7 +82,13 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
     if len(content["layout"]) != len(layout.specs):
         raise LayoutError(f"{path} holds {len(content['layout'])} tensors, this job's model has {len(layout.specs)}")
     version = Version(content["round"], content["state"], content["buffers"], content["integers"])
-    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"])
+    sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
+    flights = [(Flight(Task(**task), sent[number], number), due_ns) for task, number, due_ns in content["flights"]]
+    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights)
+
+
+def _fields(value: Task | Payload) -> dict[str, Any]:  # Any: plain values and tensors
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _described(layout: Layout) -> list[str]:

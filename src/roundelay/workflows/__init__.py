@@ -1,5 +1,8 @@
-"""Workflows: the server's logic as plain sequential code over a ``Federation``."""
+"""Workflows: what the server does, round after round, as plain sequential code over a ``Federation``."""
 
+from roundelay.workflows.buffered import Buffered
+from roundelay.workflows.cyclic import Cyclic
+from roundelay.workflows.hierarchical import Hierarchical
 from roundelay.workflows.rounds import Rounds
 
-__all__ = ["Rounds"]
+__all__ = ["Buffered", "Cyclic", "Hierarchical", "Rounds"]

@@ -40,7 +40,7 @@ class Rounds:
         if self.goal is not None and self.over_selection:
             raise ConfigError("give goal or over_selection, not both: over_selection means a goal of clients_per_round")
 
-    def check(self, plan: Plan, num_clients: int) -> None:
+    def check(self, plan: Plan, num_clients: int, algorithm: Algorithm) -> None:
         """Refuse what can never come true with this plan.
 
         Raises:
@@ -65,12 +65,7 @@ class Rounds:
             else:
                 version = replace(version, number=version.number + 1)
                 log.warning("round %d: too few updates, the model stays as it was", version.number)
-            metrics: dict[str, float] = {}
-            if plan.evaluates(version.number, plan.eval_every):
-                metrics |= await fed.evaluate(version)
-            if plan.evaluates(version.number, plan.client_eval_every):
-                metrics |= await fed.evaluate_clients(version, fed.clients)
-            await fed.finish_round(version, outcome, metrics)
+            await conclude(fed, version, outcome)
 
     def _asked(self, plan: Plan, num_clients: int) -> int:
         # rounded first: in floats, 100 clients and 10 % beyond are a hair more than 110
@@ -96,3 +91,13 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     """Return the version that follows from a closed round's fold."""
     buffers, integers = outcome.fold.buffers()
     return Version(version.number + 1, algorithm.apply(version.state, outcome.fold.totals()), buffers, integers)
+
+
+async def conclude(fed: Federation, version: Version, outcome: Outcome) -> None:
+    """Evaluate the version that a round led to, where the plan says so, and record the round."""
+    plan, metrics = fed.plan, dict[str, float]()
+    if plan.evaluates(version.number, plan.eval_every):
+        metrics |= await fed.evaluate(version)
+    if plan.evaluates(version.number, plan.client_eval_every):
+        metrics |= await fed.evaluate_clients(version, fed.clients)
+    await fed.finish_round(version, outcome, metrics)

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 PRELOAD = ["torch._dynamo", "roundelay.simulation.executors.worker"]
 BATCH_S = 0.005  # about how long a batch takes: messages cost tenths of a millisecond
 MAX_BATCH = 32
+SHORT_S = 0.025  # below, a worker that waits for its next task loses a noticeable share of its time
 
 
 @dataclass(slots=True)
@@ -198,8 +199,9 @@ class Processes:
 
     def _feed(self) -> None:
         """Hand out batches from the line while there are workers that take them and slots for their results."""
-        at_once = 2 if self._batch_size > 1 else 1  # one batch in work, and with short tasks one that waits for it
         while self._line:
+            # One batch in work, and with short tasks one that waits for it, while there is enough for everybody.
+            at_once = 2 if self._task_s < SHORT_S and len(self._line) >= len(self._workers) else 1
             worker = min(self._workers, key=lambda w: (len(w.batches), w.num_tasks))
             if len(worker.batches) >= at_once:
                 return
