@@ -4,7 +4,7 @@ import itertools
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,9 +51,16 @@ def top(
 
 
 @app.command()
-def run(job: JobFile, set: Overrides = None) -> None:
+def run(
+    job: JobFile,
+    set: Overrides = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
+    ] = None,
+) -> None:
     """Run a job."""
-    _train(config.load(job, set or []), None)
+    _train(config.load(job, set or [], attack or []), None)
 
 
 @app.command()
@@ -183,30 +190,12 @@ def _split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, list[str
     varied, fixed = [], []
     for override in overrides:
         key, _, text = override.partition("=")
-        texts = list(_top_level_commas(text))
+        texts = list(config.top_level_commas(text))
         if len(texts) > 1:
             varied.append((key, texts))
         else:
             fixed.append(override)
     return varied, fixed
-
-
-def _top_level_commas(text: str) -> Iterator[str]:
-    """Split at commas that are not inside brackets, braces or quotes."""
-    depth, quoted, start = 0, "", 0
-    for at, char in enumerate(text):
-        if quoted:
-            quoted = "" if char == quoted else quoted
-        elif char in "\"'":
-            quoted = char
-        elif char in "[{(":
-            depth += 1
-        elif char in "]})":
-            depth -= 1
-        elif char == "," and depth == 0:
-            yield text[start:at]
-            start = at + 1
-    yield text[start:]
 
 
 def _seed_list(text: str) -> list[int]:

@@ -4,15 +4,15 @@ import inspect
 import json
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from inspect import isclass
 from pathlib import Path
 from typing import Any
 
-from roundelay import algorithms, learner, models, workflows
-from roundelay.components import Namespace, Table, call, checked, find, namespace, unknown_message
+from roundelay import aggregators, algorithms, attacks, learner, models, workflows
+from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
 from roundelay.data import images, partition
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
@@ -31,11 +31,12 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),
     "workflow": (namespace(workflows), "rounds"),
+    "aggregator": (namespace(aggregators), None),
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
 
 INSIDE = namespace(learner)
-"""Where short names inside a table are looked up: schedules, measures."""
+"""Where short names inside a table are looked up: schedules, measures; inside an aggregator's, the rules."""
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
     "comm_round": ("num_rounds", "FedML"),
@@ -84,8 +85,9 @@ thing.
 """
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str] = ()) -> Job:
     """Read a job file, or the resolved one of a run folder. ``use = "module:Name"`` finds modules beside the file.
+    ``attacked`` adds attacks such as "alie:fraction=0.2" to those of the file.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; names it.
@@ -99,6 +101,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         apply_override(document, override)
+    if attacked:
+        document["attacks"] = [*document.get("attacks", []), *map(parse_attack, attacked)]
     beside = path.resolve().parent
     if str(beside) not in sys.path:
         sys.path.insert(0, str(beside))
@@ -117,6 +121,10 @@ def build_job(document: Mapping[str, Any]) -> Job:
     for name, value in document.items():
         if name in CHOSEN:
             parts[name] = _chosen(name, _table(name, value))
+        elif name == "attacks":
+            if not isinstance(value, list):
+                raise ConfigError(f'attacks must be a list of tables with use = "...", got {value!r}')
+            parts[name] = tuple(build(_table("attacks", table), namespace(attacks), "attacks") for table in value)
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
@@ -145,6 +153,39 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     place[key] = {"use": value} if path.strip() in CHOSEN and isinstance(value, str) else value
 
 
+def parse_attack(text: str) -> Table:
+    """Return the table that "signflip:fraction=0.2,scale=3" stands for; "module:Name" finds one of your own.
+
+    >>> parse_attack("alie:fraction=0.2")
+    {'use': 'alie', 'fraction': 0.2}
+    """
+    use, _, arguments = text.rpartition(":") if "=" in text else (text, "", "")
+    if "=" in use or (arguments and not use):
+        raise ConfigError(f"cannot read the attack {text!r}; expected a name and settings, as in alie:fraction=0.2")
+    table: dict[str, Any] = {"use": use}
+    for setting in top_level_commas(arguments) if arguments else ():
+        apply_override(table, setting)
+    return table
+
+
+def top_level_commas(text: str) -> Iterator[str]:
+    """Split at commas that are not inside brackets, braces or quotes."""
+    depth, quoted, start = 0, "", 0
+    for at, char in enumerate(text):
+        if quoted:
+            quoted = "" if char == quoted else quoted
+        elif char in "\"'":
+            quoted = char
+        elif char in "[{(":
+            depth += 1
+        elif char in "]})":
+            depth -= 1
+        elif char == "," and depth == 0:
+            yield text[start:at]
+            start = at + 1
+    yield text[start:]
+
+
 def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     known, default = CHOSEN[name]
     arguments = dict(table)
@@ -158,7 +199,7 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if name in ("model", "data"):  # built when the job runs, in every process that needs it
         return partial(component, **checked(component, arguments, INSIDE, name))
     if isclass(component):
-        return call(component, arguments, INSIDE, name)
+        return call(component, arguments, known if name == "aggregator" else INSIDE, name)
     parameters = inspect.signature(component).parameters  # of a user's own function, which is the component itself
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")

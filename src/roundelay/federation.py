@@ -21,13 +21,15 @@ from roundelay.trainer import Answer
 class Version:
     """One version of the model on the server: the algorithm's state ("params" among it) and the buffers beside it.
 
-    ``number`` counts the rounds behind it, 0 for the initial model.
+    ``number`` counts the rounds behind it, 0 for the initial model. ``last`` is the step that the round's aggregate
+    made, of all uplink vectors end to end, where an aggregation rule was used.
     """
 
     number: int
     state: State
     buffers: Tensor
     integers: Tensor
+    last: Tensor | None = None
 
     @property
     def vectors(self) -> Vectors:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,32 @@ class Total:
         return self.means[name] * self.weights[name]
 
 
+class Folding(Protocol):
+    """What takes in a round's admitted updates, in order of client id, and says what they come to."""
+
+    def add(self, update: Update) -> None:
+        """Take one update in. Its tensors stay the caller's."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def gathered_bytes(self) -> int:
+        """How many bytes are held because every update is needed at once; 0 where they stream."""
+
+    def shortfall(self) -> str | None:
+        """Return why these updates cannot become a new model, or None where they can."""
+
+    def totals(self) -> dict[int, Total]:
+        """Return one ``Total`` per group; raises EmptyRoundError where there is a shortfall."""
+
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Return what the float and the integer buffers come to; raises as ``totals`` does."""
+
+    def step(self) -> Tensor | None:
+        """Return the step that the aggregate makes where the next round's fold needs it, else None."""
+
+
 @dataclass(slots=True)
 class Fold:
     """The running fold of one round. Whoever calls ``add`` keeps the order: float sums depend on it.
@@ -81,6 +107,16 @@ class Fold:
     @property
     def count(self) -> int:
         return sum(self._counts.values())
+
+    @property
+    def gathered_bytes(self) -> int:
+        return 0
+
+    def shortfall(self) -> str | None:
+        return None if self._groups else "no update was admitted"
+
+    def step(self) -> Tensor | None:
+        return None
 
     def totals(self) -> dict[int, Total]:
         """Return one ``Total`` per group.

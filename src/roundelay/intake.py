@@ -14,7 +14,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from roundelay.fold import Fold, Uplink
+from roundelay.fold import Fold, Folding, Uplink
 from roundelay.guard import Expected, Guard
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import reported
@@ -48,7 +48,7 @@ class Outcome:
 
     number: int
     attempt: int
-    fold: Fold
+    fold: Folding
     reports: tuple[ClientReport, ...]
     memories: Mapping[str, Memory]
     bytes_down: int
@@ -69,14 +69,18 @@ class Intake:
         guard: Guard,
         goal: int | None,
         release: Callable[[int], None],
+        fold: Folding | None = None,
     ) -> None:
-        """``release(task id)`` is called once the tensors of an answer are no longer needed."""
+        """``release(task id)`` is called once the tensors of an answer are no longer needed; ``fold`` is the streaming
+        mean unless it is given.
+        """
         self._tasks = {task.id: task for task in sorted(tasks, key=lambda task: (task.client, task.id))}
         self._order = list(self._tasks)
         self._next = 0  # position in the order up to which everything is folded or will never come
         self._expected, self._guard, self._release = expected, guard, release
         self._goal = len(self._order) if goal is None else goal
-        self._fold, self._window = Fold(uplink), Window(WINDOW_BYTES)
+        self._fold: Folding = Fold(uplink) if fold is None else fold
+        self._window = Window(WINDOW_BYTES)
         self._reports: dict[int, ClientReport] = {}
         self._memories: dict[str, Memory] = {}
         self._bytes_down, self._bytes_up = sent.num_bytes * len(self._order), 0

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
+from roundelay.aggregators import FLTrust, Rule
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
+from roundelay.attacks import Hostile, armed, assigned
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData
@@ -59,8 +61,9 @@ class Job:
     ``model`` is a class or function that returns a module, or a module, whose weights then are the initial ones;
     ``init`` sets them from a file or a state dict. ``data`` is a ``Data`` that ``partition`` splits, or a
     ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
-    data, task)``. ``client_config(round, client)`` gives settings for one task. Nothing is built or read before the
-    job runs.
+    data, task)``. ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates
+    are averaged as they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of
+    a round at once. ``attacks`` say which clients do harm, and how. Nothing is built or read before the job runs.
 
     ``keep_local`` names tensors that stay on each client and never travel: patterns such as "head.*" (FedPer), or
     "@batch_norm" for all of every BatchNorm layer (FedBN). The global model, ``last.pt`` and ``best.pt`` then hold what
@@ -84,11 +87,13 @@ class Job:
     simulation: Simulation = field(default_factory=Simulation)
     tracking: Tracking | None = field(default_factory=Tracking)
     client_config: ClientConfig | None = None
+    aggregator: Rule | None = None
+    attacks: Sequence[Hostile] = ()
     keep_local: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._plan()
-        for name in ("learner", "algorithm", "partition", "workflow"):
+        for name in ("learner", "algorithm", "partition", "workflow", "aggregator"):
             value = getattr(self, name)
             if isinstance(value, type):
                 raise ConfigError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...)")
@@ -97,6 +102,12 @@ class Job:
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
                 "task), or an object with fit, corrects and reports"
             )
+        for attack in self.attacks:
+            if not isinstance(attack, Hostile):
+                raise ConfigError(f"attacks must be a list of attacks such as [SignFlip(fraction=0.2)], got {attack!r}")
+        if self.aggregator is not None and not callable(self.aggregator):
+            raise ConfigError(f"aggregator must be a rule such as Krum(f=2), or your own function(updates), got "
+                              f"{self.aggregator!r}")  # fmt: skip
 
     def run(self, resume: str | Path | None = None) -> History:
         """Train to the end, or from the checkpoint in the run folder ``resume`` on."""
@@ -135,8 +146,10 @@ class Job:
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,
         )
+        trusted = {self.aggregator.root} if isinstance(self.aggregator, FLTrust) else set()
+        roles = assigned(self.attacks, [client for client in data.clients if client not in trusted], self.seed)
         return Prepared(
-            work=work,
+            work=armed(work, roles) if roles else work,
             plan=self._plan(),
             workflow=self.workflow,
             simulation=self.simulation,
@@ -147,6 +160,8 @@ class Job:
             resolved=self.to_toml(),
             split=split,
             label_counts=label_counts,
+            aggregator=self.aggregator,
+            roles=roles,
         )
 
     def to_toml(self) -> str:
@@ -157,14 +172,14 @@ class Job:
         tables: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None:
+            if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
             if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking"):
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written
-            elif f.name in ("model", "data", "partition", "algorithm", "learner"):
+            elif f.name in ("model", "data", "partition", "algorithm", "learner", "aggregator"):
                 tables[f.name] = {"use": written}
             else:
                 top[f.name] = written

@@ -11,7 +11,7 @@ import threading
 import tomllib
 from asyncio import Runner
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roundelay.aggregators import FLTrust, Rule, shortfall
 from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal, rehearse
+from roundelay.attacks import Colludes, Lies, Roles, slowed
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, RoundelayError
@@ -29,6 +31,7 @@ from roundelay.intake import ClientReport
 from roundelay.layout import Layout
 from roundelay.metrics import higher_is_better
 from roundelay.simulation.federation import ClientConfig, Finished, SimulatedFederation
+from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.simulation.settings import Simulation
@@ -36,6 +39,7 @@ from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_chec
 from roundelay.tracking.run_folder import Clock, RunFolder, Tracking, read_rows, surroundings
 from roundelay.tracking.tensorboard import TensorBoard
 from roundelay.trainer import Trainer, Work
+from roundelay.workflows.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +113,8 @@ class Prepared:
     resolved: str
     split: Split | None
     label_counts: Sequence[Sequence[int]] | None
+    aggregator: Rule | None = None
+    roles: Roles = field(default_factory=dict)
 
 
 class Run:
@@ -134,6 +140,10 @@ class Run:
         if self._layout.local_names and isinstance(job.work.algorithm, Personalised):
             raise ConfigError(f"{type(job.work.algorithm).__name__} gives clients whole models of their own: "
                               "keep_local cannot keep a part of them")  # fmt: skip
+        if job.aggregator is not None:
+            _check_rule(job, job.aggregator, self._rehearsal, initial)
+        _check_attacks(job, self._rehearsal, initial)
+        self._duration = slowed(job.simulation.duration, job.roles)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
         self._flights: Sequence[tuple[Flight, int]] = ()
@@ -204,6 +214,9 @@ class Run:
         executor, ending = None, None
         try:
             executor = self._job.simulation.start(self._job.work, self._trainer, self._rehearsal)
+            if self._job.roles:
+                algorithm, seed = self._job.work.algorithm, self._job.work.seed
+                executor = Intercepted(executor, self._job.roles, list(algorithm.uplink), seed)
             self._interrupt = executor.interrupt
             if self._stop.is_set():  # the caller left while the workers were starting
                 raise _Left
@@ -215,8 +228,8 @@ class Run:
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
                     flights=self._flights,
-                    history=self._rows, on_round=partial(self._finish_round, loop), duration=job.simulation.duration,
-                    client_config=job.client_config,
+                    history=self._rows, on_round=partial(self._finish_round, loop), duration=self._duration,
+                    client_config=job.client_config, rule=job.aggregator,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"
@@ -249,6 +262,9 @@ class Run:
             "virtual_s": finished.virtual_s,
             **finished.metrics,
         }
+        if outcome.fold.gathered_bytes:
+            row["gathered_bytes"] = outcome.fold.gathered_bytes
+            row["kept_model"] = int(outcome.fold.shortfall() is not None)
         self._rows.append(row)
         self._virtual_ns = loop.now_ns
         self._keep_best(row, finished.version)
@@ -286,6 +302,9 @@ class Run:
             job.split.save(folder.path / "split.json")
         if job.label_counts is not None:
             folder.write_json("label_counts.json", {"clients": job.work.data.clients, "counts": job.label_counts})
+        if job.roles:
+            played = {client: [type(role).__name__ for role in job.roles[client]] for client in sorted(job.roles)}
+            folder.write_json("attacks.json", played)
         folder.open_tables(keep_rounds=0)
         return folder
 
@@ -399,6 +418,45 @@ def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
     for name in sorted(rehearsal.needs - work.learner.reports):
         raise ConfigError(
             f"{algorithm} needs {name}, which {learner}, as it is set here, does not report: {NUMBERS[name]}"
+        )
+
+
+def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor) -> None:
+    clients = job.work.data.clients
+    _check_steps(f"aggregator {rule}", job, rehearsal, initial)
+    if isinstance(rule, FLTrust) and rule.root not in clients:
+        raise ConfigError(unknown_message(f"aggregator {rule}: client {rule.root!r}", rule.root, clients[:50]))
+    if not isinstance(job.workflow, Rounds):
+        raise ConfigError(
+            f"aggregator {rule} needs the updates of a round side by side, which only synchronous rounds have; "
+            f"{type(job.workflow).__name__} folds by the mean: leave the aggregator out"
+        )
+    voters = len(clients) - isinstance(rule, FLTrust)
+    short = shortfall(rule, min(voters, job.workflow.round_size(job.plan, len(clients))))
+    if short is not None:
+        raise ConfigError(f"aggregator {short}; raise clients_per_round, or lower f")
+
+
+def _check_attacks(job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
+    for role in {id(role): role for played in job.roles.values() for role in played}.values():
+        if isinstance(role, Lies | Colludes):
+            _check_steps(f"attack {role}", job, rehearsal, initial)
+        if isinstance(role, Colludes) and not isinstance(job.workflow, Rounds):
+            raise ConfigError(
+                f"attack {role} looks at the honest updates of a round, which only synchronous rounds have together; "
+                f"this job's workflow is {type(job.workflow).__name__}"
+            )
+
+
+def _check_steps(who: str, job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
+    """Refuse what speaks of a client's step where none can be told."""
+    algorithm = job.work.algorithm
+    sent = algorithm.broadcast(algorithm.init(initial, len(job.work.data.clients)))
+    came, went = dict(rehearsal.lengths), {name: vector.numel() for name, vector in sent.items()}
+    if "params" not in sent or rehearsal.lengths.get("params") != sent["params"].numel():
+        raise ConfigError(
+            f"{who} compares what clients send with what they received, as 'params'; {type(algorithm).__name__} sends "
+            f"{came} for {went}: leave it out"
         )
 
 

@@ -7,14 +7,15 @@ SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
     ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
-    ("guard", "fold"),
+    ("guard", "fold", "aggregators"),
+    ("gather",),
     ("algorithms",),
     ("data", "models"),
     ("learner",),
     ("trainer",),
     ("intake",),
     ("federation",),
-    ("workflows",),
+    ("workflows", "attacks"),
     ("simulation",),
     ("tracking",),
     ("run",),

@@ -21,7 +21,7 @@ def loaded(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["model", "dataset", "training"])
+@pytest.mark.parametrize("name", ["model", "dataset", "training", "aggregation"])
 def test_the_custom_examples_run_learn_and_stay_short(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

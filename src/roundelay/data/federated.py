@@ -2,8 +2,8 @@
 number."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -45,6 +45,19 @@ class _Separate:
 
     def part(self, number: int) -> Examples | None:
         return self.examples[number]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """Parts seen through a function of client id and part."""
+
+    clients: tuple[str, ...]
+    parts: _Parts
+    change: Callable[[str, Examples], Examples]
+
+    def part(self, number: int) -> Examples | None:
+        part = self.parts.part(number)
+        return None if part is None else self.change(self.clients[number], part)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,6 +154,10 @@ class FederatedData:
         """
         number = self._number(client)
         return None if self._test is None else self._test.part(number)
+
+    def seen_through(self, change: Callable[[str, Examples], Examples]) -> "FederatedData":
+        """Return data whose clients train on ``change(client, part)``; what they are tested on stays."""
+        return replace(self, _train=_Seen(self.clients, self._train, change))
 
     def _number(self, client: str) -> int:
         number = bisect_left(self.clients, client)

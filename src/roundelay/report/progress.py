@@ -45,6 +45,10 @@ def final_table(history: History) -> Table:
     table.add_row("seconds", f"{sum(row['seconds'] for row in rows):.1f}")
     if last.get("virtual_s"):
         table.add_row("simulated seconds", f"{last['virtual_s']:.3f}")
+    if gathered := max((row.get("gathered_bytes") or 0 for row in rows), default=0):
+        table.add_row("updates in memory", f"{gathered:,} bytes: the aggregation rule needs a round's all at once")
+    if kept := sum(row.get("kept_model") or 0 for row in rows):
+        table.add_row("rounds that kept the model", str(kept))
     for name in ("refused", "lost", "late"):
         if total := sum(row[name] for row in rows):
             table.add_row(f"updates {name}", str(total))

@@ -16,9 +16,11 @@ from functools import partial
 from torch import Tensor
 
 from roundelay import seeds
+from roundelay.aggregators import FLTrust, Rule
 from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Arrived, Flight, Plan, Version
+from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
 from roundelay.messages import Config, Lost, Memory, Payload, Task
@@ -77,14 +79,18 @@ class SimulatedFederation:
         on_round: Callable[[Finished], Mapping[str, float]],
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
+        rule: Rule | None = None,
     ) -> None:
         """``lengths`` are those of the uplink vectors; ``flights`` were under way when the restored version was kept,
         with their nanoseconds of arrival; ``on_round`` records a finished round and returns its row of metrics for
-        ``history``.
+        ``history``; without a ``rule``, updates are averaged as they come.
         """
         self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
         self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
+        self._lengths, self._rule = lengths, rule
+        self._root = rule.root if isinstance(rule, FLTrust) else None
+        self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
         self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
@@ -113,8 +119,11 @@ class SimulatedFederation:
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
         draw = seeds.rng(self.seed, number, attempt, "", "cohort")
-        pool = self.clients if among is None else among
-        return tuple(sorted(pool[i] for i in draw.sample(range(len(pool)), count)))
+        pool = self._drawn if among is None else among
+        if self._root is not None:  # beside those drawn, and maybe one of the ``count`` that were there to draw from
+            count = min(count, len(pool))
+        drawn = [pool[i] for i in draw.sample(range(len(pool)), count)]
+        return tuple(sorted(drawn if self._root is None else [*drawn, self._root]))
 
     async def train(
         self,
@@ -131,7 +140,7 @@ class SimulatedFederation:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=self._executor.release,
+            release=self._executor.release, fold=self._gathered(algorithm, version, sent, len(tasks), attempt),
         )  # fmt: skip
         closed = self._loop.create_future()
 
@@ -230,6 +239,16 @@ class SimulatedFederation:
     def _wake(self) -> None:
         if self._landed and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _gathered(
+        self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int
+    ) -> Gathered | None:
+        if self._rule is None:
+            return None
+        return Gathered.begin(
+            self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self._trainer.work.seed,
+            version.number + 1, attempt,
+        )  # fmt: skip
 
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)

@@ -59,13 +59,21 @@ class Rounds:
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
             outcome = await self._closed_round(fed, algorithm, version)
-            if outcome.fold.count >= self.quorum:
+            short = self._shortfall(outcome)
+            if short is None:
                 version = next_version(algorithm, version, outcome)
                 fed.commit(outcome)
             else:
                 version = replace(version, number=version.number + 1)
-                log.warning("round %d: too few updates, the model stays as it was", version.number)
+                log.warning("round %d: the model stays as it was: %s", version.number, short)
             await conclude(fed, version, outcome)
+
+    def round_size(self, plan: Plan, num_clients: int) -> int:
+        """Return how many updates a round folds at most."""
+        wanted = plan.cohort_size(num_clients)
+        if self.over_selection:
+            return wanted
+        return self.goal or self._asked(plan, num_clients)
 
     def _asked(self, plan: Plan, num_clients: int) -> int:
         # rounded first: in floats, 100 clients and 10 % beyond are a hair more than 110
@@ -80,17 +88,23 @@ class Rounds:
             outcome = await fed.train(
                 algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
             )
-            if outcome.fold.count >= self.quorum:
+            short = self._shortfall(outcome)
+            if short is None:
                 break
-            log.warning("round %d, attempt %d: %d of %d updates admitted, quorum is %d",
-                        number, attempt, outcome.fold.count, asked, self.quorum)  # fmt: skip
+            log.warning("round %d, attempt %d: %s", number, attempt, short)
         return outcome
+
+    def _shortfall(self, outcome: Outcome) -> str | None:
+        if outcome.fold.count < self.quorum:
+            return f"{outcome.fold.count} of {len(outcome.reports)} updates admitted, quorum is {self.quorum}"
+        return outcome.fold.shortfall()
 
 
 def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Version:
     """Return the version that follows from a closed round's fold."""
-    buffers, integers = outcome.fold.buffers()
-    return Version(version.number + 1, algorithm.apply(version.state, outcome.fold.totals()), buffers, integers)
+    fold = outcome.fold
+    buffers, integers = fold.buffers()
+    return Version(version.number + 1, algorithm.apply(version.state, fold.totals()), buffers, integers, fold.step())
 
 
 async def conclude(fed: Federation, version: Version, outcome: Outcome) -> None:

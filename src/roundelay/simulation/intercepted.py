@@ -1,0 +1,146 @@
+"""An executor whose answers pass through hostile hands on their way to the server.
+
+It sits below the network's model: what it does to an answer depends on the tasks that were submitted together, never on
+the order in which their results are asked for. Memory: where clients collude, the honest answers of a round are held
+until each has been asked for, and once more while the colluders look at them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from roundelay.attacks import Colludes, Drop, Lies, Roles, is_honest, strikes
+from roundelay.guard import all_finite
+from roundelay.messages import Lost, Memory, Payload, Task
+from roundelay.seeds import generator
+from roundelay.simulation.executors.protocol import Executor, Result
+from roundelay.trainer import Answer
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Tasks that were submitted together, without those that are dropped, in order of client id; ``kept`` holds honest
+    answers until they are asked for.
+    """
+
+    tasks: Sequence[Task]
+    received: Payload
+    looked: bool = False
+    kept: dict[int, Result] = field(default_factory=dict)
+    chosen: dict[int, Tensor] = field(default_factory=dict)  # by the colluding attack's identity: the step to send
+
+
+class Intercepted:
+    def __init__(self, inner: Executor, roles: Roles, uplink: Sequence[str], seed: int) -> None:
+        """``uplink`` names the algorithm's uplink vectors in their order."""
+        self._inner, self._roles, self._uplink, self._seed = inner, roles, uplink, seed
+        self._batches: dict[int, tuple[Task, _Batch]] = {}
+        self._dropped: set[int] = set()
+
+    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        dropped = {task.id for task in tasks if task.kind == "train" and self._drops(task)}
+        self._dropped |= dropped
+        answered = [task for task in tasks if task.id not in dropped]
+        self._inner.submit(answered, received, memories)
+        if tasks and tasks[0].kind == "train":
+            batch = _Batch(sorted(answered, key=lambda task: (task.client, task.id)), received)
+            self._batches.update({task.id: (task, batch) for task in tasks})
+
+    def result(self, task_id: int) -> Result:
+        if task_id not in self._batches:
+            return self._inner.result(task_id)
+        task, batch = self._batches[task_id]
+        if task_id in self._dropped:
+            return Lost(task, f"the answer of client {task.client!r} is lost on its way, as attacks.Drop says")
+        if not batch.looked:
+            self._look_at(batch)
+        answer = batch.kept.pop(task_id) if task_id in batch.kept else self._inner.result(task_id)
+        return self._tampered(answer, batch) if isinstance(answer, Answer) else answer
+
+    def release(self, task_id: int) -> None:
+        self._forget(task_id)
+        self._inner.release(task_id)
+
+    def cancel(self, task_ids: Sequence[int]) -> None:
+        self._inner.cancel([task_id for task_id in task_ids if not self._forget(task_id)])
+
+    def interrupt(self) -> None:
+        self._inner.interrupt()
+
+    def close(self) -> None:
+        self._batches.clear()
+        self._inner.close()
+
+    def _forget(self, task_id: int) -> bool:
+        """Drop what is held of a task; return whether the inner executor has been done with it before."""
+        _, batch = self._batches.pop(task_id, (None, None))
+        kept = batch is not None and batch.kept.pop(task_id, None) is not None
+        if task_id in self._dropped:
+            self._dropped.remove(task_id)
+            return True
+        return kept
+
+    def _drops(self, task: Task) -> bool:
+        drops = (role for role in self._roles.get(task.client, ()) if isinstance(role, Drop))
+        return any(strikes(drop, self._seed, task) for drop in drops)
+
+    def _look_at(self, batch: _Batch) -> None:
+        """Let each colluding attack choose its step. The honest updates that would be refused do not count."""
+        batch.looked = True
+        played = [role for task in batch.tasks for role in self._roles.get(task.client, ())]
+        colluding = {id(role): role for role in played if isinstance(role, Colludes)}
+        if not colluding:
+            return
+        rows = []
+        for task in batch.tasks:
+            roles = self._roles.get(task.client, ())
+            if not is_honest(roles) or any(isinstance(role, Lies) for role in roles):
+                continue
+            answer = self._inner.result(task.id)
+            if isinstance(answer, Answer):
+                answer = _copied(answer)
+                step = self._points(answer.update.payload) - self._base(batch, answer.update.payload)
+                if all_finite(step):
+                    rows.append(step)
+            self._inner.release(task.id)
+            batch.kept[task.id] = answer
+        if rows:
+            honest = torch.stack(rows)
+            for role in colluding.values():
+                num_hostile = sum(any(own is role for own in self._roles.get(t.client, ())) for t in batch.tasks)
+                batch.chosen[id(role)] = role.collude(honest, num_hostile)
+
+    def _tampered(self, answer: Answer, batch: _Batch) -> Answer:
+        update = answer.update
+        task, payload = update.task, update.payload
+        roles = [role for role in self._roles.get(task.client, ()) if isinstance(role, Lies | Colludes)]
+        if not roles:
+            return answer
+        base = self._base(batch, payload)
+        step = self._points(payload) - base
+        for number, role in enumerate(roles):
+            if isinstance(role, Lies):
+                step = role.lie(step, generator(self._seed, task.round, task.attempt, task.client, f"lie-{number}"))
+            elif id(role) in batch.chosen:  # with no honest client to look at, it sends what it has
+                step = batch.chosen[id(role)]
+        lengths = [payload.vectors[name].numel() for name in self._uplink]
+        vectors = dict(zip(self._uplink, torch.split(base + step, lengths), strict=True))
+        return replace(answer, update=replace(update, payload=replace(payload, vectors=vectors)))
+
+    def _points(self, payload: Payload) -> Tensor:
+        return torch.cat([payload.vectors[name] for name in self._uplink])
+
+    def _base(self, batch: _Batch, payload: Payload) -> Tensor:
+        """Return the points from which steps count: what was broadcast as "params", and zeros for other vectors."""
+        sent = batch.received.vectors["params"]
+        return torch.cat([sent if n == "params" else torch.zeros_like(payload.vectors[n]) for n in self._uplink])
+
+
+def _copied(answer: Answer) -> Answer:
+    payload = answer.update.payload
+    vectors = {name: vector.clone() for name, vector in payload.vectors.items()}
+    copied = Payload(vectors, payload.buffers.clone(), payload.integers.clone())
+    memory = {name: value.clone() for name, value in answer.memory.items()}
+    return Answer(replace(answer.update, payload=copied), memory)
