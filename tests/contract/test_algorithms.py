@@ -19,6 +19,7 @@ from roundelay.intake import Intake
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.worker import Done
 from roundelay.trainer import Answer
+from roundelay.workflows import Buffered, Cyclic, Hierarchical
 
 ALGORITHMS: dict[str, Algorithm] = {
     "FedAvg": rd.FedAvg(),
@@ -136,6 +137,31 @@ def test_answers_fit_into_the_slots_that_the_pool_makes_for_them(
     small_job(model=Normed, algorithm=algorithm, simulation=rd.Simulation(num_workers=1)).run()
     assert len(inline) == 12
     assert all(what is None for what in inline)
+
+
+WORKFLOWS = {
+    "buffered": (Buffered(buffer_size=2), {"Scaffold", "FedNova", "QFedAvg", "IFCA"}),
+    "hierarchical": (
+        Hierarchical(edges=2, edge_rounds=2),
+        {"FedAvgM", "FedAdagrad", "FedYogi", "FedAdam", "Scaffold", "FedNova", "FedDyn", "QFedAvg", "IFCA"},
+    ),
+    "cyclic": (Cyclic(), set()),
+}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_workflow_runs_it_or_refuses_it_before_anything_trains(name: str, workflow: str) -> None:
+    how, refuses = WORKFLOWS[workflow]
+    job = small_job(
+        algorithm=ALGORITHMS[name], workflow=how, clients_per_round=2, num_rounds=4,
+        simulation=rd.Simulation(executor="serial", duration=lambda client, task: 1.0 + int(client[1:])),
+    )  # fmt: skip
+    if name in refuses:
+        with pytest.raises(ConfigError, match=name):
+            job.start()
+    else:
+        assert len(job.run().rows) == 4
 
 
 @every_algorithm
