@@ -19,6 +19,7 @@ from roundelay.intake import Intake
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.worker import Done
 from roundelay.trainer import Answer
+from roundelay.workflows import Buffered, Cyclic, Hierarchical
 
 ALGORITHMS: dict[str, Algorithm] = {
     "FedAvg": rd.FedAvg(),
@@ -109,6 +110,17 @@ def test_serial_and_processes_agree_client_by_client_and_a_resumed_run_ends_in_t
     assert pooled.clients() == alone.clients()
 
 
+class Normed(nn.Module):
+    """Buffers that are longer than the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(7, 1), nn.BatchNorm1d(500, affine=False), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.norm(self.first(x).expand(-1, 500)).mean(1, keepdim=True))
+
+
 @every_algorithm
 def test_answers_fit_into_the_slots_that_the_pool_makes_for_them(
     algorithm: Algorithm, monkeypatch: pytest.MonkeyPatch
@@ -122,9 +134,34 @@ def test_answers_fit_into_the_slots_that_the_pool_makes_for_them(
         take(self, done)
 
     monkeypatch.setattr(Processes, "_take", noted)
-    small_job(algorithm=algorithm, simulation=rd.Simulation(num_workers=1)).run()
+    small_job(model=Normed, algorithm=algorithm, simulation=rd.Simulation(num_workers=1)).run()
     assert len(inline) == 12
     assert all(what is None for what in inline)
+
+
+WORKFLOWS = {
+    "buffered": (Buffered(buffer_size=2), {"Scaffold", "FedNova", "QFedAvg", "IFCA"}),
+    "hierarchical": (
+        Hierarchical(edges=2, edge_rounds=2),
+        {"FedAvgM", "FedAdagrad", "FedYogi", "FedAdam", "Scaffold", "FedNova", "FedDyn", "QFedAvg", "IFCA"},
+    ),
+    "cyclic": (Cyclic(), set()),
+}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_workflow_runs_it_or_refuses_it_before_anything_trains(name: str, workflow: str) -> None:
+    how, refuses = WORKFLOWS[workflow]
+    job = small_job(
+        algorithm=ALGORITHMS[name], workflow=how, clients_per_round=2, num_rounds=4,
+        simulation=rd.Simulation(executor="serial", duration=lambda client, task: 1.0 + int(client[1:])),
+    )  # fmt: skip
+    if name in refuses:
+        with pytest.raises(ConfigError, match=name):
+            job.start()
+    else:
+        assert len(job.run().rows) == 4
 
 
 @every_algorithm

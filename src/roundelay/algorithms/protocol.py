@@ -54,7 +54,8 @@ class Losses:
     """The client half asks what each of ``models`` (K, D) costs: the training loss, meaned over the client's examples.
 
     The answer is a tensor (K,), or (C, K) for a stack of clients, on the models' device. It is computed in evaluation
-    mode: a model's loss is a number, not a draw of dropout, and no running statistic moves. Buffers are those received.
+    mode: a model's loss is a number, not a draw of dropout, and no running statistic moves. Buffers are those received,
+    or those that the fit before left.
     """
 
     models: Tensor
