@@ -45,6 +45,7 @@ from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
 from roundelay.messages import FLModel, Task
+from roundelay.privacy import CentralDP
 from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
@@ -59,6 +60,7 @@ __all__ = [
     "Algorithm",
     "Bucketing",
     "Buffered",
+    "CentralDP",
     "CentredClipping",
     "Constant",
     "Context",

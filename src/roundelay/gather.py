@@ -138,6 +138,10 @@ class Gathered:
         """Return the step that the aggregate makes, which the next round's rule will see as ``last``."""
         return None if self._aggregate is None else self._aggregate - self.previous
 
+    @property
+    def clip_norm(self) -> float | None:
+        return None
+
 
 def _name(rule: Rule) -> str:
     return getattr(rule, "__name__", repr(rule))

@@ -20,11 +20,13 @@ from roundelay.aggregators import FLTrust, Rule
 from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Arrived, Flight, Plan, Version
+from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
 from roundelay.messages import Config, Lost, Memory, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
+from roundelay.privacy import CentralDP, Noised, noise_key
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
@@ -80,6 +82,7 @@ class SimulatedFederation:
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
         rule: Rule | None = None,
+        privacy: CentralDP | None = None,
     ) -> None:
         """``lengths`` are those of the uplink vectors; ``flights`` were under way when the restored version was kept,
         with their nanoseconds of arrival; ``on_round`` records a finished round and returns its row of metrics for
@@ -88,7 +91,7 @@ class SimulatedFederation:
         self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
         self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
-        self._lengths, self._rule = lengths, rule
+        self._lengths, self._rule, self._privacy = lengths, rule, privacy
         self._root = rule.root if isinstance(rule, FLTrust) else None
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
@@ -118,6 +121,10 @@ class SimulatedFederation:
         return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        if self._privacy is not None:  # a draw of its own for every client, as the accountant reckons
+            rate = count / len(self.clients)
+            keyed = partial(seeds.uniform, self.seed, number, attempt)
+            return tuple(client for client in self.clients if keyed(client, "cohort") < rate)
         draw = seeds.rng(self.seed, number, attempt, "", "cohort")
         pool = self._drawn if among is None else among
         if self._root is not None:  # beside those drawn, and maybe one of the ``count`` that were there to draw from
@@ -140,9 +147,11 @@ class SimulatedFederation:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=self._executor.release, fold=self._gathered(algorithm, version, sent, len(tasks), attempt),
+            release=self._executor.release, fold=self._folding(algorithm, version, sent, len(tasks), attempt),
         )  # fmt: skip
         closed = self._loop.create_future()
+        if intake.closed:  # nobody was drawn
+            closed.set_result(None)
 
         def arrive(together: Sequence[Task]) -> None:
             for task in together:
@@ -240,15 +249,18 @@ class SimulatedFederation:
         if self._landed and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _gathered(
-        self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int
-    ) -> Gathered | None:
-        if self._rule is None:
-            return None
-        return Gathered.begin(
-            self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self._trainer.work.seed,
-            version.number + 1, attempt,
-        )  # fmt: skip
+    def _folding(self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int) -> Folding:
+        number = version.number + 1
+        if self._privacy is not None:
+            return Noised.begin(
+                self._privacy, algorithm.uplink, self._lengths, sent, version.clip_norm,
+                self.plan.cohort_size(len(self.clients)), noise_key(self.seed, number, attempt),
+            )  # fmt: skip
+        if self._rule is not None:
+            return Gathered.begin(
+                self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self.seed, number, attempt
+            )
+        return Fold(algorithm.uplink)
 
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)
@@ -296,6 +308,9 @@ class SimulatedFederation:
         self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
 
     def account(self, outcome: Outcome) -> Outcome:
+        if self._privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept
+            kept = tuple(replace(report, num_examples=0.0, metrics={}) for report in outcome.reports)
+            outcome = replace(outcome, reports=kept)
         self._reports.extend(replace(report, attempt=outcome.attempt) for report in outcome.reports)
         self._bytes_down += outcome.bytes_down
         self._bytes_up += outcome.bytes_up
@@ -313,7 +328,7 @@ class SimulatedFederation:
         Raises:
             ClientFailed: everybody has failed for a while.
         """
-        if not all(trace for _, trace in failures):
+        if not failures or not all(trace for _, trace in failures):
             self._failed_in_a_row = 0
             return
         self._failed_in_a_row += len(failures)
