@@ -92,6 +92,19 @@ class Guaranteed(Protocol):
         """Return why the promise cannot hold for so many updates, with the inequality, or None where it does."""
 
 
+@runtime_checkable
+class Rooted(Protocol):
+    """A rule that needs the update of one client whom the server trusts, in every round; that client has no vote."""
+
+    @property
+    def root(self) -> str: ...
+
+
+def root_of(rule: Rule | None) -> str | None:
+    """Return the client whom a rule trusts, or None."""
+    return rule.root if isinstance(rule, Rooted) else None
+
+
 def shortfall(rule: Rule, num_clients: int) -> str | None:
     """Return why a rule refuses so many updates, or None; a rule that promises nothing never does."""
     return rule.shortfall(num_clients) if isinstance(rule, Guaranteed) else None
@@ -491,5 +504,5 @@ def _check_then(rule: object, then: Rule) -> None:
     if isinstance(then, type) or not callable(then):
         got = f"the class {then.__name__}" if isinstance(then, type) else repr(then)
         raise ConfigError(f"{name}: then must be a rule such as GeometricMedian(), got {got}")
-    if isinstance(then, FLTrust):
-        raise ConfigError(f"{name}: FLTrust compares each client with the root's own step, so no step comes before it")
+    if isinstance(then, Rooted):
+        raise ConfigError(f"{name}: {then} compares clients with the root's own step, so nothing comes before it")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from roundelay.aggregators import FLTrust, Guaranteed, Rule, Updates, median, shortfall
+from roundelay.aggregators import Guaranteed, Rule, Updates, median, root_of, shortfall
 from roundelay.errors import ConfigError, EmptyRoundError
 from roundelay.fold import Fold, Total, Uplink
 from roundelay.messages import Payload, Update
@@ -88,12 +88,10 @@ class Gathered:
             return "no update was admitted"
         if len(self._groups) > 1:
             return f"the updates are of {len(self._groups)} groups, and {self.rule} speaks of one"
-        voters = self.count
-        if isinstance(self.rule, FLTrust):
-            if self.rule.root not in self._clients:
-                return f"{self.rule}: the root client did not answer"
-            voters -= 1
-        return shortfall(self.rule, voters) or self._apply(self._points[: self.count])
+        root = root_of(self.rule)
+        if root is not None and root not in self._clients:
+            return f"{self.rule}: the root client did not answer"
+        return shortfall(self.rule, self.count - (root is not None)) or self._apply(self._points[: self.count])
 
     def _apply(self, points: Tensor) -> str | None:
         updates = Updates(

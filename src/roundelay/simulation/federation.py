@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from roundelay import seeds
-from roundelay.aggregators import FLTrust, Rule
+from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Arrived, Flight, Plan, Version
@@ -86,7 +86,7 @@ class SimulatedFederation:
         self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
         self._expected, self._lengths, self._rule = Expected.of(trainer.layout, lengths), lengths, rule
-        self._root = rule.root if isinstance(rule, FLTrust) else None
+        self._root = root_of(rule)
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
         self._on_round, self._duration, self._client_config = on_round, duration, client_config
