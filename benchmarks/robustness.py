@@ -27,7 +27,7 @@ import roundelay as rd
 from roundelay.aggregators import Rule
 from roundelay.attacks import ALIE, IPM, Hostile, LabelFlip, MinMax, Scaling, SignFlip
 
-NUM_CLIENTS, NUM_HOSTILE, NUM_ROUNDS = 20, 4, 40
+NUM_CLIENTS, NUM_HOSTILE, NUM_ROUNDS = 20, 4, 30
 ROOT = "root"
 
 RULES: Mapping[str, Rule | None] = {
@@ -92,7 +92,9 @@ def federated(partition: str, seed: int, rooted: bool) -> rd.FederatedData:
     return rd.FederatedData.from_datasets({**parts, ROOT: data.train.select(root)}, held_out=data.test)
 
 
-def accuracy(cell: Cell) -> float:
+def accuracy(cell: Cell) -> tuple[float, float]:
+    """Return the accuracy after the last round, and the seconds of processor time that it took."""
+    began = time.process_time()
     torch.set_num_threads(1)
     rule = {**RULES, **FURTHER}[cell.rule]
     job = rd.Job(
@@ -108,7 +110,7 @@ def accuracy(cell: Cell) -> float:
         simulation=rd.Simulation(executor="serial"),
         tracking=None,
     )
-    return job.run().metrics["accuracy"]
+    return job.run().metrics["accuracy"], time.process_time() - began
 
 
 def table(
@@ -127,7 +129,7 @@ def main(
     workers: Annotated[int, typer.Option(help="Processes; all cores when 0.")] = 0,
 ) -> None:
     """Print the tables."""
-    began, workers = time.perf_counter(), workers or len(os.sched_getaffinity(0))
+    began, processor_s, workers = time.perf_counter(), 0.0, workers or len(os.sched_getaffinity(0))
     facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in facts if "model name" in line), platform.machine())
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
@@ -141,9 +143,11 @@ def main(
                 Cell(model, partition, rule, attack, seed)
                 for seed in range(seeds) for rule in wanted[model] for attack in ATTACKS
             ]  # fmt: skip
-            measured = dict(zip(cells, pool.map(accuracy, cells), strict=True))
+            came = list(pool.map(accuracy, cells))
+            processor_s += sum(seconds for _, seconds in came)
+            measured = {cell: value for cell, (value, _) in zip(cells, came, strict=True)}
             print(table(model, partition, wanted[model], measured, seeds), flush=True)
-    print(f"{time.perf_counter() - began:.0f} s")
+    print(f"{time.perf_counter() - began:.0f} s, {processor_s:.0f} s of processor time in {workers} processes")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class Updates:
     client sent them. It is the rule's own, which may overwrite it. ``previous`` (D,) is what was broadcast, and zeros
     for uplink vectors beyond "params", so ``points - previous`` are the clients' steps. ``last`` (D,) is the step that
     the previous round's aggregate made, zeros in the first. ``weights`` are the examples that the clients claim.
+    Nothing but ``points`` may be changed in place.
     """
 
     points: Tensor
@@ -155,7 +157,7 @@ class TrimmedMean:
         _require(self, updates)
         n, result = len(updates.points), torch.empty_like(updates.previous)
         for columns in updates.blocks():
-            kept = updates.points[:, columns].sort(dim=0).values[self.f : n - self.f]
+            kept = in_order(updates.points[:, columns])[self.f : n - self.f]
             result[columns] = kept.mean(dim=0, dtype=torch.float64).to(result.dtype)
         return result
 
@@ -427,11 +429,16 @@ def median(values: Tensor) -> Tensor:
     """Return the median of each column of (n, B), of any dtype; of an even number the mean of the middle two, and of
     integers the lower one, which is a value that somebody sent.
     """
-    ordered, n = values.sort(dim=0).values, len(values)
+    ordered, n = in_order(values), len(values)
     low, high = ordered[(n - 1) // 2], ordered[n // 2]
     if n % 2 or not values.is_floating_point():
         return low
     return low.double().add_(high).mul_(0.5).to(values.dtype)  # in float64: the sum of two values near 3e38 fits
+
+
+def in_order(values: Tensor) -> Tensor:
+    """Return each column of (n, B) sorted. By numpy: torch takes ten times as long for 50 values a column."""
+    return torch.from_numpy(np.sort(values.numpy(), axis=0))
 
 
 def squared_distances(updates: Updates) -> Tensor:
