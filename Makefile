@@ -10,7 +10,7 @@ demo: .venv/demo.stamp
 	$(BIN)/roundelay run examples/digits/job.toml
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow

@@ -21,8 +21,21 @@ from roundelay.aggregators import (
     TrimmedMean,
     Updates,
 )
-from roundelay.algorithms import FedAvg, FedProx
-from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
+from roundelay.algorithms import (
+    IFCA,
+    Ditto,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedDyn,
+    FedNova,
+    FedProx,
+    FedYogi,
+    QFedAvg,
+    Scaffold,
+)
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Reply
 from roundelay.data import Data, FederatedData
 from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
 from roundelay.data.split import Split
@@ -32,6 +45,7 @@ from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
 from roundelay.messages import FLModel, Task
+from roundelay.privacy import CentralDP
 from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
@@ -41,10 +55,12 @@ from roundelay.workflows import Buffered, Cyclic, Hierarchical, Rounds
 __version__ = version("roundelay")
 
 __all__ = [
+    "IFCA",
     "IID",
     "Algorithm",
     "Bucketing",
     "Buffered",
+    "CentralDP",
     "CentredClipping",
     "Constant",
     "Context",
@@ -53,11 +69,18 @@ __all__ = [
     "Cyclic",
     "Data",
     "Dirichlet",
+    "Ditto",
     "Evaluation",
     "FLModel",
     "FLTrust",
+    "FedAdagrad",
+    "FedAdam",
     "FedAvg",
+    "FedAvgM",
+    "FedDyn",
+    "FedNova",
     "FedProx",
+    "FedYogi",
     "FederatedData",
     "Fit",
     "Fitted",
@@ -70,17 +93,20 @@ __all__ = [
     "Krum",
     "Learner",
     "LocalSGD",
+    "Losses",
     "Mean",
     "MultiKrum",
     "Natural",
     "NearestNeighbourMixing",
     "NormBounding",
+    "QFedAvg",
     "QuantitySkew",
     "Replicate",
     "Reply",
     "Robust",
     "Round",
     "Rounds",
+    "Scaffold",
     "Shards",
     "Simulation",
     "Split",

@@ -16,7 +16,7 @@ Shapes: h honest clients of a round, f hostile ones, D values, B examples.
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import NormalDist
@@ -369,6 +369,10 @@ class Crashing:
     @property
     def corrects(self) -> bool:
         return self.inner.corrects
+
+    @property
+    def reports(self) -> Set[str]:
+        return self.inner.reports
 
     def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
         fitted, task = self.inner.fit(bound, examples, ask, context), context.task

@@ -18,10 +18,18 @@ from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
+from roundelay.privacy import CentralDP
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 
-FIXED = {"evaluation": Evaluation, "stopping": Stopping, "guard": Guard, "simulation": Simulation, "tracking": Tracking}
+FIXED = {
+    "evaluation": Evaluation,
+    "stopping": Stopping,
+    "guard": Guard,
+    "simulation": Simulation,
+    "tracking": Tracking,
+    "privacy": CentralDP,
+}
 """Tables that configure one known class."""
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {

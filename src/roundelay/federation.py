@@ -22,7 +22,8 @@ class Version:
     """One version of the model on the server: the algorithm's state ("params" among it) and the buffers beside it.
 
     ``number`` counts the rounds behind it, 0 for the initial model. ``last`` is the step that the round's aggregate
-    made, of all uplink vectors end to end, where an aggregation rule was used.
+    made, of all uplink vectors end to end, where an aggregation rule was used; ``clip_norm`` is the next round's where
+    updates are clipped.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Version:
     buffers: Tensor
     integers: Tensor
     last: Tensor | None = None
+    clip_norm: float | None = None
 
     @property
     def vectors(self) -> Vectors:
@@ -211,7 +213,7 @@ class Federation(Protocol):
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         """Return metrics over clients' own data: per metric "client_NAME" (weighted by examples), its variance over
-        clients and its worst decile."""
+        clients and its worst decile. Each client measures its own model where the algorithm gives it one."""
 
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         """Record a round: track, checkpoint, and hand it to whoever iterates over the job."""

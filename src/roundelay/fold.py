@@ -74,6 +74,10 @@ class Folding(Protocol):
     def step(self) -> Tensor | None:
         """Return the step that the aggregate makes where the next round's fold needs it, else None."""
 
+    @property
+    def clip_norm(self) -> float | None:
+        """The clip norm of the next round, where updates are clipped, else None."""
+
 
 @dataclass(slots=True)
 class Fold:
@@ -116,6 +120,10 @@ class Fold:
         return None if self._groups else "no update was admitted"
 
     def step(self) -> Tensor | None:
+        return None
+
+    @property
+    def clip_norm(self) -> float | None:
         return None
 
     def totals(self) -> dict[int, Total]:

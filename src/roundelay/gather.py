@@ -142,6 +142,10 @@ class Gathered:
         """Return the step that the aggregate makes, which the next round's rule will see as ``last``."""
         return self._step
 
+    @property
+    def clip_norm(self) -> float | None:
+        return None
+
 
 def _name(rule: Rule) -> str:
     return getattr(rule, "__name__", repr(rule))

@@ -27,6 +27,7 @@ class Reason(Enum):
     WRONG_DTYPE = "wrong dtype"
     NOT_FINITE = "not finite"
     BAD_WEIGHT = "bad weight"
+    UNKNOWN_GROUP = "unknown group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,11 @@ class Guard:
             )
         if answered:
             return Refusal(Reason.DUPLICATE, f"{who} has already answered task {task.id} of round {task.round}")
-        return self._weight(who, update.num_examples) or _vectors(who, update.payload, expected)
+        return (
+            self._weight(who, update.num_examples)
+            or _group(who, update.group, expected.num_groups)
+            or _vectors(who, update.payload, expected)
+        )
 
     def _weight(self, who: str, num_examples: object) -> Refusal | None:
         if isinstance(num_examples, bool) or not isinstance(num_examples, int | float):
@@ -77,19 +82,28 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the server knows of every update beforehand: the length and dtype of each vector."""
+    """What the server knows of every update beforehand: the length and dtype of each vector, and how many models it
+    keeps.
+    """
 
     vectors: Mapping[str, int]
     num_buffers: int
     num_integers: int
     dtype: torch.dtype
+    num_groups: int = 1
 
     @staticmethod
-    def of(layout: Layout, lengths: Mapping[str, int]) -> "Expected":
+    def of(layout: Layout, lengths: Mapping[str, int], num_groups: int = 1) -> "Expected":
         """``lengths`` are those of the algorithm's uplink vectors, by name."""
-        return Expected(
-            lengths, layout.length(Kind.FLOAT_BUFFER), layout.length(Kind.INTEGER_BUFFER), dtype=layout.dtype
-        )
+        num_buffers, num_integers = layout.length(Kind.FLOAT_BUFFER), layout.length(Kind.INTEGER_BUFFER)
+        return Expected(lengths, num_buffers, num_integers, layout.dtype, num_groups)
+
+
+def _group(who: str, group: object, num_groups: int) -> Refusal | None:
+    if isinstance(group, int) and not isinstance(group, bool) and 0 <= group < num_groups:
+        return None
+    known = f"a whole number from 0 to {num_groups - 1}" if num_groups > 1 else "0, as the algorithm keeps one model"
+    return Refusal(Reason.UNKNOWN_GROUP, f"{who} trained the model of group {group!r}; expected {known}")
 
 
 def _vectors(who: str, payload: Payload, expected: Expected) -> Refusal | None:

@@ -85,6 +85,7 @@ class Intake:
         self._memories: dict[str, Memory] = {}
         self._bytes_down, self._bytes_up = sent.num_bytes * len(self._order), 0
         self._num_admitted = 0
+        self._number, self._attempt = next(((task.round, task.attempt) for task in tasks), (0, 0))  # of nobody: none
 
     @property
     def closed(self) -> bool:
@@ -135,10 +136,9 @@ class Intake:
                 self._reports[task.id] = ClientReport(task.client, "late", "the round closed before its answer arrived")
         self._fold_in_turn()
         self._window.close()
-        first = next(iter(self._tasks.values()))
         reports = tuple(self._reports[i] for i in self._order)
         return Outcome(
-            first.round, first.attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up
+            self._number, self._attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up
         )
 
     @property

@@ -28,6 +28,7 @@ from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
+from roundelay.privacy import CentralDP
 from roundelay.run import History, Prepared, Round, Run
 from roundelay.simulation.federation import ClientConfig
 from roundelay.simulation.settings import Simulation
@@ -63,7 +64,12 @@ class Job:
     ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
     data, task)``. ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates
     are averaged as they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of
-    a round at once. ``attacks`` say which clients do harm, and how. Nothing is built or read before the job runs.
+    a round at once. ``attacks`` say which clients do harm, and how. ``privacy`` clips every client's step and adds
+    noise, with the epsilon of every round among its metrics. Nothing is built or read before the job runs.
+
+    ``keep_local`` names tensors that stay on each client and never travel: patterns such as "head.*" (FedPer), or
+    "@batch_norm" for all of every BatchNorm layer (FedBN). The global model, ``last.pt`` and ``best.pt`` then hold what
+    is shared; clients that evaluate on their own data use their own part.
     """
 
     model: Callable[[], nn.Module] | nn.Module
@@ -85,6 +91,8 @@ class Job:
     client_config: ClientConfig | None = None
     aggregator: Rule | None = None
     attacks: Sequence[Hostile] = ()
+    privacy: CentralDP | None = None
+    keep_local: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._plan()
@@ -95,7 +103,7 @@ class Job:
         if not (isinstance(self.learner, Learner) or callable(self.learner)):
             raise ConfigError(
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
-                "task), or an object with fit and corrects"
+                "task), or an object with fit, corrects and reports"
             )
         for attack in self.attacks:
             if not isinstance(attack, Hostile):
@@ -127,16 +135,19 @@ class Job:
         """Build the parts and check each of them."""
         data, split, label_counts = self._federated_data()
         learner = self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
-        own_loss = learner.loss if isinstance(learner, LocalSGD) else torch.nn.functional.cross_entropy
+        stated = self.evaluation.loss or torch.nn.functional.cross_entropy
+        train_loss = learner.loss if isinstance(learner, LocalSGD) else stated
         work = Work(
             make_model=self._model_factory(),
             data=data,
             algorithm=self.algorithm,
             learner=learner,
-            loss=self.evaluation.loss or own_loss,
+            loss=self.evaluation.loss or train_loss,
+            train_loss=train_loss,
             measures={getattr(measure, "__name__", repr(measure)): measure for measure in self.evaluation.measures},
             seed=self.seed,
             eval_batch_size=self.evaluation.batch_size,
+            keep_local=self.keep_local,
         )
         trusted = root_of(self.aggregator)
         roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
@@ -148,6 +159,7 @@ class Job:
             guard=self.guard,
             tracking=self.tracking,
             client_config=self.client_config,
+            privacy=self.privacy,
             name=self.name,
             resolved=self.to_toml(),
             split=split,
@@ -167,7 +179,7 @@ class Job:
             if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
-            if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking"):
+            if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking", "privacy"):
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written

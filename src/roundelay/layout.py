@@ -9,6 +9,7 @@ allocated it. The boundary is not a nicety: matrix-vector products give other la
 one client must equal a plain training loop to the bit.
 """
 
+import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from roundelay.errors import LayoutError
 
 ALIGNMENT = 64
+BATCH_NORM = "@batch_norm"
+"""In ``keep_local``: weights, biases, statistics and counters of every BatchNorm layer."""
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,13 +36,17 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One tensor of a model. ``aliases`` are further names of the same tensor (tied weights)."""
+    """One tensor of a model.
+
+    ``aliases`` are further names of the same tensor (tied weights); a ``local`` tensor stays on its client.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     kind: Kind
     aliases: tuple[str, ...] = ()
+    local: bool = False
 
     @property
     def numel(self) -> int:
@@ -60,6 +68,7 @@ class Vectors:
 class Layout:
     """Names, shapes and dtypes of a model: parameters first, then float buffers, then integer buffers.
 
+    Vectors hold what is shared; what is local to each client has vectors of its own, apart from those that travel.
     ``dtype`` is the dtype of the float vectors: float32, or float64 where the model has a float64 tensor. Half and
     bfloat16 values are exact in float32, so folding loses nothing of them.
     """
@@ -68,13 +77,17 @@ class Layout:
     dtype: torch.dtype
 
     @staticmethod
-    def of(module: nn.Module) -> "Layout":
+    def of(module: nn.Module, keep_local: Sequence[str] = ()) -> "Layout":
         """Describe ``module``. Non-persistent buffers are constants of the code and are left out.
 
+        ``keep_local`` says which tensors stay on each client: patterns over names, "head.*", or ``BATCH_NORM`` for all
+        of every BatchNorm layer.
+
         Raises:
-            LayoutError: a tensor cannot be averaged (complex, quantised, sparse, uninitialised), or an entry is no
-            tensor.
+            LayoutError: a tensor cannot be averaged (complex, quantised, sparse, uninitialised), an entry is no tensor,
+            a pattern of ``keep_local`` fits no tensor, or nothing is left to share.
         """
+        local = _local_names(module, keep_local)
         parameters = {id(p) for p in module.parameters()}
         names: dict[int, list[str]] = {}
         tensors: dict[int, Tensor] = {}
@@ -83,27 +96,42 @@ class Layout:
             names.setdefault(id(value), []).append(name)
             tensors[id(value)] = value
         specs = [
-            Spec(first, tuple(tensors[i].shape), tensors[i].dtype, _kind(tensors[i], i in parameters), tuple(rest))
+            Spec(
+                first,
+                tuple(tensors[i].shape),
+                tensors[i].dtype,
+                _kind(tensors[i], i in parameters),
+                tuple(rest),
+                not local.isdisjoint([first, *rest]),
+            )
             for i, (first, *rest) in names.items()
         ]
         if not any(s.kind is Kind.PARAMETER for s in specs):
             raise LayoutError(f"{type(module).__name__} has no parameters: there is nothing to train or average")
-        specs.sort(key=lambda spec: list(Kind).index(spec.kind))  # stable: the module's own order within a kind
+        if all(s.local for s in specs if s.kind is Kind.PARAMETER):
+            raise LayoutError(f"keep_local = {list(keep_local)} leaves {type(module).__name__} nothing to share")
+        # stable: the module's own order within a kind, what is shared before what is local
+        specs.sort(key=lambda spec: (list(Kind).index(spec.kind), spec.local))
         wide = any(s.dtype is torch.float64 for s in specs)
         return Layout(tuple(specs), torch.float64 if wide else torch.float32)
 
-    def of_kind(self, kind: Kind) -> tuple[Spec, ...]:
-        return tuple(spec for spec in self.specs if spec.kind is kind)
+    def of_kind(self, kind: Kind, local: bool = False) -> tuple[Spec, ...]:
+        return tuple(spec for spec in self.specs if spec.kind is kind and spec.local is local)
 
-    def length(self, kind: Kind) -> int:
-        return sum(spec.numel for spec in self.of_kind(kind))
+    def length(self, kind: Kind, local: bool = False) -> int:
+        return sum(spec.numel for spec in self.of_kind(kind, local))
+
+    @property
+    def local_names(self) -> tuple[str, ...]:
+        """The names of the tensors that stay on each client."""
+        return tuple(spec.name for spec in self.specs if spec.local)
 
     @property
     def num_params(self) -> int:
         return self.length(Kind.PARAMETER)
 
     def flatten(self, state: Mapping[str, Tensor]) -> Vectors:
-        """Copy named tensors into vectors.
+        """Copy named tensors into vectors; those that are local take no part.
 
         Raises:
             LayoutError: a tensor is missing, unknown, or of another shape; names it.
@@ -113,6 +141,8 @@ class Layout:
             if name not in known:
                 raise LayoutError(f"tensor {name!r} is not part of this model; it has {_listed(sorted(known))}")
         for spec in self.specs:
+            if spec.local:
+                continue
             if spec.name not in state:
                 raise LayoutError(f"tensor {spec.name!r} of shape {spec.shape} is missing")
             got = tuple(state[spec.name].shape)
@@ -130,7 +160,10 @@ class Layout:
         )
 
     def unflatten(self, vectors: Vectors) -> dict[str, Tensor]:
-        """Return named copies in the model's own dtypes, for ``load_state_dict``; tied tensors under every name."""
+        """Return named copies in the model's own dtypes, for ``load_state_dict``; tied tensors under every name.
+
+        Local tensors are not among them: ``load_state_dict(..., strict=False)`` leaves them as they are.
+        """
         state: dict[str, Tensor] = {}
         for spec, part in self._parts(vectors):
             value = part.to(spec.dtype, copy=True).view(spec.shape)
@@ -166,7 +199,7 @@ class Layout:
 
         The module belongs to the returned ``Bound`` from then on. Its Parameter objects stay the same ones.
         """
-        self.require_same(Layout.of(module), type(module).__name__)
+        self.require_same(Layout.of(module, self.local_names), type(module).__name__)
         return Bound(self, module, device or torch.device("cpu"))
 
     def _parts(self, vectors: Vectors) -> "list[tuple[Spec, Tensor]]":
@@ -184,12 +217,14 @@ class Layout:
 class Bound:
     """A module whose tensors are views of one aligned buffer. Reading gives vectors, loading takes them.
 
-    ``parameters`` are the module's own, each once, in the layout's order.
+    ``parameters`` are the module's own, each once, in the layout's order. ``load``, ``params`` and ``buffers`` are of
+    what is shared; ``load_local`` and ``local`` of what stays on the client.
     """
 
     def __init__(self, layout: Layout, module: nn.Module, device: torch.device) -> None:
         self.layout, self.module, self.device = layout, module, device
         self._views: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
+        self._local: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
         self._nothing = {kind: torch.empty(0, dtype=torch.int64 if kind is Kind.INTEGER_BUFFER else layout.dtype,
                                            device=device) for kind in Kind}  # fmt: skip
         self._whole: dict[
@@ -210,14 +245,16 @@ class Bound:
             flat = storage[offset : offset + spec.numel * spec.dtype.itemsize].view(spec.dtype)
             view, tensor = flat.view(spec.shape), state[spec.name]
             view.copy_(tensor.detach())
-            self._views[spec.kind].append(flat)
+            (self._local if spec.local else self._views)[spec.kind].append(flat)
             if isinstance(tensor, nn.Parameter):
                 tensor.data = view
             else:
                 for name in (spec.name, *spec.aliases):
                     owner, _, leaf = name.rpartition(".")
                     owners[owner]._buffers[leaf] = view
-        self.parameters = [state[spec.name] for spec in self.layout.of_kind(Kind.PARAMETER)]
+        shared, local = (self.layout.of_kind(Kind.PARAMETER, local) for local in (False, True))
+        self.parameters = [state[spec.name] for spec in (*shared, *local)]
+        self._num_shared = len(shared)
         for kind in Kind:
             specs = self.layout.of_kind(kind)
             dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
@@ -238,6 +275,20 @@ class Bound:
     def load_buffers(self, buffers: Tensor, integers: Tensor) -> None:
         self._load(Kind.FLOAT_BUFFER, buffers)
         self._load(Kind.INTEGER_BUFFER, integers)
+
+    def local(self) -> Vectors:
+        """Return copies of what stays on the client."""
+        params, buffers, integers = (
+            self._joined(kind, self._local[kind]).clone()
+            for kind in (Kind.PARAMETER, Kind.FLOAT_BUFFER, Kind.INTEGER_BUFFER)
+        )
+        return Vectors(params, buffers, integers)
+
+    def load_local(self, vectors: Vectors) -> None:
+        parts = zip(Kind, (vectors.params, vectors.buffers, vectors.integers), strict=True)
+        for views, vector in ((self._local[kind], vector) for kind, vector in parts):
+            if views:
+                torch._foreach_copy_(views, vector.split_with_sizes([view.numel() for view in views]))
 
     def params(self) -> Tensor:
         """Return the parameters as one vector (D,). It may share the module's memory: valid until the next training
@@ -264,14 +315,15 @@ class Bound:
         """
         if self._grad is None:
             self._grad = torch.empty(self.layout.num_params, dtype=self.layout.dtype, device=self.device)
-        views = torch.split(self._grad, [p.numel() for p in self.parameters])
-        for view, p in zip(views, self.parameters, strict=True):
+        shared = self.parameters[: self._num_shared]
+        views = torch.split(self._grad, [p.numel() for p in shared])
+        for view, p in zip(views, shared, strict=True):
             if p.grad is None:
                 view.zero_()
             else:
                 view.copy_(p.grad.view(-1))
         correct(self._grad, self.params())
-        for view, p in zip(views, self.parameters, strict=True):
+        for view, p in zip(views, shared, strict=True):
             p.grad = view.view(p.shape).to(p.dtype)
 
     def adopt(self) -> None:
@@ -280,7 +332,9 @@ class Bound:
         """
         current = self.module.state_dict(keep_vars=True)
         for kind in Kind:
-            for spec, view in zip(self.layout.of_kind(kind), self._views[kind], strict=True):
+            for spec, view in zip(
+                [s for s in self.layout.specs if s.kind is kind], [*self._views[kind], *self._local[kind]], strict=True
+            ):
                 if spec.name not in current or tuple(current[spec.name].shape) != spec.shape:
                     raise LayoutError(
                         f"local training changed the model: tensor {spec.name!r} is gone or has another shape"
@@ -291,7 +345,7 @@ class Bound:
 
     def renew(self) -> None:
         """Move on to a new byte buffer with the same values; vectors read from the old one stay as they are."""
-        self._views = {kind: [] for kind in Kind}
+        self._views, self._local = {kind: [] for kind in Kind}, {kind: [] for kind in Kind}
         self._place(self.module)
 
     def _load(self, kind: Kind, vector: Tensor) -> None:
@@ -305,10 +359,30 @@ class Bound:
         whole, views = self._whole[kind], self._views[kind]
         if whole is not None:
             return whole
-        dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
+        return self._joined(kind, views)
+
+    def _joined(self, kind: Kind, views: Sequence[Tensor]) -> Tensor:
         if not views:
             return self._nothing[kind]
+        dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
         return torch.cat([v if v.dtype is dtype else v.to(dtype) for v in views])
+
+
+def _local_names(module: nn.Module, keep_local: Sequence[str]) -> set[str]:
+    names = list(module.state_dict())
+    found: set[str] = set()
+    for pattern in keep_local:
+        if pattern == BATCH_NORM:
+            layers = [
+                name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
+            ]
+            fitting = [name for name in names if name.rpartition(".")[0] in layers]
+        else:
+            fitting = fnmatch.filter(names, pattern)
+        if not fitting:
+            raise LayoutError(f"keep_local: {pattern!r} fits no tensor of this model; it has {_listed(names)}")
+        found.update(fitting)
+    return found
 
 
 def _check_tensor(name: str, value: object) -> None:

@@ -4,7 +4,7 @@ them.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,11 +94,17 @@ class Context:
 
 @runtime_checkable
 class Learner(Protocol):
-    """What trains on a client: ``LocalSGD``, or your own object with these two."""
+    """What trains on a client: ``LocalSGD``, or your own object with these three."""
 
     @property
     def corrects(self) -> bool:
         """Whether a gradient correction is applied; an algorithm that needs one is refused at start where it is not."""
+
+    @property
+    def reports(self) -> Set[str]:
+        """Return which of "num_steps", "lr_sum" and "a_norm" a fit reports (see ``Fitted``), as those that an algorithm
+        needs are refused at start where they are not.
+        """
 
     def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
         """Train ``bound.module``, which already stands at ``ask.start``, on one client's examples."""
@@ -147,6 +153,12 @@ class LocalSGD:
     def corrects(self) -> bool:
         return True
 
+    @property
+    def reports(self) -> Set[str]:
+        if not self._is_sgd:
+            return {"num_steps"}
+        return {"num_steps", "a_norm"} if self.momentum else {"num_steps", "a_norm", "lr_sum"}
+
     def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
         self = self.configured(context.task)
         lr = self.lr * self.schedule(context.task.round)
@@ -170,7 +182,8 @@ class LocalSGD:
             params=bound.params(),
             num_examples=float(len(examples)),
             num_steps=float(num_steps),
-            lr_sum=num_steps * lr,
+            lr_sum=num_steps * lr if "lr_sum" in self.reports else math.nan,
+            a_norm=accumulation(num_steps, self.momentum, lr * ask.pull) if self._is_sgd else math.nan,
             metrics={"train_loss": sum(loss.item() * size for loss, size in losses) / num_seen},
         )
 
@@ -205,14 +218,37 @@ class LocalSGD:
         """Return a function that makes one optimiser step on the gradients as they are then."""
         if not isinstance(self.optimizer, str):
             return self.optimizer(trained, lr).step
-        if self.optimizer.lower() == "sgd" and not self.optimizer_args:
+        if self._is_sgd:
             return _Descent(trained, lr, self.momentum, self.weight_decay)
         return _optimizer_class(self.optimizer)(trained, lr=lr, **self._arguments()).step
+
+    @property
+    def _is_sgd(self) -> bool:
+        return isinstance(self.optimizer, str) and self.optimizer.lower() == "sgd" and not self.optimizer_args
 
     def _arguments(self) -> dict[str, Any]:  # Any: see optimizer_args
         """Return the named optimiser's arguments beside lr."""
         given = {name: getattr(self, name) for name in ("momentum", "weight_decay") if getattr(self, name)}
         return {**self.optimizer_args, **given}
+
+
+def accumulation(num_steps: int, momentum: float, decay: float) -> float:
+    """Return the L1 norm of the vector a with which an end point holds the gradients: start - end = lr * sum a_k g_k.
+
+    The optimiser is SGD with ``momentum`` rho; a proximal term of strength ``decay`` / lr draws back to the start. In
+    closed form, tau steps give tau; (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho); (1 - (1 - decay)^tau) / decay.
+
+    >>> accumulation(3, 0.0, 0.0), accumulation(3, 0.5, 0.0), accumulation(3, 0.0, 0.5)
+    (3.0, 4.25, 1.75)
+    """
+    if not (momentum or decay):
+        return float(num_steps)
+    total, velocity, moved = 0.0, 1.0, 1.0  # one gradient of 1, a step ago: how far has it led, two steps ago, ...
+    for _ in range(num_steps):
+        total += abs(moved)
+        velocity = momentum * velocity - decay * moved
+        moved += velocity
+    return total
 
 
 class _Descent:
@@ -264,6 +300,10 @@ class FunctionLearner:
     def corrects(self) -> bool:
         return False
 
+    @property
+    def reports(self) -> Set[str]:
+        return frozenset()
+
     def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
         returned = self.function(bound.module, examples, context.task)
         bound.adopt()
@@ -283,7 +323,7 @@ class FunctionLearner:
         if weights is not None:
             bound.load(bound.layout.flatten(_state_dict(weights, bound.module)))
         count = metrics.scalar("num_examples", len(examples) if num_examples is None else num_examples)
-        return Fitted(bound.params(), count, math.nan, math.nan, metrics.scalars(reported))
+        return Fitted(bound.params(), count, metrics=metrics.scalars(reported))
 
 
 def _state_dict(weights: object, module: nn.Module) -> dict[str, Tensor]:

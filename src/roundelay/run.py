@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay.aggregators import Rule, root_of, shortfall
-from roundelay.algorithms.protocol import Rehearsal, rehearse
+from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal, rehearse
 from roundelay.attacks import Colludes, Lies, Roles, slowed
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
@@ -28,8 +28,9 @@ from roundelay.errors import ConfigError, RoundelayError
 from roundelay.federation import Flight, Plan, Version, Workflow
 from roundelay.guard import Guard
 from roundelay.intake import ClientReport
-from roundelay.layout import Layout
+from roundelay.layout import Kind, Layout
 from roundelay.metrics import higher_is_better
+from roundelay.privacy import CentralDP
 from roundelay.simulation.federation import ClientConfig, Finished, SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
@@ -109,6 +110,7 @@ class Prepared:
     guard: Guard
     tracking: Tracking | None
     client_config: ClientConfig | None
+    privacy: CentralDP | None
     name: str
     resolved: str
     split: Split | None
@@ -136,10 +138,18 @@ class Run:
         initial = self._trainer.bound.params().clone()
         self.watched = _watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
-        _check_corrections(job.work, self._rehearsal)
+        _check_learner(job.work, self._rehearsal)
+        if self._layout.local_names and isinstance(job.work.algorithm, Personalised):
+            raise ConfigError(f"{type(job.work.algorithm).__name__} gives clients whole models of their own: "
+                              "keep_local cannot keep a part of them")  # fmt: skip
         if job.aggregator is not None:
             _check_rule(job, job.aggregator, self._rehearsal, initial)
         _check_attacks(job, self._rehearsal, initial)
+        self._sampling_rate = 0.0
+        if job.privacy is not None:
+            _check_privacy(job, job.privacy, self._layout, self._rehearsal, initial)
+            clients = len(job.work.data.clients)
+            self._sampling_rate = job.plan.cohort_size(clients) / clients
         self._duration = slowed(job.simulation.duration, job.roles)
         self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
         self._version: Version | None = None
@@ -200,7 +210,7 @@ class Run:
         """Return what the run has come to so far."""
         module = self._job.work.initial_module()
         version = self._version or self._initial_version()
-        module.load_state_dict(self._layout.unflatten(version.vectors))
+        module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
         return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._reason)
 
     # ---- the private thread -----------------------------------------------------------------------------------------
@@ -226,7 +236,7 @@ class Run:
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
                     flights=self._flights,
                     history=self._rows, on_round=partial(self._finish_round, loop), duration=self._duration,
-                    client_config=job.client_config, rule=job.aggregator,
+                    client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"
@@ -259,6 +269,9 @@ class Run:
             "virtual_s": finished.virtual_s,
             **finished.metrics,
         }
+        if self._job.privacy is not None:
+            row["epsilon"] = self._job.privacy.epsilon(self._sampling_rate, finished.version.number)
+            row["clip_norm"] = finished.version.clip_norm
         if outcome.fold.gathered_bytes:
             row["gathered_bytes"] = outcome.fold.gathered_bytes
             row["kept_model"] = int(outcome.fold.shortfall() is not None)
@@ -356,13 +369,19 @@ class Run:
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
+FIXED_INSIDE = (("simulation", "duration"), ("evaluation", "client_test_fraction"))
+"""What in those parts decides who is in time, or who trains on what."""
+
 
 def _require_same_job(folder: Path, resolved: str) -> None:
     kept, given = (tomllib.loads(text) for text in ((folder / "job.toml").read_text(), resolved))
-    for key in sorted({*kept, *given} - FREE_TO_CHANGE):
-        if kept.get(key) != given.get(key):
+    fixed = [(key, kept.get(key), given.get(key)) for key in sorted({*kept, *given} - FREE_TO_CHANGE)]
+    for table, key in FIXED_INSIDE:
+        fixed.append((f"{table}.{key}", kept.get(table, {}).get(key), given.get(table, {}).get(key)))
+    for name, then, now in fixed:
+        if then != now:
             raise ConfigError(
-                f"{folder} is a run of another job: its {key} is {kept.get(key)!r}, this job's is {given.get(key)!r}; "
+                f"{folder} is a run of another job: its {name} is {then!r}, this job's is {now!r}; "
                 f"a resumed run can change {', '.join(sorted(FREE_TO_CHANGE))}"
             )
 
@@ -399,11 +418,16 @@ def _watched_metric(job: Prepared) -> str:
     return "loss"
 
 
-def _check_corrections(work: Work, rehearsal: Rehearsal) -> None:
+def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
+    algorithm, learner = type(work.algorithm).__name__, type(work.learner).__name__
     if rehearsal.corrects and not work.learner.corrects:
         raise ConfigError(
-            f"{type(work.algorithm).__name__} corrects every gradient, and {type(work.learner).__name__} applies no "
+            f"{algorithm} corrects every gradient, and {learner} applies no "
             "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
+        )
+    for name in sorted(rehearsal.needs - work.learner.reports):
+        raise ConfigError(
+            f"{algorithm} needs {name}, which {learner}, as it is set here, does not report: {NUMBERS[name]}"
         )
 
 
@@ -433,6 +457,34 @@ def _check_attacks(job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None
                 f"attack {role} looks at the honest updates of a round, which only synchronous rounds have together; "
                 f"this job's workflow is {type(job.workflow).__name__}"
             )
+
+
+def _check_privacy(job: Prepared, privacy: CentralDP, layout: Layout, rehearsal: Rehearsal, initial: Tensor) -> None:
+    """Refuse what would release more than the accountant counts."""
+    _check_steps("privacy", job, rehearsal, initial)
+    clients, workflow = len(job.work.data.clients), job.workflow
+    expected = job.plan.cohort_size(clients)
+    privacy.sum_noise(expected)
+    privacy.epsilon(expected / clients, 1)  # a missing accountant shows now, not after the first round
+    if not isinstance(workflow, Rounds):
+        raise ConfigError(f"privacy is reckoned for synchronous rounds; {type(workflow).__name__} has none")
+    if workflow.goal is not None or workflow.over_selection or workflow.attempts > 1 or workflow.quorum > 1:
+        raise ConfigError(
+            "privacy needs rounds whose members are drawn by chance alone, and whose result is always released: goal, "
+            "over_selection, attempts and quorum would let answers decide; leave them out"
+        )
+    if job.aggregator is not None:
+        raise ConfigError(f"privacy adds noise to a sum of clipped steps; the aggregator {job.aggregator} makes "
+                          "something of unknown sensitivity: leave one of them out")  # fmt: skip
+    if layout.length(Kind.FLOAT_BUFFER):
+        raise ConfigError(
+            "privacy releases parameters only, and this model's float buffers (BatchNorm statistics) are averaged "
+            'without noise: keep them on the clients with keep_local = ["@batch_norm"], or use GroupNorm'
+        )
+    if job.plan.client_eval_every:
+        raise ConfigError(
+            "privacy does not cover what clients measure on their own data: set evaluation.clients_every = 0"
+        )
 
 
 def _check_steps(who: str, job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:

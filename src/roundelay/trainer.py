@@ -3,7 +3,7 @@
 A serial simulation has one trainer, a pool has one per worker, a device has one. Each gives the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
-from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Reply
+from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Personalised, Reply
 from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
 from roundelay.errors import ConfigError
@@ -21,6 +21,11 @@ from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
 
 CPU = torch.device("cpu")
+LOCAL = ("local params", "local buffers", "local integers")
+"""Under these names a client's memory keeps the tensors that ``keep_local`` names."""
+
+PRIVATE = ("private buffers", "private integers")
+"""Under these names a client's memory keeps the buffers of a model that stays on the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,8 @@ class Evaluated:
 class Work:
     """All that local work needs, whoever does it; sent once to every worker.
 
-    ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation.
+    ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation,
+    ``train_loss`` is what the clients minimise; ``keep_local`` says which tensors stay on each client.
     """
 
     make_model: Callable[[], nn.Module]
@@ -51,9 +57,11 @@ class Work:
     algorithm: Algorithm
     learner: Learner
     loss: LossFunction
+    train_loss: LossFunction
     measures: Mapping[str, Metric]
     seed: int
     eval_batch_size: int = 256
+    keep_local: Sequence[str] = ()
 
     def initial_module(self) -> nn.Module:
         """Build the module from the job's seed, leaving the caller's random state as it was.
@@ -81,8 +89,9 @@ class Trainer:
     def __init__(self, work: Work, device: torch.device | None = None) -> None:
         self.work, self._device = work, device or torch.device("cpu")
         module = work.initial_module()
-        self.layout = Layout.of(module)
+        self.layout = Layout.of(module, work.keep_local)
         self.bound: Bound = self.layout.bind(module, self._device)
+        self._first_local = self.bound.local()
         self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
@@ -93,7 +102,7 @@ class Trainer:
         try:
             if task.kind == "train":
                 return self.train(task, received, memory)
-            return self.evaluate_client(task, Vectors(received.vectors["params"], received.buffers, received.integers))
+            return self.evaluate_client(task, received, memory)
         except BaseException:
             self.bound = self.layout.bind(self.work.initial_module(), self._device)
             raise
@@ -106,12 +115,24 @@ class Trainer:
         """
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
-        client = work.algorithm.client(_on(bound.device, received.vectors), _on(bound.device, memory))
+        own, private = self._load_local(memory)
+        client = work.algorithm.client(_on(bound.device, received.vectors), own)
         fits: list[Fitted] = []
         try:
             ask = next(client)
             while True:
+                if fits:
+                    bound.renew()  # what the fit before handed out is the algorithm's to keep
+                if isinstance(ask, Losses):
+                    ask = client.send(self._losses(ask, task))
+                    continue
+                if ask.private:
+                    shared = bound.buffers().clone(), bound.integers().clone()
+                    bound.load_buffers(*private or (received.buffers, received.integers))
                 fits.append(self._fit(ask, task, len(fits)))
+                if ask.private:
+                    private = bound.buffers().clone(), bound.integers().clone()
+                    bound.load_buffers(*shared)
                 ask = client.send(fits[-1])
         except StopIteration as stop:
             reply: Reply = stop.value
@@ -119,37 +140,85 @@ class Trainer:
             task=task,
             payload=Payload(_on(CPU, reply.vectors), bound.buffers().to(CPU), bound.integers().to(CPU)),
             num_examples=float(reply.num_examples),
-            group=reply.group,
+            group=int(reply.group),
             metrics=scalars(fits[0].metrics) if fits else {},
         )
-        return Answer(update, _on(CPU, reply.memory))
+        kept = {name: value for name, value in zip(PRIVATE, private or (), strict=False) if value.numel()}
+        return Answer(update, _on(CPU, {**reply.memory, **kept, **self._local()}))
 
     def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
         bound = self.bound
-        if index:
-            bound.renew()  # what the first fit handed out is the algorithm's to keep
         bound.load_params(ask.start)
         bound.start_training()
         context = Context(task, self.work.seed, index)
         seeds.seed_globals(context.key("training"))
         return self.work.learner.fit(bound, self._part(task.client), ask, context)
 
-    def evaluate_client(self, task: Task, vectors: Vectors) -> Evaluated:
-        """Evaluate on a client's own held-out part, or on its training part where it holds none out."""
-        data = self.work.data
+    def _losses(self, ask: Losses, task: Task) -> Tensor:
+        bound, work, means = self.bound, self.work, []
+        buffers, integers = bound.buffers().clone(), bound.integers().clone()
+        for params in ask.models:
+            bound.load_params(params)
+            seeds.seed_globals(Context(task, work.seed).key("losses"))  # the same draws for every model, if it draws
+            sums = evaluate(bound, self._part(task.client), work.train_loss, {}, work.eval_batch_size)
+            means.append(sums.means()["loss"])
+        bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
+        return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)
+
+    def evaluate_client(self, task: Task, received: Payload, memory: Memory) -> Evaluated:
+        """Evaluate on a client's own held-out part, or on its training part where it holds none out: the received
+        model, or the client's own where the algorithm gives it one.
+        """
+        bound, data, algorithm = self.bound, self.work.data, self.work.algorithm
         own = data.test(task.client)
-        self.bound.load(vectors)
+        bound.load_buffers(received.buffers, received.integers)
+        remembered, private = self._load_local(memory)
+        if isinstance(algorithm, Personalised):
+            client = algorithm.personal(_on(bound.device, received.vectors), remembered)
+            try:
+                ask = next(client)
+                while True:
+                    ask = client.send(self._losses(ask, task))
+            except StopIteration as stop:
+                bound.load_params(stop.value)
+            if private:
+                bound.load_buffers(*private)
+        else:
+            bound.load_params(received.vectors["params"])
         seeds.seed_globals(Context(task, self.work.seed).key("evaluate"))
         return Evaluated(task, self._evaluate(data.train(task.client) if own is None else own))
 
     def evaluate_held_out(self, vectors: Vectors, round: int) -> Sums:
-        """Evaluate on the server's held-out data; of none, the sums are empty."""
+        """Evaluate on the server's held-out data; of none, the sums are empty. What clients keep for themselves is as
+        it was at first.
+        """
         if self.work.data.held_out is None:
             return Sums({}, 0)
         self.bound.load(vectors)
+        self.bound.load_local(self._first_local)
         with seeds.preserved_globals():
             seeds.seed_globals(seeds.key(self.work.seed, round, 0, "", "evaluate"))
             return self._evaluate(self.work.data.held_out)
+
+    def _load_local(self, memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
+        """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its
+        private model.
+        """
+        memory = _on(self.bound.device, memory)
+        if self.layout.local_names:
+            kept = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
+            self.bound.load_local(kept)
+        own = {name: value for name, value in memory.items() if name not in LOCAL + PRIVATE}
+        if not any(name in memory for name in PRIVATE):
+            return own, None
+        none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # some models have buffers of one kind
+        return own, (memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers))
+
+    def _local(self) -> Memory:
+        if not self.layout.local_names:
+            return {}
+        local = self.bound.local()
+        return dict(zip(LOCAL, (local.params, local.buffers, local.integers), strict=True))
 
     def _evaluate(self, examples: Examples) -> Sums:
         work = self.work

@@ -47,12 +47,16 @@ def in_the_pool() -> dict[str, str]:
     return {str(rule): job(rule, simulation=POOL).run().sha256 for rule in POOLED}
 
 
-@pytest.mark.parametrize("rule", POOLED, ids=str)
+def named(rule: object) -> str:
+    return getattr(rule, "__name__", str(rule))  # a function's text holds its address, which differs between processes
+
+
+@pytest.mark.parametrize("rule", POOLED, ids=named)
 def test_serial_and_pooled_runs_end_in_the_same_sha256(rule: Rule, in_the_pool: dict[str, str]) -> None:
     assert job(rule).run().sha256 == in_the_pool[str(rule)]
 
 
-@pytest.mark.parametrize("rule", [*RULES, halfway], ids=str)
+@pytest.mark.parametrize("rule", [*RULES, halfway], ids=named)
 def test_the_order_of_arrival_changes_no_bit(rule: Rule) -> None:
     def backwards(client: str, task: rd.Task) -> float:
         return 10.0 - int(client[1:])
@@ -169,6 +173,40 @@ def test_the_server_step_of_the_algorithm_follows_the_rule() -> None:
     still = job(rd.CoordinateMedian(), num_rounds=1, algorithm=rd.FedAvg(server_lr=1e-30)).run().model
     for a, b, c in zip(whole.parameters(), half.parameters(), still.parameters(), strict=True):
         torch.testing.assert_close(b, (a + c) / 2)
+
+
+FITTING = [
+    rd.FedAvgM(beta=0.5), rd.FedAdam(server_lr=0.1), rd.Scaffold(), rd.FedDyn(alpha=0.5), rd.Ditto(strength=0.1),
+    rd.FedProx(mu=0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", FITTING, ids=lambda algorithm: type(algorithm).__name__)
+def test_every_algorithm_that_sends_parameters_back_takes_a_rule_and_suffers_attacks(algorithm: rd.Algorithm) -> None:
+    struck = [rd.attacks.ALIE(clients=["c1"]), rd.attacks.SignFlip(clients=["c2"])]
+    mean, ruled, attacked = (
+        job(rule, algorithm=algorithm, attacks=attacks).run().sha256
+        for rule, attacks in ((None, ()), (rd.Robust(), ()), (rd.Robust(), struck))
+    )
+    assert len({mean, ruled, attacked}) == 3
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [rd.FedNova(), rd.QFedAvg(q=1.0, lipschitz=10.0), rd.IFCA(num_clusters=2)],
+    ids=lambda algorithm: type(algorithm).__name__,
+)
+@pytest.mark.parametrize(
+    "changes", [{"aggregator": rd.Robust()}, {"attacks": [rd.attacks.SignFlip(clients=["c1"])]}], ids=["rule", "attack"]
+)
+def test_an_algorithm_whose_vectors_are_no_points_is_refused(algorithm: rd.Algorithm, changes: dict) -> None:
+    with pytest.raises(rd.errors.ConfigError, match=r"compares what clients send with what they received, as 'params'"):
+        small_job(algorithm=algorithm, **changes).start()
+
+
+def test_what_stays_on_the_clients_is_no_business_of_the_rule() -> None:
+    (finished, *_) = job(rd.Robust(), keep_local=["second.*"]).rounds()
+    assert finished.row["gathered_bytes"] == 5 * 4 * (172 - 13 * 3 - 3)
 
 
 # ---- the trusted root -----------------------------------------------------------------------------------------------

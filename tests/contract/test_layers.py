@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 LAYERS = (
     ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
     ("guard", "fold", "aggregators"),
-    ("gather",),
+    ("gather", "privacy"),
     ("algorithms",),
     ("data", "models"),
     ("learner",),
@@ -47,7 +47,12 @@ def test_every_file_belongs_to_a_room_and_imports_only_from_its_own_or_lower_one
 
 
 def test_optional_packages_are_imported_in_one_file_each_and_pickle_only_between_local_processes() -> None:
-    homes = {"matplotlib": "report/plots.py", "yaml": "simulation/devices.py", "mlxtend": "data/images.py"}
+    homes = {
+        "matplotlib": "report/plots.py",
+        "yaml": "simulation/devices.py",
+        "mlxtend": "data/images.py",
+        "dp_accounting": "privacy.py",
+    }
     for path in SOURCE.rglob("*.py"):
         relative = path.relative_to(SOURCE).as_posix()
         for node in ast.walk(ast.parse(path.read_text())):

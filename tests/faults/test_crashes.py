@@ -58,11 +58,13 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_a_run_that_was_killed_resumes_to_the_same_sha256_and_the_same_table(executor: str, tmp_path: Path) -> None:
+    before = shared_names()
     process = start(script(tmp_path, executor))
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert gone(children), "worker processes outlived the server"
+    assert shared_names() <= before, "shared memory outlived the server"
     settings = {"num_rounds": 40, "clients_per_round": 3}
     undisturbed = small_job(**settings).run()
     resumed = small_job(**settings, tracking=rd.Tracking(root=str(tmp_path))).run(resume=tmp_path / "run")
@@ -72,15 +74,22 @@ def test_a_run_that_was_killed_resumes_to_the_same_sha256_and_the_same_table(exe
     assert [row["round"] for row in resumed.rows] == list(range(1, 41))
 
 
+def shared_names() -> set[str]:
+    """The names of shared memory segments and semaphores as torch and multiprocessing choose them."""
+    folder = Path("/dev/shm")
+    names = os.listdir(folder) if folder.exists() else []
+    return {name for name in names if name.startswith(("torch_", "psm_", "sem.mp-", "mp-"))}
+
+
 def test_ctrl_c_ends_the_run_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    before = shared_names()
     process = start(script(tmp_path, "processes"))
     children = psutil.Process(process.pid).children(recursive=True)
-    before = set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors
     assert gone(children)
-    assert not {name for name in before if name.startswith("torch_") and name in os.listdir("/dev/shm")}
+    assert shared_names() <= before
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 

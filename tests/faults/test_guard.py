@@ -51,6 +51,10 @@ def weight(value: object) -> Callable[[Update], Update]:
     return lambda update: replace(update, num_examples=value)
 
 
+def group(value: object) -> Callable[[Update], Update]:
+    return lambda update: replace(update, group=value)
+
+
 TAMPERINGS = {
     "nan": (at(math.nan), Reason.NOT_FINITE),
     "inf": (at(math.inf), Reason.NOT_FINITE),
@@ -74,6 +78,11 @@ TAMPERINGS = {
     "weight 1e308": (weight(1e308), Reason.BAD_WEIGHT),
     "weight text": (weight("many"), Reason.BAD_WEIGHT),
     "weight true": (weight(True), Reason.BAD_WEIGHT),
+    "another group": (group(1), Reason.UNKNOWN_GROUP),
+    "group -1": (group(-1), Reason.UNKNOWN_GROUP),
+    "group true": (group(True), Reason.UNKNOWN_GROUP),
+    "group 0.0": (group(0.0), Reason.UNKNOWN_GROUP),
+    "group text": (group("first"), Reason.UNKNOWN_GROUP),
     "old round": (task(round=0), Reason.WRONG_ROUND),
     "other attempt": (task(attempt=5), Reason.WRONG_ROUND),
     "other client's task": (task(client="c3"), Reason.WRONG_ROUND),

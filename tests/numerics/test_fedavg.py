@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import roundelay as rd
 from roundelay import seeds
+from roundelay.fold import RunningMean
 
 SEED = 7
 
@@ -132,7 +133,7 @@ def test_fedprox_is_refused_where_its_correction_would_not_be_applied() -> None:
         small_job(algorithm=rd.FedProx(mu=0.1), learner=train).run()
 
 
-def test_identical_clients_give_the_value_of_one_to_the_bit() -> None:
+def test_identical_clients_come_to_what_one_comes_to() -> None:
     data = examples(20)
     parts = {f"c{i}": data for i in range(5)}
     learner = rd.LocalSGD(lr=0.1, batch_size=0, local_epochs=3)  # the full batch: nothing is shuffled, sums may be
@@ -149,3 +150,14 @@ def test_identical_clients_give_the_value_of_one_to_the_bit() -> None:
         optimizer.step()
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(states[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_identical_values_is_the_value_to_the_bit() -> None:
+    value = torch.randn(10_000, generator=torch.Generator().manual_seed(3))
+    mean = RunningMean()
+    sums, weights = torch.zeros(10_000), 0.0
+    for weight in (3.0, 7.0, 11.0, 2.0):
+        mean.add(value, weight)
+        sums, weights = sums + weight * value, weights + weight
+    assert torch.equal(mean.mean, value)
+    assert not torch.equal(sums / weights, value)  # what the running mean is there to avoid

@@ -1,5 +1,6 @@
 """What a run leaves behind: tables, TensorBoard's curves, weights that another job can start from."""
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -141,6 +142,26 @@ def test_a_resumed_run_may_be_longer_but_not_another(tmp_path: Path) -> None:
         tracked(tmp_path, seed=8).run(resume=tmp_path / "run")
     resumed = tracked(tmp_path, num_rounds=4).run(resume=tmp_path / "run")
     assert resumed.sha256 == small_job(num_rounds=4).run().sha256
+
+
+def test_what_decides_who_is_in_time_or_who_trains_on_what_stays_in_a_resumed_run(tmp_path: Path) -> None:
+    tracked(tmp_path).run()
+    for changes in ({"simulation": rd.Simulation("serial", duration=slow)},
+                    {"evaluation": rd.Evaluation(client_test_fraction=0.5)}):  # fmt: skip
+        with pytest.raises(ConfigError, match="a run of another job"):
+            tracked(tmp_path, num_rounds=4, **changes).run(resume=tmp_path / "run")
+
+
+def slow(client: str, task: rd.Task) -> float:
+    return 1.0
+
+
+def test_a_run_that_is_never_started_gives_its_folder_back(tmp_path: Path) -> None:
+    tracked(tmp_path).run()
+    run = tracked(tmp_path, num_rounds=4).start(resume=tmp_path / "run")
+    del run
+    gc.collect()
+    tracked(tmp_path, num_rounds=4).run(resume=tmp_path / "run")
 
 
 def test_a_run_is_started_once() -> None:

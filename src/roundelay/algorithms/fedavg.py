@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from roundelay.algorithms.protocol import ClientHalf, Fit, Reply, State
-from roundelay.errors import ConfigError
+from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State
+from roundelay.algorithms.settings import require
 from roundelay.fold import Total, Uplink
 from roundelay.messages import Memory
 
@@ -36,7 +36,7 @@ class FedAvg:
     uplink: ClassVar[Uplink] = {"params": "examples"}
 
     def __post_init__(self) -> None:
-        _require_positive("server_lr", self.server_lr)
+        require("server_lr", self.server_lr, above=0)
 
     def init(self, params: Tensor, num_clients: int) -> State:
         return {"params": params}
@@ -48,7 +48,7 @@ class FedAvg:
         return {}
 
     def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
-        end = yield Fit(received["params"])
+        end: Fitted = yield Fit(received["params"])
         return Reply({"params": end.params}, end.num_examples)
 
     def apply(self, state: State, totals: Mapping[int, Total]) -> State:
@@ -64,9 +64,8 @@ class FedProx:
     uplink: ClassVar[Uplink] = {"params": "examples"}
 
     def __post_init__(self) -> None:
-        _require_positive("server_lr", self.server_lr)
-        if not 0 <= self.mu < float("inf"):
-            raise ConfigError(f"mu must be a finite number of at least 0, got {self.mu!r}")
+        require("mu", self.mu, at_least=0)
+        require("server_lr", self.server_lr, above=0)
 
     def init(self, params: Tensor, num_clients: int) -> State:
         return {"params": params}
@@ -83,7 +82,7 @@ class FedProx:
         def towards_start(grad: Tensor, params: Tensor) -> None:
             grad.add_(params - start, alpha=self.mu)
 
-        end = yield Fit(start, correct=towards_start if self.mu else None)
+        end: Fitted = yield Fit(start, correct=towards_start if self.mu else None)
         return Reply({"params": end.params}, end.num_examples)
 
     def apply(self, state: State, totals: Mapping[int, Total]) -> State:
@@ -93,8 +92,3 @@ class FedProx:
 def server_step(old: Tensor, mean: Tensor, server_lr: float) -> Tensor:
     """Return old + server_lr * (mean - old), and the mean itself, to the bit, for a server learning rate of 1."""
     return mean if server_lr == 1.0 else torch.lerp(old, mean, server_lr)
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{name} must be a positive number, got {value!r}")

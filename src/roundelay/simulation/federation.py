@@ -13,16 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from torch import Tensor
+
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
-from roundelay.algorithms.protocol import Algorithm
+from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Arrived, Flight, Plan, Version
+from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
-from roundelay.messages import Config, Lost, Payload, Task
+from roundelay.messages import Config, Lost, Memory, Payload, Task
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
+from roundelay.privacy import CentralDP, Noised, noise_key
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
@@ -78,6 +82,7 @@ class SimulatedFederation:
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
         rule: Rule | None = None,
+        privacy: CentralDP | None = None,
     ) -> None:
         """``lengths`` are those of the uplink vectors; ``flights`` were under way when the restored version was kept,
         with their nanoseconds of arrival; ``on_round`` records a finished round and returns its row of metrics for
@@ -85,7 +90,8 @@ class SimulatedFederation:
         """
         self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
-        self._expected, self._lengths, self._rule = Expected.of(trainer.layout, lengths), lengths, rule
+        self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
+        self._lengths, self._rule, self._privacy = lengths, rule, privacy
         self._root = root_of(rule)
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
@@ -115,6 +121,10 @@ class SimulatedFederation:
         return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        if self._privacy is not None:  # a draw of its own for every client, as the accountant reckons
+            rate = count / len(self.clients)
+            keyed = partial(seeds.uniform, self.seed, number, attempt)
+            return tuple(client for client in self.clients if keyed(client, "cohort") < rate)
         draw = seeds.rng(self.seed, number, attempt, "", "cohort")
         pool = self._drawn if among is None else among
         if self._root is not None:  # beside those drawn, and maybe one of the ``count`` that were there to draw from
@@ -137,9 +147,11 @@ class SimulatedFederation:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=self._executor.release, fold=self._gathered(algorithm, version, sent, len(tasks), attempt),
+            release=self._executor.release, fold=self._folding(algorithm, version, sent, len(tasks), attempt),
         )  # fmt: skip
         closed = self._loop.create_future()
+        if intake.closed:  # nobody was drawn
+            closed.set_result(None)
 
         def arrive(together: Sequence[Task]) -> None:
             for task in together:
@@ -237,15 +249,18 @@ class SimulatedFederation:
         if self._landed and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _gathered(
-        self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int
-    ) -> Gathered | None:
-        if self._rule is None:
-            return None
-        return Gathered.begin(
-            self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self._trainer.work.seed,
-            version.number + 1, attempt,
-        )  # fmt: skip
+    def _folding(self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int) -> Folding:
+        number = version.number + 1
+        if self._privacy is not None:
+            return Noised.begin(
+                self._privacy, algorithm.uplink, self._lengths, sent, version.clip_norm,
+                self.plan.cohort_size(len(self.clients)), noise_key(self.seed, number, attempt),
+            )  # fmt: skip
+        if self._rule is not None:
+            return Gathered.begin(
+                self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self.seed, number, attempt
+            )
+        return Fold(algorithm.uplink)
 
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)
@@ -255,9 +270,14 @@ class SimulatedFederation:
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         tasks = [self._task(client, version.number, 0, "evaluate") for client in clients]
-        self._executor.submit(
-            tasks, Payload({"params": version.state["params"]}, version.buffers, version.integers), {}
-        )
+        algorithm = self._trainer.work.algorithm
+        vectors: Mapping[str, Tensor] = {"params": version.state["params"]}
+        memories: dict[str, Memory] = {}
+        if isinstance(algorithm, Personalised):
+            vectors = algorithm.broadcast(version.state)
+        if isinstance(algorithm, Personalised) or self._trainer.layout.local_names:
+            memories = {client: memory for client in clients if (memory := self._memory.of(client))}
+        self._executor.submit(tasks, Payload(vectors, version.buffers, version.integers), memories)
         came: list[ClientReport] = []
         for task in tasks:
             result = self._executor.result(task.id)
@@ -288,6 +308,9 @@ class SimulatedFederation:
         self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
 
     def account(self, outcome: Outcome) -> Outcome:
+        if self._privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept
+            kept = tuple(replace(report, num_examples=0.0, metrics={}) for report in outcome.reports)
+            outcome = replace(outcome, reports=kept)
         self._reports.extend(replace(report, attempt=outcome.attempt) for report in outcome.reports)
         self._bytes_down += outcome.bytes_down
         self._bytes_up += outcome.bytes_up
@@ -305,7 +328,7 @@ class SimulatedFederation:
         Raises:
             ClientFailed: everybody has failed for a while.
         """
-        if not all(trace for _, trace in failures):
+        if not failures or not all(trace for _, trace in failures):
             self._failed_in_a_row = 0
             return
         self._failed_in_a_row += len(failures)

@@ -19,7 +19,7 @@ class ClientMemory:
         self._committed: dict[str, Memory] = {}  # of the round that is not finished
 
     def of(self, client: str) -> Memory:
-        return self._committed.get(client) or self._kept.get(client, self._first)
+        return self._committed[client] if client in self._committed else self._kept.get(client, self._first)
 
     def commit(self, memories: Mapping[str, Memory]) -> None:
         self._committed.update(memories)

@@ -56,10 +56,12 @@ class Simulation:
             return Serial(server if devices == ("cpu",) else Trainer(work, torch.device(devices[0])))
         layout = server.layout
         vectors = [torch.empty(n, dtype=layout.dtype, device="meta") for n in rehearsal.lengths.values()]
-        vectors.append(torch.empty(layout.length(Kind.FLOAT_BUFFER), dtype=layout.dtype, device="meta"))
-        vectors.append(torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta"))
+        buffers = torch.empty(layout.length(Kind.FLOAT_BUFFER), dtype=layout.dtype, device="meta")
+        integers = torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta")
+        vectors += [buffers, integers] * (2 if rehearsal.private else 1)  # a private model has its own, in memory
+        kept = sum(layout.length(kind, local=True) for kind in Kind) * 8 + 64 * len(Kind)
         return Processes(
-            work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + 64 * len(rehearsal.lengths) + 64
+            work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64
         )
 
 

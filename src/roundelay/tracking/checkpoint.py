@@ -60,6 +60,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "buffers": version.buffers,
         "integers": version.integers,
         "last": version.last,
+        "clip_norm": version.clip_norm,
         "memory": {client: dict(memory) for client, memory in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
@@ -82,7 +83,14 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
             raise LayoutError(f"{path} was written for another model: it has {theirs}, this job's model has {mine}")
     if len(content["layout"]) != len(layout.specs):
         raise LayoutError(f"{path} holds {len(content['layout'])} tensors, this job's model has {len(layout.specs)}")
-    version = Version(content["round"], content["state"], content["buffers"], content["integers"], content["last"])
+    version = Version(
+        content["round"],
+        content["state"],
+        content["buffers"],
+        content["integers"],
+        content["last"],
+        content["clip_norm"],
+    )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
     flights = [(Flight(Task(**task), sent[number], number), due_ns) for task, number, due_ns in content["flights"]]
     return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights)

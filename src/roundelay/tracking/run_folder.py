@@ -1,10 +1,10 @@
 """A run's folder: what was asked for, with what it ran, and every number that came out.
 
-job.toml        the resolved configuration                run.json       versions, commit, seed, machine, state
+job.toml        the resolved configuration                run.json       versions, commit, seed, machine
+state.json      how far it is, and its SHA-256             label_counts.json
 metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
-split.json      which example belongs to which client      label_counts.json
-attacks.json    who does harm, where attacks were asked for
+split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
 """
 
 import fcntl
@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,8 +63,8 @@ class RunFolder:
         except BlockingIOError as error:
             os.close(self._lock)
             raise ConfigError(f"the run in {path} is going on in another process") from error
-        self._metrics: IO[str] | None = None
-        self._clients: IO[str] | None = None
+        self._tables: list[IO[str]] = []  # metrics, clients
+        self.close = weakref.finalize(self, _close, self._lock, self._tables)  # also when a run is dropped unstarted
 
     @staticmethod
     def create(tracking: Tracking, job_name: str) -> "RunFolder":
@@ -112,28 +113,25 @@ class RunFolder:
         for name in ("metrics.jsonl", "clients.jsonl"):
             kept = [row for row in read_rows(self.path / name) if row["round"] <= keep_rounds]
             self.write_text(name, "".join(_line(row) for row in kept))
-        self._metrics = (self.path / "metrics.jsonl").open("a")
-        self._clients = (self.path / "clients.jsonl").open("a")
+            self._tables.append((self.path / name).open("a"))
 
     def append(self, row: Row, clients: Iterable[Row]) -> None:
-        assert self._metrics is not None
-        assert self._clients is not None
-        self._metrics.write(_line(row))
-        self._metrics.flush()
-        self._clients.writelines(map(_line, clients))
+        metrics, of_clients = self._tables
+        metrics.write(_line(row))
+        metrics.flush()
+        of_clients.writelines(map(_line, clients))
 
     def sync(self) -> None:
         """Make the tables as durable as the checkpoint that follows them."""
-        for table in (self._metrics, self._clients):
-            if table is not None:
-                table.flush()
-                os.fsync(table.fileno())
+        for table in self._tables:
+            table.flush()
+            os.fsync(table.fileno())
 
-    def close(self) -> None:
-        for table in (self._metrics, self._clients):
-            if table is not None:
-                table.close()
-        os.close(self._lock)
+
+def _close(lock: int, tables: Iterable[IO[str]]) -> None:
+    for table in tables:
+        table.close()
+    os.close(lock)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:  # Any: see Row

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from roundelay.algorithms.protocol import Algorithm
+from roundelay.algorithms.protocol import Algorithm, num_groups
 from roundelay.errors import ConfigError
 from roundelay.federation import Arrived, Federation, Plan, Version
 from roundelay.fold import Fold
@@ -59,6 +59,9 @@ class Buffered:
             further = ", ".join(sorted(algorithm.uplink.keys() - {"params"}))
             raise ConfigError(f"{type(algorithm).__name__} also sends {further}, which staleness has no meaning for; "
                               "buffered rounds serve algorithms that send parameters only, such as FedAvg")  # fmt: skip
+        if num_groups(algorithm) > 1:
+            raise ConfigError(f"{type(algorithm).__name__} keeps several models, and an increment is of one; buffered "
+                              "rounds serve algorithms of one model, such as FedAvg")  # fmt: skip
 
     async def run(self, fed: Federation, algorithm: Algorithm) -> None:
         plan = fed.plan

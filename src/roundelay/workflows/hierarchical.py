@@ -11,6 +11,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Plan, Version
@@ -48,6 +50,11 @@ class Hierarchical:
         if algorithm.uplink.keys() != {"params"}:
             raise ConfigError(f"{type(algorithm).__name__} sends more than parameters; hierarchical averaging serves "
                               "algorithms whose server only averages, such as FedAvg")  # fmt: skip
+        kept = algorithm.init(torch.zeros(1), num_clients).keys() - {"params"}
+        if kept:
+            raise ConfigError(f"the server of {type(algorithm).__name__} also keeps {', '.join(sorted(kept))}, which "
+                              "edge and cloud would each move; hierarchical averaging serves algorithms whose server "
+                              "only averages, such as FedAvg")  # fmt: skip
         if isinstance(self.edges, int) and self.edges > num_clients:
             raise ConfigError(f"workflow edges = {self.edges}, but there are only {num_clients} clients")
 

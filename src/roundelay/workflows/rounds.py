@@ -95,7 +95,7 @@ class Rounds:
         return outcome
 
     def _shortfall(self, outcome: Outcome) -> str | None:
-        if outcome.fold.count < self.quorum:
+        if outcome.fold.count < self.quorum and self.quorum > 1:
             return f"{outcome.fold.count} of {len(outcome.reports)} updates admitted, quorum is {self.quorum}"
         return outcome.fold.shortfall()
 
@@ -104,7 +104,8 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     """Return the version that follows from a closed round's fold."""
     fold = outcome.fold
     buffers, integers = fold.buffers()
-    return Version(version.number + 1, algorithm.apply(version.state, fold.totals()), buffers, integers, fold.step())
+    state = algorithm.apply(version.state, fold.totals())
+    return Version(version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm)
 
 
 async def conclude(fed: Federation, version: Version, outcome: Outcome) -> None:

@@ -218,7 +218,7 @@ class Processes:
             job = self._jobs[self._line[0]]
             if job.alone and batch:
                 break
-            if job.slot is None and job.task.kind == "train":
+            if job.slot is None and (job.task.kind == "train" or job.memory):
                 if not self._slots_free:
                     if self._num_slots >= self._max_slots:
                         break
