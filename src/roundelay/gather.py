@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from roundelay.aggregators import FLTrust, Guaranteed, Rule, Updates, median, shortfall
+from roundelay.aggregators import Guaranteed, Rule, Updates, median, root_of, shortfall
 from roundelay.errors import ConfigError, EmptyRoundError
 from roundelay.fold import Fold, Total, Uplink
 from roundelay.messages import Payload, Update
@@ -30,6 +30,7 @@ class Gathered:
     round: int
     attempt: int
     _lengths: Mapping[str, int]
+    _itemsize: int
     _points: Tensor | None = None
     _clients: list[str] = field(default_factory=list)
     _weights: list[float] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Gathered:
     _plain: Fold = field(default_factory=lambda: Fold({}))
     _groups: set[int] = field(default_factory=set)
     _aggregate: Tensor | None = None
+    _step: Tensor | None = None
     _decided: bool = False
     _short: str | None = None
 
@@ -48,10 +50,10 @@ class Gathered:
         """Prepare for a round in which ``sent`` was broadcast; ``last`` is the step of the round before, if any."""
         params = sent.vectors["params"]
         parts = [params if name == "params" else params.new_zeros(lengths[name]) for name in uplink]
-        previous = torch.cat(parts)
+        previous = torch.cat(parts) if len(parts) > 1 else params
         return Gathered(
             rule, uplink, previous, torch.zeros_like(previous) if last is None else last, capacity, seed, round,
-            attempt, {name: lengths[name] for name in uplink},
+            attempt, {name: lengths[name] for name in uplink}, previous.itemsize,
         )  # fmt: skip
 
     def add(self, update: Update) -> None:
@@ -75,12 +77,16 @@ class Gathered:
     @property
     def gathered_bytes(self) -> int:
         """How much memory the rows take, filled or not."""
-        return self.capacity * self.previous.nbytes
+        return self.capacity * sum(self._lengths.values()) * self._itemsize
 
     def shortfall(self) -> str | None:
         """Return why these updates cannot become a new model, or None. The first call applies the rule."""
         if not self._decided:
-            self._decided, self._short, self._points = True, self._decide(), None
+            self._decided, self._short = True, self._decide()
+            if self._aggregate is not None:
+                self._step = self._aggregate - self.previous
+            # the round's outcome lives until the next one's is there: only what that needs stays in memory
+            self._points, self.previous, self.last = None, self.previous.new_empty(0), self.previous.new_empty(0)
         return self._short
 
     def _decide(self) -> str | None:
@@ -88,12 +94,10 @@ class Gathered:
             return "no update was admitted"
         if len(self._groups) > 1:
             return f"the updates are of {len(self._groups)} groups, and {self.rule} speaks of one"
-        voters = self.count
-        if isinstance(self.rule, FLTrust):
-            if self.rule.root not in self._clients:
-                return f"{self.rule}: the root client did not answer"
-            voters -= 1
-        return shortfall(self.rule, voters) or self._apply(self._points[: self.count])
+        root = root_of(self.rule)
+        if root is not None and root not in self._clients:
+            return f"{self.rule}: the root client did not answer"
+        return shortfall(self.rule, self.count - (root is not None)) or self._apply(self._points[: self.count])
 
     def _apply(self, points: Tensor) -> str | None:
         updates = Updates(
@@ -136,7 +140,7 @@ class Gathered:
 
     def step(self) -> Tensor | None:
         """Return the step that the aggregate makes, which the next round's rule will see as ``last``."""
-        return None if self._aggregate is None else self._aggregate - self.previous
+        return self._step
 
     @property
     def clip_norm(self) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay import seeds
-from roundelay.aggregators import FLTrust, Rule
+from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.attacks import Hostile, armed, assigned
@@ -149,8 +149,8 @@ class Job:
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,
         )
-        trusted = {self.aggregator.root} if isinstance(self.aggregator, FLTrust) else set()
-        roles = assigned(self.attacks, [client for client in data.clients if client not in trusted], self.seed)
+        trusted = root_of(self.aggregator)
+        roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
         return Prepared(
             work=armed(work, roles) if roles else work,
             plan=self._plan(),

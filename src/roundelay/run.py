@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundelay.aggregators import FLTrust, Rule, shortfall
+from roundelay.aggregators import Rule, root_of, shortfall
 from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal, rehearse
 from roundelay.attacks import Colludes, Lies, Roles, slowed
 from roundelay.components import unknown_message
@@ -452,14 +452,15 @@ def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
 def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor) -> None:
     clients = job.work.data.clients
     _check_steps(f"aggregator {rule}", job, rehearsal, initial)
-    if isinstance(rule, FLTrust) and rule.root not in clients:
-        raise ConfigError(unknown_message(f"aggregator {rule}: client {rule.root!r}", rule.root, clients[:50]))
+    root = root_of(rule)
+    if root is not None and root not in clients:
+        raise ConfigError(unknown_message(f"aggregator {rule}: client {root!r}", root, clients[:50]))
     if not isinstance(job.workflow, Rounds):
         raise ConfigError(
             f"aggregator {rule} needs the updates of a round side by side, which only synchronous rounds have; "
             f"{type(job.workflow).__name__} folds by the mean: leave the aggregator out"
         )
-    voters = len(clients) - isinstance(rule, FLTrust)
+    voters = len(clients) - (root is not None)
     short = shortfall(rule, min(voters, job.workflow.round_size(job.plan, len(clients))))
     if short is not None:
         raise ConfigError(f"aggregator {short}; raise clients_per_round, or lower f")

@@ -114,6 +114,42 @@ def test_a_rule_sees_the_clients_in_order_what_was_broadcast_and_the_last_step()
     assert [(u.round, u.seed) for u in rule.seen] == [(1, 7), (2, 7), (3, 7)]
 
 
+class Two(rd.FedAvg):
+    """An algorithm that sends a second vector: three times its step."""
+
+    uplink = {"params": "examples", "control": "one"}  # noqa: RUF012
+
+    def client(self, received: dict[str, Tensor], memory: object) -> object:
+        end = yield rd.Fit(received["params"])
+        params = end.params.clone()
+        return rd.Reply({"params": params, "control": 3 * (params - received["params"])}, end.num_examples)
+
+    def apply(self, state: dict[str, Tensor], totals: dict[int, rd.Total]) -> dict[str, Tensor]:
+        total = totals[0]
+        torch.testing.assert_close(total.mean("control"), 3 * (total.mean("params") - state["params"]))
+        torch.testing.assert_close(total.sum("control"), total.mean("control") * total.count)
+        return {"params": total.mean("params")}
+
+
+def test_further_vectors_lie_beside_the_parameters_and_count_from_zero() -> None:
+    rule = Noted()
+    one, two = (job(r, num_rounds=1, algorithm=a).run().model for r, a in ((Noted(), rd.FedAvg()), (rule, Two())))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    (seen,) = rule.seen
+    num_params = seen.points.shape[1] // 2
+    assert not seen.previous[num_params:].any()
+    torch.testing.assert_close(seen.points[:, num_params:], 3 * (seen.points - seen.previous)[:, :num_params])
+
+
+def test_an_attack_acts_on_all_vectors_alike() -> None:
+    rule = Noted()
+    job(rule, num_rounds=1, algorithm=Two(), attacks=[rd.attacks.SignFlip(clients=["c1"])], clients_per_round=6).run()
+    (seen,) = rule.seen
+    num_params = seen.points.shape[1] // 2
+    torch.testing.assert_close(seen.points[:, num_params:], 3 * (seen.points - seen.previous)[:, :num_params])
+
+
 def test_the_mean_rule_equals_the_streaming_mean_for_clients_of_equal_size() -> None:
     equal = rd.FederatedData.from_datasets({f"c{i}": examples(12, seed=i) for i in range(5)})
     streamed, gathered = (job(rule, data=equal).run().model.state_dict() for rule in (None, rd.Mean()))
@@ -137,6 +173,40 @@ def test_the_server_step_of_the_algorithm_follows_the_rule() -> None:
     still = job(rd.CoordinateMedian(), num_rounds=1, algorithm=rd.FedAvg(server_lr=1e-30)).run().model
     for a, b, c in zip(whole.parameters(), half.parameters(), still.parameters(), strict=True):
         torch.testing.assert_close(b, (a + c) / 2)
+
+
+FITTING = [
+    rd.FedAvgM(beta=0.5), rd.FedAdam(server_lr=0.1), rd.Scaffold(), rd.FedDyn(alpha=0.5), rd.Ditto(strength=0.1),
+    rd.FedProx(mu=0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", FITTING, ids=lambda algorithm: type(algorithm).__name__)
+def test_every_algorithm_that_sends_parameters_back_takes_a_rule_and_suffers_attacks(algorithm: rd.Algorithm) -> None:
+    struck = [rd.attacks.ALIE(clients=["c1"]), rd.attacks.SignFlip(clients=["c2"])]
+    mean, ruled, attacked = (
+        job(rule, algorithm=algorithm, attacks=attacks).run().sha256
+        for rule, attacks in ((None, ()), (rd.Robust(), ()), (rd.Robust(), struck))
+    )
+    assert len({mean, ruled, attacked}) == 3
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [rd.FedNova(), rd.QFedAvg(q=1.0, lipschitz=10.0), rd.IFCA(num_clusters=2)],
+    ids=lambda algorithm: type(algorithm).__name__,
+)
+@pytest.mark.parametrize(
+    "changes", [{"aggregator": rd.Robust()}, {"attacks": [rd.attacks.SignFlip(clients=["c1"])]}], ids=["rule", "attack"]
+)
+def test_an_algorithm_whose_vectors_are_no_points_is_refused(algorithm: rd.Algorithm, changes: dict) -> None:
+    with pytest.raises(rd.errors.ConfigError, match=r"compares what clients send with what they received, as 'params'"):
+        small_job(algorithm=algorithm, **changes).start()
+
+
+def test_what_stays_on_the_clients_is_no_business_of_the_rule() -> None:
+    (finished, *_) = job(rd.Robust(), keep_local=["second.*"]).rounds()
+    assert finished.row["gathered_bytes"] == 5 * 4 * (172 - 13 * 3 - 3)
 
 
 # ---- the trusted root -----------------------------------------------------------------------------------------------
@@ -270,7 +340,7 @@ class Several(rd.FedAvg):
         ({"aggregator": rd.TrimmedMean(f=1), "workflow": rd.Rounds(goal=2)}, "n = 2"),
         ({"aggregator": rd.Krum(f=1), "clients_per_round": 4, "workflow": rd.Rounds(over_selection=0.5)}, "n = 4"),
         ({"aggregator": rd.FLTrust(root="zoe")}, "client 'zoe' is unknown"),
-        ({"aggregator": rd.Krum(f=1), "algorithm": Several()}, "Several sends .*leave it out"),
+        ({"aggregator": rd.Krum(f=1), "algorithm": Several()}, "aggregator Krum.* Several sends .*leave it out"),
         (
             {"aggregator": rd.Robust(), "workflow": rd.Cyclic()},
             "only synchronous rounds have; Cyclic folds by the mean",

@@ -9,6 +9,9 @@ from types import ModuleType
 
 import pytest
 
+import roundelay as rd
+from roundelay import config
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,6 +46,27 @@ def test_the_readme_example_runs_as_printed_as_a_script_without_a_main_guard(tmp
     )
     assert shown.returncode == 0, shown.stderr
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+def test_the_page_on_robustness_is_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "robustness.md").read_text()
+    (script,), (tables,) = (re.findall(rf"```{kind}\n(.*?)```", page, flags=re.S) for kind in ("python", "toml"))
+    (tmp_path / "page.py").write_text(script)
+    shown = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    job = (ROOT / "examples" / "digits" / "job.toml").read_text()
+    (tmp_path / "job.toml").write_text(job + tables)
+    loaded_job = config.load(tmp_path / "job.toml", attacked=re.findall(r'--attack "(.*?)"', page))
+    assert loaded_job.aggregator == rd.NormBounding(then=rd.TrimmedMean(f=2))
+    assert [type(attack).__name__ for attack in loaded_job.attacks] == ["ALIE", "ALIE", "Drop"]
+    rules, strikes = (part.split("\n\n")[1] for part in re.split(r"^## (?:Rules|Attacks).*$", page, flags=re.M)[1:3])
+    for table, module, without in ((rules, rd.aggregators, {"mean"}), (strikes, rd.attacks, set())):
+        column = 1 if module is rd.aggregators else 0
+        cells = [line.strip("| ").split("|")[column] for line in table.splitlines()[2:]]
+        named = {name.replace("_", "") for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+        assert named == {name.lower() for name in module.__all__} - without
 
 
 def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:

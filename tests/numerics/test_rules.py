@@ -260,9 +260,12 @@ def test_identical_clients_give_what_they_sent(rule: Rule, length: int) -> None:
     torch.testing.assert_close(rule(replace(given, **tau)), point, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_blocks_change_no_more_than_the_last_bits(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    points = torch.randn(9, 501, generator=torch.Generator().manual_seed(6))
+def test_blocks_change_no_more_than_the_last_bits(
+    rule: Rule, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = torch.randn(9, 501, generator=torch.Generator().manual_seed(6), dtype=dtype)
     whole = rule(updates(points))
     monkeypatch.setattr(aggregators, "BLOCK_VALUES", 9 * 100)
     torch.testing.assert_close(rule(updates(points)), whole, rtol=1e-5, atol=1e-6)
@@ -343,7 +346,7 @@ def test_an_n_outside_the_guarantee_is_refused_with_the_inequality(rule: Rule, n
         (lambda: rd.NormBounding(then=rd.Krum), "got the class Krum"),
         (lambda: rd.Bucketing(size=0, then=rd.Mean()), "size must be at least 1"),
         (lambda: rd.Bucketing(size=2, then="krum"), "then must be a rule"),
-        (lambda: rd.NormBounding(then=rd.FLTrust(root="a")), "no step comes before it"),
+        (lambda: rd.NormBounding(then=rd.FLTrust(root="a")), "nothing comes before it"),
         (lambda: rd.FLTrust(root="z")(updates([[1.0]])), "needs the root client's update; came: 'c0'"),
     ],
 )

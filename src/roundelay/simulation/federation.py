@@ -16,7 +16,7 @@ from functools import partial
 from torch import Tensor
 
 from roundelay import seeds
-from roundelay.aggregators import FLTrust, Rule
+from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Arrived, Flight, Plan, Version
@@ -93,7 +93,7 @@ class SimulatedFederation:
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
         self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
         self._lengths, self._rule, self._privacy = lengths, rule, privacy
-        self._root = rule.root if isinstance(rule, FLTrust) else None
+        self._root = root_of(rule)
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
         self._on_round, self._on_record, self._duration, self._client_config = (
