@@ -34,7 +34,7 @@ from roundelay.privacy import CentralDP
 from roundelay.simulation.federation import ClientConfig, Finished, SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
-from roundelay.simulation.memory import ClientMemory
+from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
 from roundelay.tracking.run_folder import Clock, RunFolder, Tracking, read_rows, surroundings
@@ -155,7 +155,7 @@ class Run:
             clients = len(job.work.data.clients)
             self._sampling_rate = job.plan.cohort_size(clients) / clients
         self._duration = slowed(job.simulation.duration, job.roles)
-        self._memory = ClientMemory(job.work.algorithm.first_memory(initial))
+        self._first_memory = job.work.algorithm.first_memory(initial)
         self._version: Version | None = None
         self._flights: Sequence[tuple[Flight, int]] = ()
         self._virtual_ns, self._best, self._best_version = 0, math.nan, None  # type: int, float, Version | None
@@ -317,8 +317,10 @@ class Run:
                 raise
             return folder
         if job.tracking is None:
+            self._memory = self._client_memory(None)
             return None
         folder = RunFolder.create(job.tracking, job.name)
+        self._memory = self._client_memory(folder.path)
         folder.write_text("job.toml", job.resolved)
         folder.write_json("run.json", surroundings(job.work.seed, job.simulation.worker_devices()))
         if job.split is not None:
@@ -331,8 +333,14 @@ class Run:
         folder.open_tables(keep_rounds=0)
         return folder
 
+    def _client_memory(self, folder: Path | None) -> ClientMemory:
+        if self._job.simulation.memory == "process":
+            return ClientMemory(self._first_memory)
+        return ClientMemory(self._first_memory, Disk(None if folder is None else folder / "memory"))
+
     def _go_on_from(self, folder: RunFolder) -> None:
         _require_same_job(folder.path, self._job.resolved)
+        self._memory = self._client_memory(folder.path)
         kept = folder.path / "checkpoint.pt"
         if kept.exists():
             checkpoint = load_checkpoint(kept, self._layout)
@@ -365,6 +373,7 @@ class Run:
         save_weights(path / "last.pt", self._layout.unflatten(self._version.vectors))
         kept = Checkpoint(self._version, self._memory.state(), self._virtual_ns, self._best, self._flights)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
+        self._memory.checkpointed()
 
     def _note(self, state: str, **facts: object) -> None:
         if self._folder:
@@ -387,8 +396,8 @@ class Run:
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
-FIXED_INSIDE = (("simulation", "duration"), ("evaluation", "client_test_fraction"))
-"""What in those parts decides who is in time, or who trains on what."""
+FIXED_INSIDE = (("simulation", "duration"), ("simulation", "memory"), ("evaluation", "client_test_fraction"))
+"""What in those parts decides who is in time, who trains on what, or where the checkpoint's memories are."""
 
 
 def _require_same_job(folder: Path, resolved: str) -> None:

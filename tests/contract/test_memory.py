@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 import roundelay as rd
 from roundelay.algorithms.protocol import ClientHalf, Fit, Reply, State
+from roundelay.errors import ConfigError
 from roundelay.intake import Outcome
 from roundelay.messages import Memory
+from roundelay.run import Run
 from roundelay.simulation.federation import SimulatedFederation
-from roundelay.simulation.memory import ClientMemory
+from roundelay.simulation.memory import ClientMemory, Disk
 
 SERIAL, POOL = rd.Simulation(executor="serial"), rd.Simulation(num_workers=2)
 executors = pytest.mark.parametrize("simulation", [SERIAL, POOL], ids=["serial", "processes"])
@@ -186,3 +188,65 @@ def test_the_tests_catch_memory_that_is_committed_too_early_never_or_lost_at_a_r
             plant(patch)
             with pytest.raises(AssertionError):
                 check(setting, tmp_path / str(number))
+
+
+# ---- on disk --------------------------------------------------------------------------------------------------------
+
+
+def on_disk(simulation: rd.Simulation) -> rd.Simulation:
+    return rd.Simulation(simulation.executor, simulation.num_workers, memory="disk")
+
+
+@executors
+def test_memory_on_disk_gives_the_same_bits_with_tracking_and_without(
+    simulation: rd.Simulation, tmp_path: Path
+) -> None:
+    settings = {"algorithm": Drifting(notes=3), "num_rounds": 5, "clients_per_round": 3}
+    in_process = small_job(**settings).run().sha256
+    assert small_job(**settings, simulation=on_disk(simulation)).run().sha256 == in_process
+    kept = rd.Tracking(str(tmp_path), "run", checkpoint_every_s=0)
+    tracked = small_job(**settings, simulation=on_disk(simulation), tracking=kept)
+    for done in tracked.rounds():
+        if done.number == 3:
+            break
+    assert tracked.run(resume=tmp_path / "run").sha256 == in_process
+    names = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["memory"]
+    assert {path.name for path in (tmp_path / "run" / "memory").iterdir()} == set(names.values())
+
+
+def test_files_of_the_last_checkpoint_outlive_the_rounds_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As after kill -9: rounds went on after the checkpoint, and are run again."""
+    settings = {"algorithm": Drifting(), "num_rounds": 6, "clients_per_round": 4, "simulation": on_disk(SERIAL)}
+    whole = small_job(**settings).run().sha256
+    job = small_job(**settings, tracking=rd.Tracking(str(tmp_path), "run", checkpoint_every_s=0))
+    checkpoint = Run._checkpoint
+    monkeypatch.setattr(Run, "_checkpoint", lambda self: checkpoint(self) if self.num_rounds_done <= 2 else None)
+    for done in job.rounds():
+        if done.number == 5:
+            break
+    monkeypatch.undo()
+    assert job.run(resume=tmp_path / "run").sha256 == whole
+
+
+def test_the_test_would_see_files_dropped_before_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write = Disk.write
+
+    def hasty(self: Disk, client: str, memory: Memory) -> None:
+        write(self, client, memory)
+        self.drop_superseded()
+
+    monkeypatch.setattr(Disk, "write", hasty)
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError):
+        test_files_of_the_last_checkpoint_outlive_the_rounds_after_it(patch, tmp_path)
+
+
+def test_where_memory_is_kept_stays_in_a_resumed_run(tmp_path: Path) -> None:
+    finished(tmp_path, simulation=on_disk(SERIAL), tracking=rd.Tracking(str(tmp_path), "run"))
+    with pytest.raises(ConfigError, match=r"its simulation\.memory is 'disk', this job's is 'process'"):
+        small_job(algorithm=Drifting(), clients_per_round=6).run(resume=tmp_path / "run")
+    with pytest.raises(ConfigError, match="simulation memory 'tape' is unknown; known are process, disk"):
+        rd.Simulation(memory="tape")

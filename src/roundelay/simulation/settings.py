@@ -18,13 +18,16 @@ from roundelay.simulation.executors.serial import Serial
 from roundelay.trainer import Trainer, Work
 
 EXECUTORS = ("processes", "serial")
+MEMORIES = ("process", "disk")
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
     """``num_workers`` defaults to the cores that this process may use. ``devices`` maps accelerators to their numbers
     of workers, {"cuda:0": 4}; ``gpu_mapping`` reads the same from FedML's file, as "gpu_mapping.yaml#mapping_name".
-    ``duration(client, task)`` gives a task's simulated seconds; without it, answers arrive at once.
+    ``duration(client, task)`` gives a task's simulated seconds; without it, answers arrive at once. ``memory`` says
+    where what clients remember is kept: in the server's "process", or on "disk" (in the run folder), for populations
+    whose memories together are larger than the machine's.
     """
 
     executor: str = "processes"
@@ -32,10 +35,13 @@ class Simulation:
     devices: Mapping[str, int] = field(default_factory=dict)
     gpu_mapping: str | None = None
     duration: Callable[[str, Task], float] | None = None
+    memory: str = "process"
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ConfigError(f"simulation executor {self.executor!r} is unknown; known are {', '.join(EXECUTORS)}")
+        if self.memory not in MEMORIES:
+            raise ConfigError(f"simulation memory {self.memory!r} is unknown; known are {', '.join(MEMORIES)}")
         if self.devices and self.gpu_mapping:
             raise ConfigError("give devices or gpu_mapping, not both: each says where the workers compute")
         self.worker_devices()

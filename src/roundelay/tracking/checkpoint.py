@@ -20,11 +20,11 @@ class Checkpoint:
     """Where a run stands after a round.
 
     ``best`` is the watched metric's best value so far, NaN before the first. ``flights`` are the tasks under way, each
-    with the virtual nanosecond of its arrival.
+    with the virtual nanosecond of its arrival. ``memory`` holds each client's, or the name of the file that does.
     """
 
     version: Version
-    memory: Mapping[str, Memory]
+    memory: Mapping[str, Memory | str]
     virtual_ns: int
     best: float
     flights: Sequence[tuple[Flight, int]] = ()
@@ -61,7 +61,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "integers": version.integers,
         "last": version.last,
         "clip_norm": version.clip_norm,
-        "memory": {client: dict(memory) for client, memory in checkpoint.memory.items()},
+        "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
         "flights": [(_fields(flight.task), flight.version, due_ns) for flight, due_ns in checkpoint.flights],

@@ -4,6 +4,7 @@ job.toml        the resolved configuration                run.json       version
 state.json      how far it is, and its SHA-256             label_counts.json
 metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
+memory/         what clients remember, where it is kept on disk
 split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
 """
 
