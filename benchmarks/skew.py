@@ -1,6 +1,7 @@
 """Rounds to a target accuracy where every client holds one digit: SCAFFOLD, FedAvg, FedProx. docs/scaffold.md tells.
 
-    python benchmarks/skew.py [--epochs 1,5,10] [--model logistic|mlp] [--clients-per-round 4] [--seeds 0,1,2]
+    python benchmarks/skew.py [--epochs 1,5,10] [--model logistic|mlp] [--rates 0.003,0.01,0.03,0.1]
+                              [--clients-per-round 4] [--seeds 0,1,2]
 
 Every algorithm has the best of the same learning rates (and FedProx the best mu beside), chosen by its mean over the
 seeds; a run that does not get there counts as the largest number of rounds.
@@ -25,7 +26,6 @@ import roundelay as rd
 from roundelay.data.images import digits
 
 NUM_CLIENTS, MAX_ROUNDS = 20, 200
-RATES = (0.003, 0.01, 0.03, 0.1)
 ALGORITHMS: Mapping[str, Sequence[rd.Algorithm]] = {
     "SCAFFOLD": (rd.Scaffold(),),
     "FedAvg": (rd.FedAvg(),),
@@ -61,6 +61,7 @@ def rounds_to_target(model: str, algorithm: rd.Algorithm, lr: float, epochs: int
 def compare(
     epochs: str = "1,5,10",
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "logistic",
+    rates: Annotated[str, typer.Option(help="Learning rates to choose from.")] = "0.003,0.01,0.03,0.1",
     clients_per_round: int = 4,
     seeds: str = "0,1,2",
 ) -> None:
@@ -78,7 +79,7 @@ def compare(
         for name, variants in ALGORITHMS.items():
             tried = {}
             for algorithm in variants:
-                for lr in RATES:
+                for lr in map(float, rates.split(",")):
                     mu = f", mu {algorithm.mu:g}" if isinstance(algorithm, rd.FedProx) else ""
                     tried[f"lr {lr:g}{mu}"] = [
                         rounds_to_target(model, algorithm, lr, length, clients_per_round, int(seed))

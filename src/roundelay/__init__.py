@@ -50,7 +50,7 @@ from roundelay.report.plots import plot_split
 from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
-from roundelay.workflows import Buffered, Cyclic, Hierarchical, Rounds
+from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
 
 __version__ = version("roundelay")
 
@@ -66,6 +66,7 @@ __all__ = [
     "Context",
     "CoordinateMedian",
     "Cosine",
+    "CrossSite",
     "Cyclic",
     "Data",
     "Dirichlet",

@@ -10,7 +10,7 @@ from torch import Tensor
 from roundelay.algorithms.protocol import Algorithm, State
 from roundelay.errors import ConfigError
 from roundelay.guard import Refusal
-from roundelay.intake import Outcome
+from roundelay.intake import ClientReport, Outcome
 from roundelay.layout import Vectors
 from roundelay.messages import Lost, Payload, Task
 from roundelay.metrics import higher_is_better
@@ -142,8 +142,8 @@ class Workflow(Protocol):
     def check(self, plan: Plan, num_clients: int, algorithm: Algorithm) -> None:
         """Raise a ConfigError where this workflow cannot come true with the rest of the job; called before it runs."""
 
-    async def run(self, fed: "Federation", algorithm: Algorithm) -> None:
-        """Run the job: plain sequential code over a ``Federation``."""
+    async def run(self, fed: "Federation", algorithm: Algorithm) -> Version:
+        """Run the job, plain sequential code over a ``Federation``; return the last version."""
 
 
 class Federation(Protocol):
@@ -214,6 +214,12 @@ class Federation(Protocol):
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         """Return metrics over clients' own data: per metric "client_NAME" (weighted by examples), its variance over
         clients and its worst decile. Each client measures its own model where the algorithm gives it one."""
+
+    async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
+        """Return the metrics of a model on each client's own data; ``number`` keys what evaluation draws."""
+
+    def record(self, name: str, content: Mapping[str, object]) -> None:
+        """Keep a result beside the run's tables, as a file of this name."""
 
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         """Record a round: track, checkpoint, and hand it to whoever iterates over the job."""

@@ -72,13 +72,17 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a run came to: ``rows`` is the per-round table, ``model`` the final global model, ``sha256`` its hash."""
+    """What a run came to: ``rows`` is the per-round table, ``model`` the final global model, ``sha256`` its hash.
+
+    ``records`` holds what a workflow kept beside the rounds, by name: "cross_site" of ``CrossSite``.
+    """
 
     rows: Sequence[Row]
     model: nn.Module
     sha256: str
     run_folder: Path | None
     stopped: str
+    records: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -166,6 +170,7 @@ class Run:
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
         self._interrupt: Callable[[], None] = _nothing
+        self._records: dict[str, Mapping[str, object]] = {}
         self._begun, self._state, self._reason = False, "interrupted", ""
         self._lock = threading.Lock()  # a run is interrupted by another thread than the one that ends it
 
@@ -211,7 +216,14 @@ class Run:
         module = self._job.work.initial_module()
         version = self._version or self._initial_version()
         module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
-        return History(tuple(self._rows), module, self._layout.sha256(version.vectors), self.folder, self._reason)
+        return History(
+            tuple(self._rows),
+            module,
+            self._layout.sha256(version.vectors),
+            self.folder,
+            self._reason,
+            dict(self._records),
+        )
 
     # ---- the private thread -----------------------------------------------------------------------------------------
 
@@ -235,7 +247,8 @@ class Run:
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
                     flights=self._flights,
-                    history=self._rows, on_round=partial(self._finish_round, loop), duration=self._duration,
+                    history=self._rows, on_round=partial(self._finish_round, loop),
+                    on_record=self._record, duration=self._duration,
                     client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
@@ -329,6 +342,11 @@ class Run:
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self._rows.extend(read_rows(folder.path / "metrics.jsonl"))
+
+    def _record(self, name: str, content: Mapping[str, object]) -> None:
+        self._records[name] = content
+        if self._folder:
+            self._folder.write_json(f"{name}.json", content)
 
     def _keep_best(self, row: Row, version: Version) -> None:
         metric = self.watched

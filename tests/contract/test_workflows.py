@@ -1,5 +1,6 @@
 """Buffered, cyclic and hierarchical workflows: what they come to, in every executor and after a resume."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,40 @@ def test_a_client_under_two_edges_or_that_does_not_exist_is_named() -> None:
         small_job(workflow=rd.Hierarchical(edges={"a": ["c0", "c1"], "b": ["c1"]})).run()
     with pytest.raises(ConfigError, match="client 'zoe' of edge 'a' does not exist"):
         small_job(workflow=rd.Hierarchical(edges={"a": ["zoe"]})).run()
+
+
+# ---- cross-site -----------------------------------------------------------------------------------------------------
+
+
+def test_every_clients_model_is_measured_on_every_clients_data(tmp_path: Path) -> None:
+    def train(model: torch.nn.Module, part: rd.data.Examples, task: rd.Task) -> tuple[int, dict[str, float]]:
+        with torch.no_grad():  # always answers with the class that is the client's number
+            for p in model.parameters():
+                p.zero_()
+            model.second.bias[int(task.client[1])] = 1.0
+        return len(part), {}
+
+    data = federated(3)
+    job = small_job(
+        data=data, learner=train, clients_per_round=3, num_rounds=1, workflow=rd.CrossSite(),
+        tracking=rd.Tracking(str(tmp_path), "run"),
+    )  # fmt: skip
+    table = job.run().records["cross_site"]
+    assert table["models"] == ["global model", "c0", "c1", "c2"]
+    for number, row in enumerate(table["accuracy"][1:]):
+        shares = [float((data.train(client).targets == number).float().mean()) for client in table["clients"]]
+        assert row == pytest.approx(shares)
+    assert json.loads((tmp_path / "run" / "cross_site.json").read_text()) == table
+
+
+def test_the_matrix_is_the_same_in_every_executor_and_the_model_is_that_of_the_rounds() -> None:
+    runs = [small_job(workflow=rd.CrossSite(), simulation=s).run() for s in (SERIAL, POOL)]
+    assert runs[0].records == runs[1].records
+    assert {run.sha256 for run in runs} == {small_job().run().sha256}
+
+
+def test_algorithms_whose_clients_send_no_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="which cross-site evaluation measures"):
+        small_job(workflow=rd.CrossSite(), algorithm=rd.FedNova()).run()
+    with pytest.raises(ConfigError, match=r"set evaluation\.clients_every"):
+        small_job(workflow=rd.CrossSite(), algorithm=rd.Ditto(strength=0.1)).run()

@@ -79,6 +79,7 @@ class SimulatedFederation:
         flights: Sequence[tuple[Flight, int]],
         history: Sequence[Mapping[str, float]],
         on_round: Callable[[Finished], Mapping[str, float]],
+        on_record: Callable[[str, Mapping[str, object]], None],
         duration: Duration | None = None,
         client_config: ClientConfig | None = None,
         rule: Rule | None = None,
@@ -95,7 +96,12 @@ class SimulatedFederation:
         self._root = root_of(rule)
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
-        self._on_round, self._duration, self._client_config = on_round, duration, client_config
+        self._on_round, self._on_record, self._duration, self._client_config = (
+            on_round,
+            on_record,
+            duration,
+            client_config,
+        )
         self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._shown: set[str] = set()  # tracebacks that were logged in full
         self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),
@@ -269,15 +275,26 @@ class SimulatedFederation:
         return self._trainer.evaluate_held_out(version.vectors, version.number).means()
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
-        tasks = [self._task(client, version.number, 0, "evaluate") for client in clients]
         algorithm = self._trainer.work.algorithm
         vectors: Mapping[str, Tensor] = {"params": version.state["params"]}
-        memories: dict[str, Memory] = {}
         if isinstance(algorithm, Personalised):
             vectors = algorithm.broadcast(version.state)
-        if isinstance(algorithm, Personalised) or self._trainer.layout.local_names:
+        came = await self.measure(Payload(vectors, version.buffers, version.integers), version.number, clients)
+        self._reports.extend(came)
+        table = ClientTable([r.client for r in came], [r.num_examples for r in came], [r.metrics for r in came])
+        metrics = {}
+        for name in table.names():
+            metrics[f"client_{name}"] = table.weighted_mean(name)
+            metrics[f"client_{name}_variance"] = table.variance(name)
+            metrics[f"client_{name}_worst_decile"] = table.worst_decile(name, higher_is_better(name))
+        return metrics
+
+    async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
+        tasks = [self._task(client, number, 0, "evaluate") for client in clients]
+        memories: dict[str, Memory] = {}
+        if isinstance(self._trainer.work.algorithm, Personalised) or self._trainer.layout.local_names:
             memories = {client: memory for client in clients if (memory := self._memory.of(client))}
-        self._executor.submit(tasks, Payload(vectors, version.buffers, version.integers), memories)
+        self._executor.submit(tasks, model, memories)
         came: list[ClientReport] = []
         for task in tasks:
             result = self._executor.result(task.id)
@@ -287,14 +304,10 @@ class SimulatedFederation:
             elif isinstance(result, Lost):
                 log.warning("client %s could not evaluate: %s\n%s", task.client, result.reason, result.traceback)
             self._executor.release(task.id)
-        self._reports.extend(came)
-        table = ClientTable([r.client for r in came], [r.num_examples for r in came], [r.metrics for r in came])
-        metrics = {}
-        for name in table.names():
-            metrics[f"client_{name}"] = table.weighted_mean(name)
-            metrics[f"client_{name}_variance"] = table.variance(name)
-            metrics[f"client_{name}_worst_decile"] = table.worst_decile(name, higher_is_better(name))
-        return metrics
+        return came
+
+    def record(self, name: str, content: Mapping[str, object]) -> None:
+        self._on_record(name, content)
 
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")

@@ -63,7 +63,7 @@ class Buffered:
             raise ConfigError(f"{type(algorithm).__name__} keeps several models, and an increment is of one; buffered "
                               "rounds serve algorithms of one model, such as FedAvg")  # fmt: skip
 
-    async def run(self, fed: Federation, algorithm: Algorithm) -> None:
+    async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
         plan = fed.plan
         at_once = self._at_once(plan, len(fed.clients))
         version = fed.restore() or fed.begin(algorithm)
@@ -83,6 +83,7 @@ class Buffered:
             version = next_version(algorithm, version, outcome)
             fed.commit(outcome)
             await conclude(fed, version, outcome)
+        return version
 
     def _at_once(self, plan: Plan, num_clients: int) -> int:
         return plan.cohort_size(num_clients) if self.concurrency is None else self.concurrency

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ConfigError
-from roundelay.federation import Federation, Plan
+from roundelay.federation import Federation, Plan, Version
 from roundelay.workflows.rounds import conclude, next_version
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Cyclic:
     def check(self, plan: Plan, num_clients: int, algorithm: Algorithm) -> None:
         plan.cohort_size(num_clients)
 
-    async def run(self, fed: Federation, algorithm: Algorithm) -> None:
+    async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
         plan = fed.plan
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
@@ -55,3 +55,4 @@ class Cyclic:
                     log.warning("round %d: client %s is passed over: %s", number, client, outcome.reports[0].reason)
             version = replace(version, number=number)
             await conclude(fed, version, outcome)
+        return version

@@ -58,7 +58,7 @@ class Hierarchical:
         if isinstance(self.edges, int) and self.edges > num_clients:
             raise ConfigError(f"workflow edges = {self.edges}, but there are only {num_clients} clients")
 
-    async def run(self, fed: Federation, algorithm: Algorithm) -> None:
+    async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
         plan, edges = fed.plan, self._members(fed.clients)
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
@@ -70,6 +70,7 @@ class Hierarchical:
                 version = replace(version, number=version.number + 1)
                 log.warning("round %d: no edge has an update, the model stays as it was", version.number)
             await conclude(fed, version, outcome)
+        return version
 
     def _members(self, clients: Sequence[str]) -> dict[str, Sequence[str]]:
         if isinstance(self.edges, int):

@@ -54,7 +54,7 @@ class Rounds:
                     f"lower {name}"
                 )
 
-    async def run(self, fed: Federation, algorithm: Algorithm) -> None:
+    async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
         plan = fed.plan
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
@@ -67,6 +67,7 @@ class Rounds:
                 version = replace(version, number=version.number + 1)
                 log.warning("round %d: the model stays as it was: %s", version.number, short)
             await conclude(fed, version, outcome)
+        return version
 
     def round_size(self, plan: Plan, num_clients: int) -> int:
         """Return how many updates a round folds at most."""
