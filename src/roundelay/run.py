@@ -285,9 +285,9 @@ class Run:
         if self._job.privacy is not None:
             row["epsilon"] = self._job.privacy.epsilon(self._sampling_rate, finished.version.number)
             row["clip_norm"] = finished.version.clip_norm
-        if outcome.fold.gathered_bytes:
+        if outcome.fold.gathered_bytes and isinstance(self._job.workflow, Rounds):
             row["gathered_bytes"] = outcome.fold.gathered_bytes
-            row["kept_model"] = int(outcome.fold.shortfall() is not None)
+            row["kept_model"] = int(self._job.workflow.shortfall(outcome) is not None)
         self._rows.append(row)
         self._virtual_ns = loop.now_ns
         self._keep_best(row, finished.version)

@@ -369,6 +369,13 @@ def test_a_round_that_ends_too_small_keeps_the_model_and_says_so(caplog: pytest.
     assert not torch.equal(second, third)
 
 
+def test_a_round_below_its_quorum_keeps_the_model_though_the_rule_would_have_had_enough() -> None:
+    late = replace(SERIAL, duration=lambda client, task: 9.0 if client in ("c0", "c1", "c2") else 0.5)
+    workflow = rd.Rounds(deadline_s=1.0, quorum=5)
+    rows = job(rd.Robust(), clients_per_round=6, workflow=workflow, simulation=late).run().rows
+    assert [(row["admitted"], row["kept_model"]) for row in rows] == [(3, 1), (3, 1)]
+
+
 def test_a_round_that_ends_too_small_is_drawn_again_where_attempts_are_left() -> None:
     def late_at_first(client: str, task: rd.Task) -> float:
         return 9.0 if task.attempt == 0 and client != "c0" else 0.5

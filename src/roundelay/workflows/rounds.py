@@ -59,7 +59,7 @@ class Rounds:
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
             outcome = await self._closed_round(fed, algorithm, version)
-            short = self._shortfall(outcome)
+            short = self.shortfall(outcome)
             if short is None:
                 version = next_version(algorithm, version, outcome)
                 fed.commit(outcome)
@@ -89,13 +89,14 @@ class Rounds:
             outcome = await fed.train(
                 algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
             )
-            short = self._shortfall(outcome)
+            short = self.shortfall(outcome)
             if short is None:
                 break
             log.warning("round %d, attempt %d: %s", number, attempt, short)
         return outcome
 
-    def _shortfall(self, outcome: Outcome) -> str | None:
+    def shortfall(self, outcome: Outcome) -> str | None:
+        """Return why a closed round leads to no new model, or None where it does."""
         if outcome.fold.count < self.quorum and self.quorum > 1:
             return f"{outcome.fold.count} of {len(outcome.reports)} updates admitted, quorum is {self.quorum}"
         return outcome.fold.shortfall()
