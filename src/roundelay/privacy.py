@@ -17,6 +17,7 @@ sequence of models. It holds for as long as the job's seed is secret, and for id
 point, and its last bits are not part of the promise.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -192,6 +193,11 @@ def _epsilon(sampling_rate: float, noise_multiplier: float, num_rounds: int, del
     except ImportError as error:
         raise MissingExtra("dp_accounting", "privacy") from error
     round_event = dp_accounting.PoissonSampledDpEvent(sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
-    accountant = rdp.RdpAccountant()
-    accountant.compose(dp_accounting.SelfComposedDpEvent(round_event, num_rounds))
-    return float(accountant.get_epsilon(delta))
+    accountant, absl = rdp.RdpAccountant(), logging.getLogger("absl")
+    # It warns of every order that it leaves out, which can only make epsilon larger, and would bury the rounds.
+    was_disabled, absl.disabled = absl.disabled, True
+    try:
+        accountant.compose(dp_accounting.SelfComposedDpEvent(round_event, num_rounds))
+        return float(accountant.get_epsilon(delta))
+    finally:
+        absl.disabled = was_disabled

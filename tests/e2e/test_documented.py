@@ -48,6 +48,19 @@ def test_the_readme_example_runs_as_printed_as_a_script_without_a_main_guard(tmp
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["1", "2", "3", "4", "5"]
 
 
+def test_the_page_on_privacy_runs_as_printed(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="the accountant comes with the extra 'privacy'")
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "privacy.md").read_text(), flags=re.S)
+    (tmp_path / "page.py").write_text(script)
+    shown = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    epsilons = [float(line.split()[2]) for line in shown.stdout.splitlines()]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[0] > 0
+
+
 def test_the_page_on_robustness_is_right(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "robustness.md").read_text()
     (script,), (tables,) = (re.findall(rf"```{kind}\n(.*?)```", page, flags=re.S) for kind in ("python", "toml"))
