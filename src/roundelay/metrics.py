@@ -17,6 +17,8 @@ def scalar(name: str, value: object) -> float:
     Raises:
         MetricError: the value is nested, text, or has several elements; the message names the metric.
     """
+    if type(value) is float:
+        return value
     if isinstance(value, Mapping | list | tuple | set):
         raise MetricError(
             f"metric {name!r} is a {type(value).__name__}; a metric is one number, give each part a name of its own"

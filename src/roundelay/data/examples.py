@@ -90,7 +90,7 @@ class TensorExamples:
             _check_positions(self.indices, len(self.inputs), "indices")
 
     def __len__(self) -> int:
-        return len(self.inputs) if self.indices is None else len(self.indices)
+        return (self.inputs if self.indices is None else self.indices).shape[0]  # a tensor's len() is slow Python
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
         position = _checked_index(index, len(self))
@@ -132,10 +132,10 @@ class TensorExamples:
         # One large gather and cheap views of it: gathering ten small images at a time costs more in calls than bytes.
         batch_bytes = max(1, self.inputs[:1].nbytes) * batch_size
         rows = max(1, BLOCK_BYTES // batch_bytes) * batch_size
-        for start in range(0, len(positions), rows):
+        for start in range(0, positions.shape[0], rows):
             block = positions[start : start + rows]
             inputs, targets = self.inputs.index_select(0, block), self.targets.index_select(0, block)
-            for at in range(0, len(block), batch_size):
+            for at in range(0, block.shape[0], batch_size):
                 yield inputs[at : at + batch_size], targets[at : at + batch_size]
 
 

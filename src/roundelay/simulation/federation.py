@@ -324,7 +324,9 @@ class SimulatedFederation:
         if self._privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept
             kept = tuple(replace(report, num_examples=0.0, metrics={}) for report in outcome.reports)
             outcome = replace(outcome, reports=kept)
-        self._reports.extend(replace(report, attempt=outcome.attempt) for report in outcome.reports)
+        if outcome.attempt:
+            outcome = replace(outcome, reports=tuple(replace(r, attempt=outcome.attempt) for r in outcome.reports))
+        self._reports.extend(outcome.reports)
         self._bytes_down += outcome.bytes_down
         self._bytes_up += outcome.bytes_up
         for report in outcome.reports:
