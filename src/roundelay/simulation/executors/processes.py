@@ -205,7 +205,7 @@ class Processes:
             worker = min(self._workers, key=lambda w: (len(w.batches), w.num_tasks))
             if len(worker.batches) >= at_once:
                 return
-            share = max(1, len(self._line) // (2 * len(self._workers)))
+            share = max(1, int(0.2 * self._batch_size), len(self._line) // (2 * len(self._workers)))
             batch = self._next_batch(min(self._batch_size, share))
             if not batch:
                 return
