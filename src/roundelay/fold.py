@@ -1,6 +1,6 @@
 """Folding admitted updates into one. The mean streams: it holds one running vector, however many clients there are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import EmptyRoundError
-from roundelay.messages import Update
+from roundelay.messages import Payload, Update
 
 Uplink = Mapping[str, Literal["examples", "one"]]
 """Each vector that a client sends, and its averaging weight: the number of examples, or one."""
+
+
+def starting_point(names: Iterable[str], lengths: Mapping[str, int], sent: Payload) -> Tensor:
+    """Return what steps are measured from, of all uplink vectors end to end.
+
+    These are the parameters as they were sent, not a copy, and zeros for any other vector.
+    """
+    params = sent.vectors["params"]
+    parts = [params if name == "params" else params.new_zeros(lengths[name]) for name in names]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from roundelay.aggregators import Guaranteed, Rule, Updates, median, root_of, shortfall
 from roundelay.errors import ConfigError, EmptyRoundError
-from roundelay.fold import Fold, Total, Uplink
+from roundelay.fold import Fold, Total, Uplink, starting_point
 from roundelay.messages import Payload, Update
 
 
@@ -48,9 +48,7 @@ class Gathered:
         seed: int, round: int, attempt: int,
     ) -> "Gathered":  # fmt: skip
         """Prepare for a round in which ``sent`` was broadcast; ``last`` is the step of the round before, if any."""
-        params = sent.vectors["params"]
-        parts = [params if name == "params" else params.new_zeros(lengths[name]) for name in uplink]
-        previous = torch.cat(parts) if len(parts) > 1 else params
+        previous = starting_point(uplink, lengths, sent)
         return Gathered(
             rule, uplink, previous, torch.zeros_like(previous) if last is None else last, capacity, seed, round,
             attempt, {name: lengths[name] for name in uplink}, previous.itemsize,

@@ -27,6 +27,11 @@ class Payload:
         """The length of the raw tensor bytes, which is what is sent where no codec is set."""
         return sum(v.nbytes for v in self.vectors.values()) + self.buffers.nbytes + self.integers.nbytes
 
+    def copy(self) -> "Payload":
+        """Return the same values in tensors of their own: answers hold theirs until they are released only."""
+        vectors = {name: vector.clone() for name, vector in self.vectors.items()}
+        return Payload(vectors, self.buffers.clone(), self.integers.clone())
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

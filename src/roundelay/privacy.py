@@ -30,7 +30,7 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.errors import ConfigError, MissingExtra
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Uplink, starting_point
 from roundelay.messages import Payload, Update
 
 
@@ -120,11 +120,9 @@ class Noised:
         expected: float, noise_key: int,
     ) -> "Noised":  # fmt: skip
         """Prepare for a round in which ``sent`` was broadcast; ``clip`` is the norm that the round before led to."""
-        params = sent.vectors["params"]
-        parts = [params if name == "params" else params.new_zeros(lengths[name]) for name in uplink]
         return Noised(
-            privacy, uplink, torch.cat(parts), privacy.clip_norm if clip is None else clip, expected, noise_key,
-            (sent.buffers, sent.integers), {name: lengths[name] for name in uplink},
+            privacy, uplink, starting_point(uplink, lengths, sent), privacy.clip_norm if clip is None else clip,
+            expected, noise_key, (sent.buffers, sent.integers), {name: lengths[name] for name in uplink},
         )  # fmt: skip
 
     def add(self, update: Update) -> None:

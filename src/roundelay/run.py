@@ -246,10 +246,9 @@ class Run:
                 federation = SimulatedFederation(
                     plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
                     guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
-                    flights=self._flights,
-                    history=self._rows, on_round=partial(self._finish_round, loop),
-                    on_record=self._record, duration=self._duration,
-                    client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
+                    flights=self._flights, history=self._rows, on_round=partial(self._finish_round, loop),
+                    on_record=self._record, duration=self._duration, client_config=job.client_config,
+                    rule=job.aggregator, privacy=job.privacy,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State
+from roundelay.algorithms.protocol import ClientHalf, Correct, Fit, Fitted, Reply, State
 from roundelay.algorithms.settings import require
 from roundelay.fold import Total, Uplink
 from roundelay.messages import Memory
@@ -78,15 +78,20 @@ class FedProx:
 
     def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
         start = received["params"]
-
-        def towards_start(grad: Tensor, params: Tensor) -> None:
-            grad.add_(params - start, alpha=self.mu)
-
-        end: Fitted = yield Fit(start, correct=towards_start if self.mu else None)
+        end: Fitted = yield Fit(start, correct=pull_towards(start, self.mu))
         return Reply({"params": end.params}, end.num_examples)
 
     def apply(self, state: State, totals: Mapping[int, Total]) -> State:
         return {"params": server_step(state["params"], totals[0].mean("params"), self.server_lr)}
+
+
+def pull_towards(anchor: Tensor, strength: float) -> Correct | None:
+    """Return the correction of a proximal term: grad + strength * (params - anchor); None, no correction, for 0."""
+
+    def pulled(grad: Tensor, params: Tensor) -> None:
+        grad.add_(params - anchor, alpha=strength)
+
+    return pulled if strength else None
 
 
 def server_step(old: Tensor, mean: Tensor, server_lr: float) -> Tensor:

@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from roundelay.algorithms.fedavg import pull_towards
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State, per_client
 from roundelay.algorithms.settings import require
 from roundelay.fold import Total, Uplink
@@ -50,11 +51,7 @@ class FedNova:
 
     def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
         start = received["params"]
-
-        def towards_start(grad: Tensor, params: Tensor) -> None:
-            grad.add_(params - start, alpha=self.mu)
-
-        end: Fitted = yield Fit(start, correct=towards_start if self.mu else None, needs={"a_norm"}, pull=self.mu)
+        end: Fitted = yield Fit(start, correct=pull_towards(start, self.mu), needs={"a_norm"}, pull=self.mu)
         direction = end.params.sub_(start).div_(end.a_norm)
         return Reply({"direction": direction, "a_norm": per_client(end.a_norm, direction)}, end.num_examples)
 

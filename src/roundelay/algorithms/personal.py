@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from roundelay.algorithms.fedavg import pull_towards
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, PersonalHalf, Reply, State
 from roundelay.algorithms.settings import require
 from roundelay.fold import Total, Uplink
@@ -47,12 +48,8 @@ class Ditto:
 
     def client(self, received: Mapping[str, Tensor], memory: Memory) -> ClientHalf:
         start = received["params"]
-
-        def towards_global(grad: Tensor, params: Tensor) -> None:
-            grad.add_(params - start, alpha=self.strength)
-
         end: Fitted = yield Fit(start)
-        own: Fitted = yield Fit(memory["personal"], correct=towards_global if self.strength else None, private=True)
+        own: Fitted = yield Fit(memory["personal"], correct=pull_towards(start, self.strength), private=True)
         return Reply({"params": end.params}, end.num_examples, {"personal": own.params})
 
     def personal(self, received: Mapping[str, Tensor], memory: Memory) -> PersonalHalf:

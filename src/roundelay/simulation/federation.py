@@ -96,12 +96,8 @@ class SimulatedFederation:
         self._root = root_of(rule)
         self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
         self._memory, self._restored, self._restored_flights = memory, restored, flights
-        self._on_round, self._on_record, self._duration, self._client_config = (
-            on_round,
-            on_record,
-            duration,
-            client_config,
-        )
+        self._on_round, self._on_record = on_round, on_record
+        self._duration, self._client_config = duration, client_config
         self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._shown: set[str] = set()  # tracebacks that were logged in full
         self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),

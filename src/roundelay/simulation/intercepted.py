@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from roundelay.attacks import Colludes, Drop, Lies, Roles, is_honest, strikes
+from roundelay.fold import starting_point
 from roundelay.guard import all_finite
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.seeds import generator
@@ -133,14 +134,10 @@ class Intercepted:
         return torch.cat([payload.vectors[name] for name in self._uplink])
 
     def _base(self, batch: _Batch, payload: Payload) -> Tensor:
-        """Return the points from which steps count: what was broadcast as "params", and zeros for other vectors."""
-        sent = batch.received.vectors["params"]
-        return torch.cat([sent if n == "params" else torch.zeros_like(payload.vectors[n]) for n in self._uplink])
+        lengths = {name: payload.vectors[name].numel() for name in self._uplink}
+        return starting_point(self._uplink, lengths, batch.received)
 
 
 def _copied(answer: Answer) -> Answer:
-    payload = answer.update.payload
-    vectors = {name: vector.clone() for name, vector in payload.vectors.items()}
-    copied = Payload(vectors, payload.buffers.clone(), payload.integers.clone())
     memory = {name: value.clone() for name, value in answer.memory.items()}
-    return Answer(replace(answer.update, payload=copied), memory)
+    return Answer(replace(answer.update, payload=answer.update.payload.copy()), memory)

@@ -41,15 +41,14 @@ class CrossSite:
             arrived = await fed.arrival()
             if not isinstance(arrived.answer, Lost) and arrived.refusal is None:
                 came = arrived.answer.update.payload
-                models[arrived.flight.task.client] = Payload(
-                    {"params": came.vectors["params"].clone()}, came.buffers.clone(), came.integers.clone()
-                )
+                model = Payload({"params": came.vectors["params"]}, came.buffers, came.integers)
+                models[arrived.flight.task.client] = model.copy()
         table: dict[str, list[list[float | None]]] = {}
-        for name in sorted(models, key=lambda name: (name != GLOBAL, name)):
+        names = [GLOBAL, *sorted(models.keys() - {GLOBAL})]
+        for name in names:
             measured = await fed.measure(models[name], version.number, fed.clients)
             for metric in sorted({metric for report in measured for metric in report.metrics}):
                 by_client = {report.client: report.metrics.get(metric) for report in measured}
                 table.setdefault(metric, []).append([by_client.get(client) for client in fed.clients])
-        fed.record("cross_site", {"models": sorted(models, key=lambda name: (name != GLOBAL, name)),
-                                  "clients": list(fed.clients), **table})  # fmt: skip
+        fed.record("cross_site", {"models": names, "clients": list(fed.clients), **table})
         return version
