@@ -28,8 +28,9 @@ from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
+from roundelay.prepared import Prepared
 from roundelay.privacy import CentralDP
-from roundelay.run import History, Prepared, Round, Run
+from roundelay.run import History, Round, Run
 from roundelay.simulation.federation import ClientConfig
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.checkpoint import load_weights

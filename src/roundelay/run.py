@@ -19,27 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roundelay.aggregators import Rule, root_of, shortfall
-from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal, rehearse
-from roundelay.attacks import Colludes, Lies, Roles, slowed
-from roundelay.components import unknown_message
-from roundelay.data.split import Split
+from roundelay.algorithms.protocol import rehearse
+from roundelay.attacks import slowed
 from roundelay.errors import ConfigError, RoundelayError
-from roundelay.federation import Flight, Plan, Version, Workflow
-from roundelay.guard import Guard
+from roundelay.federation import Flight, Version
 from roundelay.intake import ClientReport
-from roundelay.layout import Kind, Layout
+from roundelay.layout import Layout
 from roundelay.metrics import higher_is_better
-from roundelay.privacy import CentralDP
-from roundelay.simulation.federation import ClientConfig, Finished, SimulatedFederation
+from roundelay.prepared import Prepared, check, watched_metric
+from roundelay.simulation.federation import Finished, SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory, Disk
-from roundelay.simulation.settings import Simulation
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
-from roundelay.tracking.run_folder import Clock, RunFolder, Tracking, read_rows, surroundings
+from roundelay.tracking.run_folder import Clock, RunFolder, read_rows, surroundings
 from roundelay.tracking.tensorboard import TensorBoard
-from roundelay.trainer import Trainer, Work
+from roundelay.trainer import Trainer
 from roundelay.workflows.rounds import Rounds
 
 log = logging.getLogger(__name__)
@@ -103,26 +98,6 @@ class History:
         return read_rows(self.run_folder / "clients.jsonl")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A job's parts, checked and built, ready to run."""
-
-    work: Work
-    plan: Plan
-    workflow: Workflow
-    simulation: Simulation
-    guard: Guard
-    tracking: Tracking | None
-    client_config: ClientConfig | None
-    privacy: CentralDP | None
-    name: str
-    resolved: str
-    split: Split | None
-    label_counts: Sequence[Sequence[int]] | None
-    aggregator: Rule | None = None
-    roles: Roles = field(default_factory=dict)
-
-
 class Run:
     """Iterate over it to train: each step is one round. Leaving the loop stops the run and closes what it holds.
 
@@ -140,20 +115,11 @@ class Run:
         self._trainer = Trainer(job.work)
         self._layout = self._trainer.layout
         initial = self._trainer.bound.params().clone()
-        self.watched = _watched_metric(job)
+        self.watched = watched_metric(job)
         self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
-        _check_learner(job.work, self._rehearsal)
-        if self._layout.local_names and isinstance(job.work.algorithm, Personalised):
-            raise ConfigError(f"{type(job.work.algorithm).__name__} gives clients whole models of their own: "
-                              "keep_local cannot keep a part of them")  # fmt: skip
-        if job.aggregator is not None:
-            _check_rule(job, job.aggregator, self._rehearsal, initial)
-        _check_attacks(job, self._rehearsal, initial)
-        self._sampling_rate = 0.0
-        if job.privacy is not None:
-            _check_privacy(job, job.privacy, self._layout, self._rehearsal, initial)
-            clients = len(job.work.data.clients)
-            self._sampling_rate = job.plan.cohort_size(clients) / clients
+        check(job, self._layout, self._rehearsal, initial)
+        clients = len(job.work.data.clients)
+        self._sampling_rate = job.plan.cohort_size(clients) / clients
         self._duration = slowed(job.simulation.duration, job.roles)
         self._first_memory = job.work.algorithm.first_memory(initial)
         self._version: Version | None = None
@@ -423,106 +389,6 @@ def best_of(values: Any, metric: str) -> float:  # Any: an iterable of floats, N
     """Return the best finite value, by the metric's direction; NaN of none."""
     finite = [float(v) for v in values if v is not None and math.isfinite(v)]
     return (max if higher_is_better(metric) else min)(finite) if finite else math.nan
-
-
-def _watched_metric(job: Prepared) -> str:
-    """Return the metric by which ``best.pt`` is chosen: the one that may stop the run, or the loss where that is never
-    measured.
-
-    Raises:
-        ConfigError: the run shall stop by a metric that nothing measures.
-    """
-    measured = ["loss", *job.work.measures]
-    known = measured if job.plan.eval_every and job.work.data.held_out is not None else []
-    if job.plan.client_eval_every:
-        known = [*known, *(f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile"))]
-    stopping = job.plan.stopping
-    if stopping.metric in known or stopping.metric.startswith("train_"):
-        return stopping.metric
-    if stopping.target is not None or stopping.patience is not None:
-        raise ConfigError(unknown_message(f"stopping metric {stopping.metric!r}", stopping.metric, known))
-    return "loss"
-
-
-def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
-    algorithm, learner = type(work.algorithm).__name__, type(work.learner).__name__
-    if rehearsal.corrects and not work.learner.corrects:
-        raise ConfigError(
-            f"{algorithm} corrects every gradient, and {learner} applies no "
-            "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
-        )
-    for name in sorted(rehearsal.needs - work.learner.reports):
-        raise ConfigError(
-            f"{algorithm} needs {name}, which {learner}, as it is set here, does not report: {NUMBERS[name]}"
-        )
-
-
-def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor) -> None:
-    clients = job.work.data.clients
-    _check_steps(f"aggregator {rule}", job, rehearsal, initial)
-    root = root_of(rule)
-    if root is not None and root not in clients:
-        raise ConfigError(unknown_message(f"aggregator {rule}: client {root!r}", root, clients[:50]))
-    if not isinstance(job.workflow, Rounds):
-        raise ConfigError(
-            f"aggregator {rule} needs the updates of a round side by side, which only synchronous rounds have; "
-            f"{type(job.workflow).__name__} folds by the mean: leave the aggregator out"
-        )
-    voters = len(clients) - (root is not None)
-    short = shortfall(rule, min(voters, job.workflow.round_size(job.plan, len(clients))))
-    if short is not None:
-        raise ConfigError(f"aggregator {short}; raise clients_per_round, or lower f")
-
-
-def _check_attacks(job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
-    for role in {id(role): role for played in job.roles.values() for role in played}.values():
-        if isinstance(role, Lies | Colludes):
-            _check_steps(f"attack {role}", job, rehearsal, initial)
-        if isinstance(role, Colludes) and not isinstance(job.workflow, Rounds):
-            raise ConfigError(
-                f"attack {role} looks at the honest updates of a round, which only synchronous rounds have together; "
-                f"this job's workflow is {type(job.workflow).__name__}"
-            )
-
-
-def _check_privacy(job: Prepared, privacy: CentralDP, layout: Layout, rehearsal: Rehearsal, initial: Tensor) -> None:
-    """Refuse what would release more than the accountant counts."""
-    _check_steps("privacy", job, rehearsal, initial)
-    clients, workflow = len(job.work.data.clients), job.workflow
-    expected = job.plan.cohort_size(clients)
-    privacy.sum_noise(expected)
-    privacy.epsilon(expected / clients, 1)  # a missing accountant shows now, not after the first round
-    if not isinstance(workflow, Rounds):
-        raise ConfigError(f"privacy is reckoned for synchronous rounds; {type(workflow).__name__} has none")
-    if workflow.goal is not None or workflow.over_selection or workflow.attempts > 1 or workflow.quorum > 1:
-        raise ConfigError(
-            "privacy needs rounds whose members are drawn by chance alone, and whose result is always released: goal, "
-            "over_selection, attempts and quorum would let answers decide; leave them out"
-        )
-    if job.aggregator is not None:
-        raise ConfigError(f"privacy adds noise to a sum of clipped steps; the aggregator {job.aggregator} makes "
-                          "something of unknown sensitivity: leave one of them out")  # fmt: skip
-    if layout.length(Kind.FLOAT_BUFFER):
-        raise ConfigError(
-            "privacy releases parameters only, and this model's float buffers (BatchNorm statistics) are averaged "
-            'without noise: keep them on the clients with keep_local = ["@batch_norm"], or use GroupNorm'
-        )
-    if job.plan.client_eval_every:
-        raise ConfigError(
-            "privacy does not cover what clients measure on their own data: set evaluation.clients_every = 0"
-        )
-
-
-def _check_steps(who: str, job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
-    """Refuse what speaks of a client's step where none can be told."""
-    algorithm = job.work.algorithm
-    sent = algorithm.broadcast(algorithm.init(initial, len(job.work.data.clients)))
-    came, went = dict(rehearsal.lengths), {name: vector.numel() for name, vector in sent.items()}
-    if "params" not in sent or rehearsal.lengths.get("params") != sent["params"].numel():
-        raise ConfigError(
-            f"{who} compares what clients send with what they received, as 'params'; {type(algorithm).__name__} sends "
-            f"{came} for {went}: leave it out"
-        )
 
 
 def _client_row(number: int, report: ClientReport) -> Row:

@@ -18,6 +18,7 @@ LAYERS = (
     ("workflows", "attacks"),
     ("simulation",),
     ("tracking",),
+    ("prepared",),
     ("run",),
     ("job",),
     ("config", "report"),
