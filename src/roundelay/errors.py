@@ -29,6 +29,14 @@ class ClientFailed(RoundelayError, RuntimeError):
     """A client's own code raised; carries the client's name and the remote traceback."""
 
 
+class WireError(RoundelayError, ValueError):
+    """Bytes are not a frame, or not one that is allowed; the message says what was expected and what came."""
+
+
+class ChannelClosed(RoundelayError, ConnectionError):
+    """The other end of a channel is gone, or this end was closed."""
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 
