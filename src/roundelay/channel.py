@@ -3,10 +3,10 @@
 On the socket each frame has four bytes before it: what it is, which memory its body lies in, whether a descriptor comes
 with it, zero. The digest follows once it is computed, so that both ends hash at the same time.
 
-**Memory.** On Linux the sender owns up to two anonymous files, whose descriptors travel once each. A frame occupies its
-file until the receiver says that it no longer needs it, which it does when it asks for the next frame (`release` says so
-earlier). While both are occupied, further frames go through the socket whole: nothing is ever written over what was not
-read. In request and answer, one file or two carry everything.
+**Memory.** On Linux the sender owns up to two anonymous files, whose descriptors travel once each. A frame occupies
+its file until the receiver says that it no longer needs it, which it does when it asks for the next frame (`release`
+says so earlier). While both are occupied, further frames go through the socket whole: nothing is ever written over what
+was not read. In request and answer, one file or two carry everything.
 
 The peer is a process of the same user. Whatever it sends is checked as any frame is; but it can change the values of
 tensors in its memory afterwards. The file is sealed so that it cannot shrink under the reader.
@@ -14,14 +14,12 @@ tensors in its memory afterwards. The file is sealed so that it cannot shrink un
 
 import contextlib
 import hmac
-import mmap
 import os
 import secrets
 import select
 import shutil
 import socket
 import struct
-import sys
 import tempfile
 import threading
 import time
@@ -32,15 +30,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from roundelay import wire
+from roundelay import sealed, wire
 from roundelay.errors import ChannelClosed, ConfigError, WireError
-from roundelay.wire import Bytes, Frame, Head, Limits
+from roundelay.header import Bytes, Head, Limits
+from roundelay.wire import Frame
 
-if sys.platform == "linux":
-    import fcntl
-
-    SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-HAS_MEMORY = sys.platform == "linux" and hasattr(os, "memfd_create")
 MEMORY_FROM = 256 << 10  # bytes of a body from which on memory is faster than the socket: benchmarks/wire.py
 SOCKET_BUFFER = 1 << 20
 NUM_MEMORIES = 2
@@ -49,6 +43,8 @@ INLINE, MEMORY, FREE = 1, 2, 3
 MAX_BUFFERS = 512  # of one system call; Linux takes 1024
 MAX_PATH = 100  # of a Unix socket, in bytes; systems allow 104 or 108
 TOKEN_BYTES, TOKEN_WAIT_S = 32, 2.0
+DONT_WAIT = getattr(socket, "MSG_DONTWAIT", 0)  # systems without it wait before each call instead
+CONTROL_BYTES = 128  # for descriptors; the kernel closes those that find no room
 
 
 class Channel:
@@ -63,14 +59,15 @@ class Channel:
         sock.setblocking(True)
         self._socket, self._limits = sock, limits
         self._closed = False
-        self._is_unix = hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
-        if self._is_unix:
+        is_unix = hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX
+        self._has_memory = is_unix and sealed.AVAILABLE
+        if is_unix:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sending, self._receiving = threading.Lock(), threading.Lock()
         # what we send
-        self._own: list[Tensor | None] = [None] * (NUM_MEMORIES if self._is_unix and HAS_MEMORY else 0)
+        self._own: list[Tensor | None] = [None] * (NUM_MEMORIES if self._has_memory else 0)
         self._occupied: set[int] = set()
         # what we receive
         self._message: Generator[memoryview, int, Frame | None] | None = None  # the one under way, if any
@@ -85,18 +82,19 @@ class Channel:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Close this end; the other then gets ``ChannelClosed``. Received tensors stay valid."""
+        """Close this end; the other then gets ``ChannelClosed``. What was received stays valid."""
         self._closed = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits
+        if self._receiving.locked() or self._sending.locked():  # wake the thread that waits; not otherwise, since this
+            with contextlib.suppress(OSError):  # reaches into every process that inherited the socket
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         self._drop_descriptors()
 
     # ---- sending ----
 
     def send(self, frame: Frame) -> None:
-        """Send the whole frame. Its tensors may be changed afterwards. A sender that was interrupted half-way closes the
-        channel.
+        """Send the whole frame. Its tensors may be changed afterwards. If this is interrupted half-way, the channel is
+        closed.
 
         Raises:
             ChannelClosed: the peer is gone, or this end was closed.
@@ -105,24 +103,20 @@ class Channel:
         head = wire.head_of(frame, self._limits)
         with self._sending:
             self._check_open()
-            memory = self._free_memory(head.body_bytes) if head.body_bytes >= MEMORY_FROM else None
             try:
+                memory = self._free_memory(head.body_bytes) if head.body_bytes >= MEMORY_FROM else None
                 if memory is None:
                     body = wire.body_of(head, frame.tensors)
                     self._write([ENVELOPE.pack(INLINE, 0, 0), head.raw, *body])
                     self._write([wire.digest(head.raw, body)])
                 else:
-                    self._send_by_memory(head, frame, memory)
+                    self._send_by_memory(head, frame, *memory)
             except BaseException:
                 self.close()  # the peer must not take what comes next for the rest of this frame
                 raise
         self._send_frees()
 
-    def _send_by_memory(self, head: Head, frame: Frame, memory: int) -> None:
-        own, descriptor = self._own[memory], -1
-        if own is None or len(own) < head.body_bytes:
-            own, descriptor = _new_memory(head.body_bytes)
-            self._own[memory] = own
+    def _send_by_memory(self, head: Head, frame: Frame, memory: int, own: Tensor, descriptor: int) -> None:
         try:
             body = own[: head.body_bytes]
             for start, stop in head.gaps():
@@ -130,21 +124,26 @@ class Channel:
             places = head.views(body)
             torch._foreach_copy_(list(places.values()), [frame.tensors[name].detach() for name in places])
             self._occupied.add(memory)
-            begin = ENVELOPE.pack(MEMORY, memory, descriptor >= 0) + head.raw
-            self._write([begin], descriptor)
+            self._write([ENVELOPE.pack(MEMORY, memory, descriptor >= 0) + head.raw], descriptor)
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
         self._write([wire.digest(head.raw, [wire.bytes_of(body)])])
 
-    def _free_memory(self, num_bytes: int) -> int | None:
-        """Return a memory that the peer does not read from, rather one that is large enough already; None if none is."""
+    def _free_memory(self, num_bytes: int) -> tuple[int, Tensor, int] | None:
+        """Return a memory that the peer does not read from: number, bytes, descriptor (-1 where the peer has it)."""
         if self._occupied:
             self._take_frees()
         free = [i for i in range(len(self._own)) if i not in self._occupied]
-        large = [i for i in free if (own := self._own[i]) is not None and len(own) >= num_bytes]
-        made = [i for i in free if self._own[i] is not None]
-        return next(iter(large or made or free), None)
+        for i in free:
+            if (own := self._own[i]) is not None and len(own) >= num_bytes:
+                return i, own, -1
+        for i in sorted(free, key=lambda i: self._own[i] is None):  # rather make one larger than have another
+            with contextlib.suppress(OSError):  # none left: the socket carries it
+                made, descriptor = sealed.create(num_bytes)
+                self._own[i] = made
+                return i, made, descriptor
+        return None
 
     def _take_frees(self) -> None:
         """Take in what the peer says of our memory, unless frames stand before it."""
@@ -152,13 +151,12 @@ class Channel:
             return  # whoever receives takes it in
         try:
             while self._message is None:
-                flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-                with contextlib.suppress(OSError):
-                    begin = self._socket.recv(ENVELOPE.size, flags)
-                    if len(begin) == ENVELOPE.size and begin[0] == FREE:
-                        self._step(None)
-                        continue
-                return
+                begin = self._socket.recv(ENVELOPE.size, socket.MSG_PEEK | DONT_WAIT)
+                if len(begin) < ENVELOPE.size or begin[0] != FREE:
+                    return
+                self._step(None)
+        except OSError:
+            return  # nothing there; or gone, which the writing will tell
         finally:
             self._receiving.release()
 
@@ -167,6 +165,9 @@ class Channel:
         left = [memoryview(b) for b in buffers if len(b)]
         try:
             while left:
+                if not hasattr(self._socket, "sendmsg"):
+                    self._socket.sendall(left.pop(0))
+                    continue
                 sent = self._socket.sendmsg(left[:MAX_BUFFERS], rights)
                 rights = []
                 while left and sent >= len(left[0]):
@@ -179,8 +180,8 @@ class Channel:
     # ---- receiving ----
 
     def receive(self, timeout_s: float | None = None) -> Frame:
-        """Return the next frame. Its tensors may be views of memory that the sender uses again: they are valid until the
-        next ``receive`` or ``release`` on this channel. Copy what is to be kept.
+        """Return the next frame. Its tensors may be views of memory that the sender uses again: they are valid until
+        the next ``receive`` or ``release`` on this channel. Copy what is to be kept.
 
         Raises:
             TimeoutError: no whole frame came in time; nothing is lost, a later call goes on.
@@ -209,8 +210,9 @@ class Channel:
         """Send what is to be said without ever waiting: a later send or receive tries again."""
         while self._to_free and self._sending.acquire(blocking=False):
             try:
-                self._socket.send(ENVELOPE.pack(FREE, self._to_free[0], 0), socket.MSG_DONTWAIT)
-                self._to_free.pop(0)
+                if self._to_free:  # still: another thread may have been faster
+                    self._socket.send(ENVELOPE.pack(FREE, self._to_free[0], 0), DONT_WAIT)
+                    self._to_free.pop(0)
             except OSError:
                 return  # the socket is full, or closed, which receive will notice
             finally:
@@ -241,10 +243,10 @@ class Channel:
             return None
         if kind == INLINE:
             return (yield from wire.incoming(self._limits))
-        if kind != MEMORY or not self._is_unix or not HAS_MEMORY or memory >= NUM_MEMORIES:
+        if kind != MEMORY or not self._has_memory or memory >= NUM_MEMORIES:
             raise WireError(f"expected a frame, but a message {bytes(envelope).hex()} came")
         if with_descriptor:
-            self._theirs[memory] = _map(self._descriptors.pop(), self._limits)
+            self._theirs[memory] = sealed.attach(self._descriptors.pop(), self._limits.body_bytes)
         frame = yield from wire.incoming(self._limits, lambda num_bytes: self._memory(memory, num_bytes))
         self._held = memory
         return frame
@@ -259,29 +261,30 @@ class Channel:
     def _read(self, wanted: memoryview, deadline: float | None) -> int:
         while True:
             self._check_open()
+            if not DONT_WAIT:
+                _wait(self._socket, deadline, "a whole frame")
             try:
-                return self._read_now(wanted)
+                count = self._read_now(wanted)
             except BlockingIOError:
-                pass
+                _wait(self._socket, deadline, "a whole frame")
+                continue
             except OSError as problem:
                 raise ChannelClosed(f"the other end of the channel is gone: {problem}") from None
-            _wait(self._socket, deadline, "a whole frame")
+            if not count:
+                where = "within a message" if self._message is not None else "after whole messages"
+                raise ChannelClosed(f"the other end of the channel was closed, {where}")
+            return count
 
     def _read_now(self, wanted: memoryview) -> int:
-        if self._is_unix and HAS_MEMORY:
-            room, flags = socket.CMSG_SPACE(array("i").itemsize), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            count, ancillary, _, _ = self._socket.recvmsg_into([wanted], room, flags)
-            for level, kind, data in ancillary:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    self._descriptors.extend(array("i", data))
-            if len(self._descriptors) > 1:
-                self._drop_descriptors()
-                raise WireError("more descriptors came than were announced")
-        else:
-            count = self._socket.recv_into(wanted, 0, socket.MSG_DONTWAIT)
-        if not count:
-            where = "within a frame" if self._message is not None else "after whole frames only"
-            raise ChannelClosed(f"the other end of the channel was closed, {where}")
+        if not self._has_memory:
+            return self._socket.recv_into(wanted, 0, DONT_WAIT)
+        flags = DONT_WAIT | socket.MSG_CMSG_CLOEXEC
+        count, rights, _, _ = self._socket.recvmsg_into([wanted], CONTROL_BYTES, flags)
+        for level, kind, data in rights:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors.extend(array("i", data))
+        if len(self._descriptors) > 1:
+            raise WireError(f"{len(self._descriptors)} descriptors came, where one is the most")
         return count
 
     def _drop_descriptors(self) -> None:
@@ -291,3 +294,120 @@ class Channel:
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosed("this end of the channel was closed")
+
+
+class Listener:
+    """Waits for one peer, which learns ``address`` by other means, an environment variable for one.
+
+    A Unix socket in a private folder, which only this user may enter; or, where there are none or every temporary
+    folder's path is too long for one, loopback TCP with a one-time token, since there anybody on the machine may knock.
+    """
+
+    def __init__(self, limits: Limits = wire.LIMITS) -> None:
+        self._limits, self._token = limits, ""
+        folder = _private_folder() if hasattr(socket, "AF_UNIX") else None
+        self._folder = folder
+        if folder is None:
+            self._socket = socket.create_server(("127.0.0.1", 0))
+            self._token = secrets.token_hex(TOKEN_BYTES // 2)
+            self.address = f"tcp:127.0.0.1:{self._socket.getsockname()[1]}:{self._token}"
+        else:
+            path = folder / "socket"
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.bind(str(path))
+            self._socket.listen(1)
+            self.address = f"unix:{path}"
+
+    def fileno(self) -> int:
+        """For ``select``: readable when a peer is there."""
+        return self._socket.fileno()
+
+    def accept(self, timeout_s: float | None = None) -> Channel:
+        """Return the channel to the peer. Over TCP, whoever does not know the token is turned away.
+
+        Raises:
+            TimeoutError: nobody came in time; a later call goes on.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            _wait(self._socket, deadline, "a peer")
+            peer, _ = self._socket.accept()
+            if not self._token or self._knows_token(peer):
+                return Channel(peer, self._limits)
+            peer.close()
+
+    def _knows_token(self, peer: socket.socket) -> bool:
+        came, deadline = b"", time.monotonic() + TOKEN_WAIT_S
+        try:
+            while len(came) < TOKEN_BYTES:
+                _wait(peer, deadline, "a token")
+                more = peer.recv(TOKEN_BYTES - len(came))
+                if not more:
+                    return False
+                came += more
+        except OSError:  # a timeout too
+            return False
+        return hmac.compare_digest(came, self._token.encode("ascii"))
+
+    def close(self) -> None:
+        """Stop listening and remove the folder. Channels stay open."""
+        self._socket.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def connect(address: str, limits: Limits = wire.LIMITS) -> Channel:
+    """Return the channel to a listener.
+
+    Raises:
+        ChannelClosed: nobody listens there.
+        ConfigError: the address is none.
+    """
+    scheme, _, rest = address.partition(":")
+    parts = rest.split(":")
+    try:
+        if scheme == "unix" and rest and hasattr(socket, "AF_UNIX"):
+            unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                unix.connect(rest)
+            except BaseException:
+                unix.close()
+                raise
+            return Channel(unix, limits)
+        if scheme == "tcp" and len(parts) == 3 and parts[1].isdecimal():
+            tcp = socket.create_connection((parts[0], int(parts[1])))
+            tcp.sendall(parts[2].encode())
+            return Channel(tcp, limits)
+    except OSError as problem:
+        raise ChannelClosed(f"nobody listens at {scheme}:{parts[0]}: {problem}") from None
+    raise ConfigError(f"expected an address unix:PATH or tcp:HOST:PORT:TOKEN, got one that begins with {scheme[:40]!r}")
+
+
+def pair(limits: Limits = wire.LIMITS) -> tuple[Channel, Channel]:
+    """Return both ends of a new channel, for threads of one process and for children that inherit one."""
+    one, other = socket.socketpair()
+    return Channel(one, limits), Channel(other, limits)
+
+
+def _private_folder() -> Path | None:
+    """Return a new folder that only this user may enter, short enough for a socket's path; None where there is none."""
+    for parent in (None, "/tmp"):
+        with contextlib.suppress(OSError):
+            folder = Path(tempfile.mkdtemp(prefix="roundelay-", dir=parent))
+            if len(os.fsencode(folder / "socket")) <= MAX_PATH:
+                return folder
+            folder.rmdir()
+    return None
+
+
+def _wait(sock: socket.socket, deadline: float | None, what: str) -> None:
+    """Wait until there is something to read."""
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    if hasattr(select, "poll"):  # select takes no descriptors from 1024 on
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        ready = bool(poll.poll(None if left is None else left * 1000))
+    else:
+        ready = bool(select.select([sock], [], [], left)[0])
+    if not ready:
+        raise TimeoutError(f"{what} did not come in time")

@@ -1,4 +1,4 @@
-"""Frames: a checked JSON header, raw tensor bytes, a digest. For sockets, requests and files; nothing in it is executed.
+"""Frames: a checked JSON header, raw tensor bytes, a digest. For sockets, requests, files; nothing in it is executed.
 
 A frame is four parts, one after another. All numbers are little-endian.
 
@@ -14,13 +14,13 @@ digest   32           SHA-256, see below
 **Header.** An object with exactly these keys: ``kind``, a word of 1 to 64 characters ``a-z 0-9 _ . -`` that begins with
 a letter; ``fields``, an object with any JSON values; ``tensors``, a list of ``[name, dtype, shape]``. A name is a
 string of 1 to 512 characters, and no name comes twice. A dtype is one of float16, float32, float64, bfloat16, bool,
-int8, int16, int32, int64, uint8, uint16, uint32, uint64. A shape is a list of at most 64 whole numbers, from 0 on; their
-product without the zeros, times the bytes of one value, stays below 2**63.
+int8, int16, int32, int64, uint8, uint16, uint32, uint64. A shape is a list of at most 64 whole numbers, from 0 on;
+their product without the zeros, times the bytes of one value, stays below 2**63.
 
-In all of it no key comes twice in one object; whole numbers lie from -2**63 to 2**64 - 1; ``fields`` is at most 32 levels
-deep, itself counted; no string holds half a surrogate pair. A number with a point or an exponent is a float64. One step
-beyond JSON: ``NaN``, ``Infinity`` and ``-Infinity`` stand for the floats that JSON lacks, since a loss that became NaN
-must be reported. A literal that is too large for a float64 is refused.
+In all of it no key comes twice in one object; whole numbers lie from -2**63 to 2**64 - 1; ``fields`` is at most 32
+levels deep, itself counted; no string holds half a surrogate pair. A number with a point or an exponent is a float64.
+One step beyond JSON: ``NaN``, ``Infinity`` and ``-Infinity`` stand for the floats that JSON lacks, since a loss that
+became NaN must be reported. A literal that is too large for a float64 is refused.
 
 **Body.** A tensor begins at the first multiple of 64, counted from the body's start, at or after the end of the one
 before; the bytes between are zero. Its values lie in row-major order, a bool as a byte 0 or 1. The body ends where the
