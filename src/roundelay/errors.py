@@ -37,6 +37,10 @@ class ChannelClosed(RoundelayError, ConnectionError):
     """The other end of a channel is gone, or this end was closed."""
 
 
+class ClientError(RoundelayError, RuntimeError):
+    """A script uses the client API in a way that cannot mean anything; says what was expected."""
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 

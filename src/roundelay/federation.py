@@ -12,7 +12,7 @@ from roundelay.errors import ConfigError
 from roundelay.guard import Refusal
 from roundelay.intake import ClientReport, Outcome
 from roundelay.layout import Vectors
-from roundelay.messages import Lost, Payload, Task
+from roundelay.messages import Lost, Payload, Task, TaskKind
 from roundelay.metrics import higher_is_better
 from roundelay.trainer import Answer
 
@@ -196,8 +196,13 @@ class Federation(Protocol):
     def arrived(self) -> bool:
         """Whether an answer waits that arrived at this very moment."""
 
-    def dispatch(self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int) -> None:
-        """Let clients train on a version, each by itself; the next call on the same version has a new ``attempt``."""
+    def dispatch(
+        self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
+    ) -> None:
+        """Let clients train on a version, each by itself; the next call on the same version has a new ``attempt``.
+
+        ``kind`` "submit" asks for the model that each would show to others.
+        """
 
     async def arrival(self) -> Arrived:
         """Wait for the next answer of a dispatched task."""

@@ -3,8 +3,9 @@ caller.
 """
 
 import copy
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.attacks import Hostile, armed, assigned
+from roundelay.client.launch import ScriptLearner
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData
-from roundelay.data.partition import Partitioner
+from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
@@ -68,16 +70,22 @@ class Job:
     a round at once. ``attacks`` say which clients do harm, and how. ``privacy`` clips every client's step and adds
     noise, with the epsilon of every round among its metrics. Nothing is built or read before the job runs.
 
+    With a ``script`` instead of a learner, every client is a run of that file, which uses ``roundelay.client`` and
+    reads its own data; ``script_args`` are its command line. ``data`` then is what the server evaluates on, and a
+    ``partition`` tells each script its part.
+
     ``keep_local`` names tensors that stay on each client and never travel: patterns such as "head.*" (FedPer), or
     "@batch_norm" for all of every BatchNorm layer (FedBN). The global model, ``last.pt`` and ``best.pt`` then hold what
     is shared; clients that evaluate on their own data use their own part.
     """
 
     model: Callable[[], nn.Module] | nn.Module
-    data: Data | FederatedData | Callable[[], Data | FederatedData]
-    learner: Learner | LocalFunction
+    data: Data | FederatedData | Callable[[], Data | FederatedData] | None = None
     num_rounds: int
-    clients_per_round: int | float
+    clients_per_round: int | float = 1.0
+    learner: Learner | LocalFunction | None = None
+    script: str | Path | None = None
+    script_args: str | Sequence[str] = ()
     algorithm: Algorithm = FedAvg()
     partition: Partitioner | None = None
     seed: int = 0
@@ -101,7 +109,11 @@ class Job:
             value = getattr(self, name)
             if isinstance(value, type):
                 raise ConfigError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...)")
-        if not (isinstance(self.learner, Learner) or callable(self.learner)):
+        if (self.learner is None) == (self.script is None):
+            raise ConfigError("say what trains on a client: either a learner, such as LocalSGD(lr=0.1), or a script")
+        if self.script is None and self.data is None:
+            raise ConfigError("data is missing: a Data, a FederatedData, or a function that returns one")
+        if self.script is None and not (isinstance(self.learner, Learner) or callable(self.learner)):
             raise ConfigError(
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
                 "task), or an object with fit, corrects and reports"
@@ -113,9 +125,13 @@ class Job:
             raise ConfigError(f"aggregator must be a rule such as Krum(f=2), or your own function(updates), got "
                               f"{self.aggregator!r}")  # fmt: skip
 
-    def run(self, resume: str | Path | None = None) -> History:
-        """Train to the end, or from the checkpoint in the run folder ``resume`` on."""
-        run = self.start(resume)
+    def run(self, simulation: Simulation | None = None, resume: str | Path | None = None) -> History:
+        """Train to the end, or from the checkpoint in the run folder ``resume`` on.
+
+        A ``simulation`` takes the place of the job's own.
+        """
+        job = self if simulation is None else replace(self, simulation=simulation)
+        run = job.start(resume)
         for _ in run:
             pass
         return run.history()
@@ -134,8 +150,8 @@ class Job:
 
     def prepared(self) -> Prepared:
         """Build the parts and check each of them."""
+        learner = self._trains()
         data, split, label_counts = self._federated_data()
-        learner = self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
         stated = self.evaluation.loss or torch.nn.functional.cross_entropy
         train_loss = learner.loss if isinstance(learner, LocalSGD) else stated
         work = Work(
@@ -150,11 +166,15 @@ class Job:
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,
         )
+        plan = self._plan()
+        metric = plan.stopping.metric
+        if self.script is not None and data.held_out is None and not metric.startswith(("train_", "client_")):
+            plan = replace(plan, stopping=replace(plan.stopping, metric=f"train_{metric}"))  # only clients measure
         trusted = root_of(self.aggregator)
         roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
         return Prepared(
             work=armed(work, roles) if roles else work,
-            plan=self._plan(),
+            plan=plan,
             workflow=self.workflow,
             simulation=self.simulation,
             guard=self.guard,
@@ -164,6 +184,7 @@ class Job:
             name=self.name,
             resolved=self.to_toml(),
             split=split,
+            split_file=Path(self.partition.path).resolve() if isinstance(self.partition, FromFile) else None,
             label_counts=label_counts,
             aggregator=self.aggregator,
             roles=roles,
@@ -177,6 +198,8 @@ class Job:
         tables: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.name == "script" and value is not None:
+                value = Path(value).resolve()
             if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
@@ -205,10 +228,19 @@ class Job:
         state = self.init if isinstance(self.init, Mapping) else load_weights(self.init)
         return partial(_initialised, make, state)
 
+    def _trains(self) -> Learner:
+        if self.script is not None:
+            args = shlex.split(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
+            return ScriptLearner(Path(self.script).resolve(), tuple(args))
+        assert self.learner is not None
+        return self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
+
     def _federated_data(self) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
         with seeds.preserved_globals():
             seeds.seed_globals(seeds.key(self.seed, 0, 0, "", "data"))
             data = self.data() if callable(self.data) else self.data
+        if self.script is not None and (data is None or (isinstance(data, Data) and self.partition is None)):
+            return self._scripts_data(data)
         if isinstance(data, FederatedData):
             if self.partition is not None:
                 raise ConfigError("this data is already split among clients; leave partition out")
@@ -228,6 +260,19 @@ class Job:
         except DataError:  # regression, or text: nothing to count
             counts = None
         return federated, split, counts
+
+    def _scripts_data(self, data: Data | None) -> tuple[FederatedData, Split | None, None]:
+        """Return what the server knows where scripts read the data themselves."""
+        held_out = None if data is None else data.test
+        if isinstance(self.partition, FromFile):
+            split = Split.load(self.partition.path)
+            return FederatedData.elsewhere(split.clients, held_out), split, None
+        if self.partition is not None:
+            raise ConfigError("partition splits data, and this job has none: give data, or partition = FromFile(...)")
+        number = self.simulation.num_clients
+        if number is None:
+            raise ConfigError("nothing says how many clients there are: give Simulation(num_clients=2), or a partition")
+        return FederatedData.elsewhere([f"site-{i + 1}" for i in range(number)], held_out), None, None
 
 
 def _initialised(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> nn.Module:

@@ -130,8 +130,8 @@ class Layout:
     def num_params(self) -> int:
         return self.length(Kind.PARAMETER)
 
-    def flatten(self, state: Mapping[str, Tensor]) -> Vectors:
-        """Copy named tensors into vectors; those that are local take no part.
+    def flatten(self, state: Mapping[str, Tensor], local: bool = False) -> Vectors:
+        """Copy named tensors into vectors: those that are shared, or those that are local; the others take no part.
 
         Raises:
             LayoutError: a tensor is missing, unknown, or of another shape; names it.
@@ -141,7 +141,7 @@ class Layout:
             if name not in known:
                 raise LayoutError(f"tensor {name!r} is not part of this model; it has {_listed(sorted(known))}")
         for spec in self.specs:
-            if spec.local:
+            if spec.local is not local:
                 continue
             if spec.name not in state:
                 raise LayoutError(f"tensor {spec.name!r} of shape {spec.shape} is missing")
@@ -150,7 +150,7 @@ class Layout:
                 raise LayoutError(f"tensor {spec.name!r} has shape {got}, the model has {spec.shape}")
 
         def joined(kind: Kind, dtype: torch.dtype) -> Tensor:
-            parts = [state[s.name].detach().to("cpu", dtype).reshape(-1) for s in self.of_kind(kind)]
+            parts = [state[s.name].detach().to("cpu", dtype).reshape(-1) for s in self.of_kind(kind, local)]
             return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
 
         return Vectors(
@@ -159,13 +159,14 @@ class Layout:
             joined(Kind.INTEGER_BUFFER, torch.int64),
         )
 
-    def unflatten(self, vectors: Vectors) -> dict[str, Tensor]:
+    def unflatten(self, vectors: Vectors, local: bool = False) -> dict[str, Tensor]:
         """Return named copies in the model's own dtypes, for ``load_state_dict``; tied tensors under every name.
 
-        Local tensors are not among them: ``load_state_dict(..., strict=False)`` leaves them as they are.
+        ``vectors`` hold what is shared, or what is ``local``; ``load_state_dict(..., strict=False)`` leaves the other
+        tensors as they are.
         """
         state: dict[str, Tensor] = {}
-        for spec, part in self._parts(vectors):
+        for spec, part in self._parts(vectors, local):
             value = part.to(spec.dtype, copy=True).view(spec.shape)
             state.update(dict.fromkeys((spec.name, *spec.aliases), value))
         return state
@@ -202,14 +203,12 @@ class Layout:
         self.require_same(Layout.of(module, self.local_names), type(module).__name__)
         return Bound(self, module, device or torch.device("cpu"))
 
-    def _parts(self, vectors: Vectors) -> "list[tuple[Spec, Tensor]]":
+    def _parts(self, vectors: Vectors, local: bool = False) -> "list[tuple[Spec, Tensor]]":
         parts: list[tuple[Spec, Tensor]] = []
         for kind, vector in zip(Kind, (vectors.params, vectors.buffers, vectors.integers), strict=True):
-            specs = self.of_kind(kind)
-            if vector.shape != (self.length(kind),):
-                raise LayoutError(
-                    f"the {kind.value} vector has shape {tuple(vector.shape)}, the model has ({self.length(kind)},)"
-                )
+            specs, length = self.of_kind(kind, local), self.length(kind, local)
+            if vector.shape != (length,):
+                raise LayoutError(f"the {kind.value} vector has shape {tuple(vector.shape)}, the model has ({length},)")
             parts.extend(zip(specs, torch.split(vector, [s.numel for s in specs]), strict=True))
         return parts
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 from torch import Tensor
 
 Config = Mapping[str, bool | int | float | str]
+TaskKind = Literal["train", "evaluate", "submit"]
 Memory = Mapping[str, Tensor]
 """What a client remembers between its tasks: named vectors, kept by the framework, not by the algorithm."""
 
@@ -37,14 +39,15 @@ class Payload:
 class Task:
     """One piece of work for one client. ``id`` is unique within a run; ``round`` counts from 1 and names the model
     version that the work starts from; ``attempt`` counts the draws of the round; ``config`` overrides learner
-    settings for this task.
+    settings for this task. "submit" asks for the model that the client would show to others: without one of its own, it
+    trains once more.
     """
 
     id: int
     client: str
     round: int
     attempt: int = 0
-    kind: Literal["train", "evaluate"] = "train"
+    kind: TaskKind = "train"
     config: Config = field(default_factory=dict)
 
 
@@ -72,19 +75,39 @@ class Lost:
     traceback: str = ""
 
 
+class ParamsType(StrEnum):
+    """Whether an ``FLModel`` holds parameters, or their difference to those that were received."""
+
+    FULL = "FULL"
+    DIFF = "DIFF"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "ParamsType | None":
+        return cls.__members__.get(value.upper()) if isinstance(value, str) else None
+
+
 @dataclass(frozen=True, slots=True)
 class FLModel:
     """A model as user code sees it: named tensors and what belongs to them.
 
-    ``params`` is a state dict; ``num_examples`` the averaging weight; ``metrics`` scalars; ``meta`` anything else that
-    user code wants to pass on. ``current_round`` counts from 1.
+    ``params`` is a state dict, or with ``params_type`` "DIFF" what was added to the received one; None where only
+    ``metrics`` are sent. ``num_examples`` is the averaging weight; ``meta`` anything else that user code wants to pass
+    on: of it, the framework reads "NUM_STEPS_CURRENT_ROUND", the number of optimiser steps.
+
+    ``current_round`` counts from ``start_round``, which is 0: the round that the server's tables call 1 comes first.
     """
 
-    params: Mapping[str, Tensor]
+    params: Mapping[str, Any] | None = None  # Any: tensors, or arrays of any kind
+    params_type: ParamsType = ParamsType.FULL
     num_examples: float | None = None
     metrics: Mapping[str, object] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # Any: users put their own values here, and we never look at them
+    meta: Mapping[str, Any] = field(default_factory=dict)  # Any: users put their own values here
     current_round: int | None = None
     total_rounds: int | None = None
+    start_round: int = 0
+
+    def __post_init__(self) -> None:
+        """Take what scripts write: "diff" for the type, None for nothing."""
+        object.__setattr__(self, "params_type", ParamsType(self.params_type or ParamsType.FULL))
+        object.__setattr__(self, "metrics", self.metrics or {})
+        object.__setattr__(self, "meta", self.meta or {})

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 
 from roundelay.aggregators import Rule, root_of, shortfall
 from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal
-from roundelay.attacks import Colludes, Lies, Roles
+from roundelay.attacks import Colludes, Crash, Lies, Poisons, Roles
+from roundelay.client.launch import ScriptLearner
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError
@@ -37,6 +39,7 @@ class Prepared:
     name: str
     resolved: str
     split: Split | None
+    split_file: Path | None
     label_counts: Sequence[Sequence[int]] | None
     aggregator: Rule | None = None
     roles: Roles = field(default_factory=dict)
@@ -49,6 +52,7 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
         ConfigError: a combination cannot mean what its name says.
     """
     _check_learner(job.work, rehearsal)
+    job.simulation.check(job.work.learner)
     if layout.local_names and isinstance(job.work.algorithm, Personalised):
         raise ConfigError(f"{type(job.work.algorithm).__name__} gives clients whole models of their own: "
                           "keep_local cannot keep a part of them")  # fmt: skip
@@ -85,6 +89,9 @@ def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
             f"{algorithm} corrects every gradient, and {learner} applies no "
             "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
         )
+    if rehearsal.losses and isinstance(work.learner, ScriptLearner):
+        raise ConfigError(f"{algorithm} asks clients for the losses of models, which a script cannot tell: use "
+                          "LocalSGD or your own function, or another algorithm")  # fmt: skip
     for name in sorted(rehearsal.needs - work.learner.reports):
         raise ConfigError(
             f"{algorithm} needs {name}, which {learner}, as it is set here, does not report: {NUMBERS[name]}"
@@ -110,6 +117,9 @@ def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor
 
 def _check_attacks(job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
     for role in {id(role): role for played in job.roles.values() for role in played}.values():
+        if isinstance(role, Poisons | Crash) and isinstance(job.work.learner, ScriptLearner):
+            raise ConfigError(f"attack {role} changes a client's data or its code, and scripts have their own; attacks "
+                              "on what is sent, such as SignFlip, work")  # fmt: skip
         if isinstance(role, Lies | Colludes):
             _check_steps(f"attack {role}", job, rehearsal, initial)
         if isinstance(role, Colludes) and not isinstance(job.workflow, Rounds):

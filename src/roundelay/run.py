@@ -7,11 +7,14 @@ and a job runs inside Jupyter, whose own event loop it never meets.
 import logging
 import math
 import queue
+import shutil
+import tempfile
 import threading
 import tomllib
+import weakref
 from asyncio import Runner
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,15 @@ from torch import Tensor, nn
 
 from roundelay.algorithms.protocol import rehearse
 from roundelay.attacks import slowed
+from roundelay.client.exchange import Scalar
+from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError, RoundelayError
 from roundelay.federation import Flight, Version
 from roundelay.intake import ClientReport
 from roundelay.layout import Layout
 from roundelay.metrics import higher_is_better
 from roundelay.prepared import Prepared, check, watched_metric
+from roundelay.simulation.executors.scripts import Sites
 from roundelay.simulation.federation import Finished, SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
@@ -138,6 +144,7 @@ class Run:
         self._interrupt: Callable[[], None] = _nothing
         self._records: dict[str, Mapping[str, object]] = {}
         self._begun, self._state, self._reason = False, "interrupted", ""
+        self._scalars = threading.Lock()
         self._lock = threading.Lock()  # a run is interrupted by another thread than the one that ends it
 
     @property
@@ -198,7 +205,7 @@ class Run:
         torch.set_num_threads(1)  # the number of threads changes sums: one per client everywhere, and on the server too
         executor, ending = None, None
         try:
-            executor = self._job.simulation.start(self._job.work, self._trainer, self._rehearsal)
+            executor = self._job.simulation.start(self._job.work, self._trainer, self._rehearsal, self._sites())
             if self._job.roles:
                 algorithm, seed = self._job.work.algorithm, self._job.work.seed
                 executor = Intercepted(executor, self._job.roles, list(algorithm.uplink), seed)
@@ -235,6 +242,7 @@ class Run:
             self._finished.put(ending)
 
     def _finish_round(self, loop: VirtualLoop, finished: Finished) -> Row:
+        begun_from = self._version or self._initial_version()
         outcome, self._version, self._flights = finished.outcome, finished.version, finished.flights
         self._memory.finish_round()
         row: dict[str, Any] = {
@@ -255,7 +263,8 @@ class Run:
             row["kept_model"] = int(self._job.workflow.shortfall(outcome) is not None)
         self._rows.append(row)
         self._virtual_ns = loop.now_ns
-        self._keep_best(row, finished.version)
+        # what clients report with their training speaks of the model that they received
+        self._keep_best(row, begun_from if self.watched.startswith("train_") else finished.version)
         log.info("round %d: %s", row["round"], row)
         if self._folder:
             self._folder.append(row, (_client_row(row["round"], report) for report in finished.reports))
@@ -315,6 +324,37 @@ class Run:
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self._rows.extend(read_rows(folder.path / "metrics.jsonl"))
+
+    def _sites(self) -> Sites | None:
+        """Return what scripts are told, where scripts train."""
+        job = self._job
+        if not isinstance(job.work.learner, ScriptLearner):
+            return None
+        folder = self.folder
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="roundelay-"))
+            self._temporary = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        split_file = job.split_file
+        if job.split is not None and split_file is None:
+            split_file = folder.resolve() / "split.json"
+            if not split_file.exists():  # a run without a folder
+                job.split.save(split_file)
+        clients = job.work.data.clients
+
+        def partition(client: str) -> dict[str, Any]:
+            told = {"client": client, "number": clients.index(client), "num_clients": len(clients)}
+            return told if split_file is None else {**told, "file": str(split_file)}
+
+        return Sites(job.name if self.folder is None else self.folder.name, job.plan.num_rounds,
+                     folder.resolve() / "sites", partition, self._on_scalar)  # fmt: skip
+
+    def _on_scalar(self, client: str, number: int, scalar: Scalar) -> None:
+        """Track a number that a client logged; called by the agents of several clients at once."""
+        with self._scalars:
+            if self._folder:
+                self._folder.append_scalar({"round": number, "client": client, **asdict(scalar)})
+            if self._board:
+                self._board.append_scalar(client, scalar.name, scalar.value, scalar.step)
 
     def _record(self, name: str, content: Mapping[str, object]) -> None:
         self._records[name] = content

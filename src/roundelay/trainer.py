@@ -100,7 +100,7 @@ class Trainer:
         Whatever it raises, the next task finds a module as new: a user's code may have left anything behind.
         """
         try:
-            if task.kind == "train":
+            if task.kind != "evaluate":
                 return self.train(task, received, memory)
             return self.evaluate_client(task, received, memory)
         except BaseException:
@@ -214,10 +214,16 @@ class Trainer:
         none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # some models have buffers of one kind
         return own, (memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers))
 
+    def first_local(self) -> Memory:
+        """Return what a client keeps for itself before its first task, as part of its memory."""
+        return self._as_memory(self._first_local)
+
     def _local(self) -> Memory:
+        return self._as_memory(self.bound.local()) if self.layout.local_names else {}
+
+    def _as_memory(self, local: Vectors) -> Memory:
         if not self.layout.local_names:
             return {}
-        local = self.bound.local()
         return dict(zip(LOCAL, (local.params, local.buffers, local.integers), strict=True))
 
     def _evaluate(self, examples: Examples) -> Sums:

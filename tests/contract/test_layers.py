@@ -7,12 +7,14 @@ SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
     ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
+    ("header", "sealed", "wire", "channel"),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy"),
     ("algorithms",),
     ("data", "models"),
     ("learner",),
     ("trainer",),
+    ("client",),
     ("intake",),
     ("federation",),
     ("workflows", "attacks"),

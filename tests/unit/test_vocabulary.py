@@ -150,7 +150,7 @@ def test_a_job_file_reads_into_a_job_and_its_resolved_form_reads_into_the_same(t
         ("learner.lr=-1", "lr must be a positive number"),
         ("algorithm=fedavgg", "did you mean 'fedavg'"),
         ("algorithm=nowhere:Thing", "cannot find 'nowhere:Thing'"),
-        ("simulation.executor=threads", "known are processes, serial"),
+        ("simulation.executor=fibres", "known are processes, serial"),
         ("clients_per_round=0", "clients_per_round"),
         ("num_rounds=0", "num_rounds must be a whole number of at least 1"),
         ("num_rounds=ten", "num_rounds must be int, got 'ten'"),

@@ -162,13 +162,14 @@ def num_groups(algorithm: Algorithm) -> int:
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """What a run of an algorithm will need: the length of each uplink vector, whether a fit asks for a gradient
-    correction, which numbers it needs (of ``NUMBERS``), whether a client trains a private model, and how many bytes the
-    algorithm's part of a client's memory takes."""
+    correction, which numbers it needs (of ``NUMBERS``), whether a client trains a private model or asks for losses, and
+    how many bytes the algorithm's part of a client's memory takes."""
 
     lengths: Mapping[str, int]
     corrects: bool
     needs: Set[str]
     private: bool
+    losses: bool
     memory_bytes: int
 
 
@@ -180,11 +181,12 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
     """
     state = algorithm.init(params, num_clients)
     client = algorithm.client(algorithm.broadcast(state), algorithm.first_memory(params))
-    corrects, needs, private = False, set[str](), False
+    corrects, needs, private, losses = False, set[str](), False, False
     try:
         ask = next(client)
         while True:
             if isinstance(ask, Losses):
+                losses = True
                 ask = client.send(torch.ones_like(ask.models[..., 0]))
                 continue
             corrects = corrects or ask.correct is not None
@@ -198,4 +200,4 @@ def rehearse(algorithm: Algorithm, params: Tensor, num_clients: int) -> Rehearsa
         raise ConfigError(f"{name} declares the uplink {sorted(algorithm.uplink)} but sends {sorted(reply.vectors)}")
     lengths = {name: vector.numel() for name, vector in reply.vectors.items()}
     memory_bytes = sum(v.nbytes for v in reply.memory.values())
-    return Rehearsal(lengths, corrects, frozenset(needs), private, memory_bytes)
+    return Rehearsal(lengths, corrects, frozenset(needs), private, losses, memory_bytes)

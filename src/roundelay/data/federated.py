@@ -2,7 +2,7 @@
 number."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
@@ -45,6 +45,16 @@ class _Separate:
 
     def part(self, number: int) -> Examples | None:
         return self.examples[number]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Elsewhere:
+    """Parts that only the clients themselves have."""
+
+    clients: tuple[str, ...]
+
+    def part(self, number: int) -> Examples | None:
+        raise DataError(f"client {self.clients[number]!r}: its data is with its script, not here")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +145,12 @@ class FederatedData:
             _Separate(train),
             None if test is None else _Separate(test),
         )
+
+    @classmethod
+    def elsewhere(cls, clients: Sequence[str], held_out: Examples | None = None) -> "FederatedData":
+        """Return what a server knows of clients that keep their data: their ids, and its own held-out examples."""
+        ids = tuple(sorted(clients))
+        return cls(ids, held_out, _Elsewhere(ids), None)
 
     def train(self, client: str) -> Examples:
         """Return what the client trains on, at least one example.

@@ -18,13 +18,14 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
+from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ClientFailed, ConfigError
 from roundelay.federation import Arrived, Flight, Plan, Version
 from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
 from roundelay.intake import ClientReport, Intake, Outcome
-from roundelay.messages import Config, Lost, Memory, Payload, Task
+from roundelay.messages import Config, Lost, Memory, Payload, Task, TaskKind
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.privacy import CentralDP, Noised, noise_key
 from roundelay.simulation.executors.protocol import Executor
@@ -202,9 +203,11 @@ class SimulatedFederation:
     def arrived(self) -> bool:
         return bool(self._landed)
 
-    def dispatch(self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int) -> None:
+    def dispatch(
+        self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
+    ) -> None:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = [self._task(client, version.number + 1, attempt) for client in clients]
+        tasks = [self._task(client, version.number + 1, attempt, kind) for client in clients]
         self._launch([(Flight(task, sent, version.number), self._loop.now_ns + self._duration_ns(task))
                       for task in tasks])  # fmt: skip
 
@@ -288,7 +291,9 @@ class SimulatedFederation:
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
         tasks = [self._task(client, number, 0, "evaluate") for client in clients]
         memories: dict[str, Memory] = {}
-        if isinstance(self._trainer.work.algorithm, Personalised) or self._trainer.layout.local_names:
+        work = self._trainer.work
+        own_state = isinstance(work.algorithm, Personalised) or isinstance(work.learner, ScriptLearner)
+        if own_state or self._trainer.layout.local_names:
             memories = {client: memory for client in clients if (memory := self._memory.of(client))}
         self._executor.submit(tasks, model, memories)
         came: list[ClientReport] = []
@@ -347,10 +352,10 @@ class SimulatedFederation:
             reason, trace = failures[0]
             raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
 
-    def _task(self, client: str, number: int, attempt: int, kind: str = "train") -> Task:
+    def _task(self, client: str, number: int, attempt: int, kind: TaskKind = "train") -> Task:
         self._next_task += 1
-        config = self._client_config(number, client) if self._client_config and kind == "train" else {}
-        return Task(self._next_task, client, number, attempt, "train" if kind == "train" else "evaluate", config)
+        config = self._client_config(number, client) if self._client_config and kind != "evaluate" else {}
+        return Task(self._next_task, client, number, attempt, kind, config)
 
     def _duration_ns(self, task: Task) -> int:
         if self._duration is None:

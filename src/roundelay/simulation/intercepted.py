@@ -41,11 +41,11 @@ class Intercepted:
         self._dropped: set[int] = set()
 
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
-        dropped = {task.id for task in tasks if task.kind == "train" and self._drops(task)}
+        dropped = {task.id for task in tasks if task.kind != "evaluate" and self._drops(task)}
         self._dropped |= dropped
         answered = [task for task in tasks if task.id not in dropped]
         self._inner.submit(answered, received, memories)
-        if tasks and tasks[0].kind == "train":
+        if tasks and tasks[0].kind != "evaluate":
             batch = _Batch(sorted(answered, key=lambda task: (task.client, task.id)), received)
             self._batches.update({task.id: (task, batch) for task in tasks})
 

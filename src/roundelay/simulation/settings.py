@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 import torch
 
 from roundelay.algorithms.protocol import Rehearsal
+from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError
 from roundelay.layout import Kind
+from roundelay.learner import Learner
 from roundelay.messages import Task
 from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.protocol import Executor
+from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
 from roundelay.trainer import Trainer, Work
 
-EXECUTORS = ("processes", "serial")
+EXECUTORS = ("processes", "serial", "threads")
 MEMORIES = ("process", "disk")
 
 
@@ -28,6 +31,12 @@ class Simulation:
     ``duration(client, task)`` gives a task's simulated seconds; without it, answers arrive at once. ``memory`` says
     where what clients remember is kept: in the server's "process", or on "disk" (in the run folder), for populations
     whose memories together are larger than the machine's.
+
+    The rest is for jobs whose clients are scripts. There are ``num_clients`` of them, "site-1" and so on, unless the
+    job's data is split among clients. Each is a process, or with executor "threads" a thread of this one, so that a
+    breakpoint stops in it. ``max_concurrent`` bounds how many train at once (by default, as many as there are cores),
+    ``keep_alive`` how many scripts live on between their tasks. A script that needs more than ``task_timeout_s`` real
+    seconds for a task is ended, and its client is lost in that round.
     """
 
     executor: str = "processes"
@@ -36,12 +45,20 @@ class Simulation:
     gpu_mapping: str | None = None
     duration: Callable[[str, Task], float] | None = None
     memory: str = "process"
+    num_clients: int | None = None
+    max_concurrent: int | None = None
+    keep_alive: int = 16
+    task_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise ConfigError(f"simulation executor {self.executor!r} is unknown; known are {', '.join(EXECUTORS)}")
         if self.memory not in MEMORIES:
             raise ConfigError(f"simulation memory {self.memory!r} is unknown; known are {', '.join(MEMORIES)}")
+        for name in ("num_clients", "max_concurrent", "keep_alive", "task_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"simulation {name} must be positive, got {value!r}")
         if self.devices and self.gpu_mapping:
             raise ConfigError("give devices or gpu_mapping, not both: each says where the workers compute")
         self.worker_devices()
@@ -55,8 +72,36 @@ class Simulation:
         spread = assign(devices, self.num_workers, available_cores())
         return spread if self.executor == "processes" else spread[:1]
 
-    def start(self, work: Work, server: Trainer, rehearsal: Rehearsal) -> Executor:
-        """Start the executor. A serial one on the CPU shares the server's own trainer."""
+    def check(self, learner: Learner) -> None:
+        """Refuse settings of the other kind of clients.
+
+        Raises:
+            ConfigError: scripts are to run where they cannot, or what trains is no script.
+        """
+        if isinstance(learner, ScriptLearner):
+            if self.executor == "serial":
+                raise ConfigError('scripts run in processes of their own (simulation.executor = "processes") or in '
+                                  'threads of this one ("threads"), not in the serial executor')  # fmt: skip
+            if self.num_workers is not None or self.devices or self.gpu_mapping:
+                raise ConfigError("a script chooses its own device, and simulation.max_concurrent says how many train "
+                                  "at once: leave num_workers, devices and gpu_mapping out")  # fmt: skip
+            return
+        if self.executor == "threads":
+            raise ConfigError('simulation.executor = "threads" is for scripts; use "serial" to debug in this process')
+        for name in ("num_clients", "max_concurrent", "task_timeout_s"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"simulation.{name} is for jobs whose clients are scripts; how many share the data "
+                                  "is said by the partition (partition.num_clients)")  # fmt: skip
+
+    def start(self, work: Work, server: Trainer, rehearsal: Rehearsal, sites: Sites | None = None) -> Executor:
+        """Start the executor. A serial one on the CPU shares the server's own trainer; ``sites`` are for scripts."""
+        if isinstance(work.learner, ScriptLearner):
+            assert sites is not None
+            return Scripts(
+                work, server, sites, threads=self.executor == "threads",
+                max_concurrent=self.max_concurrent or available_cores(), keep_alive=self.keep_alive,
+                timeout_s=self.task_timeout_s,
+            )  # fmt: skip
         devices = self.worker_devices()
         if self.executor == "serial":
             return Serial(server if devices == ("cpu",) else Trainer(work, torch.device(devices[0])))

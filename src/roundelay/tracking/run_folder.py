@@ -64,7 +64,7 @@ class RunFolder:
         except BlockingIOError as error:
             os.close(self._lock)
             raise ConfigError(f"the run in {path} is going on in another process") from error
-        self._tables: list[IO[str]] = []  # metrics, clients
+        self._tables: list[IO[str]] = []  # metrics, clients, scalars
         self.close = weakref.finalize(self, _close, self._lock, self._tables)  # also when a run is dropped unstarted
 
     @staticmethod
@@ -111,16 +111,22 @@ class RunFolder:
 
     def open_tables(self, keep_rounds: int) -> None:
         """Open the tables for appending, without the rows of rounds beyond ``keep_rounds``, which will be run again."""
-        for name in ("metrics.jsonl", "clients.jsonl"):
+        for name in ("metrics.jsonl", "clients.jsonl", "scalars.jsonl"):
             kept = [row for row in read_rows(self.path / name) if row["round"] <= keep_rounds]
             self.write_text(name, "".join(_line(row) for row in kept))
             self._tables.append((self.path / name).open("a"))
 
     def append(self, row: Row, clients: Iterable[Row]) -> None:
-        metrics, of_clients = self._tables
+        metrics, of_clients, _ = self._tables
         metrics.write(_line(row))
         metrics.flush()
         of_clients.writelines(map(_line, clients))
+
+    def append_scalar(self, row: Row) -> None:
+        """Write a number that a client logged, as it comes."""
+        scalars = self._tables[2]
+        scalars.write(_line(row))
+        scalars.flush()
 
     def sync(self) -> None:
         """Make the tables as durable as the checkpoint that follows them."""

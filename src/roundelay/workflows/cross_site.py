@@ -35,7 +35,7 @@ class CrossSite:
     async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
         version = await self.then.run(fed, algorithm)
         left = set(fed.clients) - {flight.task.client for flight in fed.flying}  # a buffered workflow leaves some
-        fed.dispatch(algorithm, version, sorted(left), attempt=-1)
+        fed.dispatch(algorithm, version, sorted(left), attempt=-1, kind="submit")
         models = {GLOBAL: Payload({"params": version.state["params"]}, version.buffers, version.integers)}
         for _ in range(len(fed.flying)):
             arrived = await fed.arrival()

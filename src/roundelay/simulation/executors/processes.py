@@ -8,15 +8,12 @@ do. None of this can change a bit of the result: a task's outcome depends on its
 
 import logging
 import math
-import multiprocessing as mp
 import os
 import pickle
 import selectors
-import sys
-import types
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -27,6 +24,7 @@ from torch import Tensor
 from roundelay.errors import RoundelayError
 from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.simulation.executors.arena import Arena, Packed, Region
+from roundelay.simulation.executors.forkserver import context, main_hidden
 from roundelay.simulation.executors.protocol import TRIES, Result, lost
 from roundelay.simulation.executors.shipping import pack
 from roundelay.simulation.executors.worker import Done, Names, Order, Ready, main, tensors_of
@@ -88,8 +86,7 @@ class Processes:
             self._arena.close()
             raise
         self._result_bytes = result_bytes
-        self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOAD)
+        self._context = context(PRELOAD)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
@@ -190,7 +187,7 @@ class Processes:
         process = self._context.Process(
             target=main, args=(theirs, self._arena, self._shipment, device), name="roundelay-worker", daemon=True
         )
-        with _main_hidden():
+        with main_hidden():
             process.start()
         theirs.close()
         worker = _Worker(process, ours, device)
@@ -218,7 +215,7 @@ class Processes:
             job = self._jobs[self._line[0]]
             if job.alone and batch:
                 break
-            if job.slot is None and (job.task.kind == "train" or job.memory):
+            if job.slot is None and (job.task.kind != "evaluate" or job.memory):
                 if not self._slots_free:
                     if self._num_slots >= self._max_slots:
                         break
@@ -327,18 +324,3 @@ class Processes:
             else:  # which task of the batch it was will show when each runs alone
                 self._line.appendleft(task_id)
         self._workers[self._workers.index(worker)] = self._start(worker.device)
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Keep a new process from running the user's script again.
-
-    multiprocessing imports ``__main__`` anew in every child, which scripts must guard against by ``if __name__ ==
-    ...``. Our workers get everything of ``__main__`` by value, so there is nothing to import.
-    """
-    real = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = real

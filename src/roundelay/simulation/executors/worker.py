@@ -1,8 +1,6 @@
 """The other end of the pool: one process, one torch thread, one trainer. Vectors come and go through the arena."""
 
 import ctypes
-import multiprocessing as mp
-import os
 import pickle
 import signal
 import threading
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from roundelay.messages import Memory, Payload, Task
 from roundelay.simulation.executors.arena import Arena, Packed, Region
+from roundelay.simulation.executors.forkserver import die_with_parent
 from roundelay.simulation.executors.protocol import run_or_describe
 from roundelay.simulation.executors.shipping import Shipment, unpack
 from roundelay.trainer import Answer, Evaluated, Trainer
@@ -88,7 +87,7 @@ class Done(NamedTuple):
 
 def main(connection: Connection, arena: Arena, shipment: Shipment, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole terminal; the server tells us when to stop
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _keep_freed_memory()
     try:
@@ -163,10 +162,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _die_with_parent() -> None:
-    parent = mp.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

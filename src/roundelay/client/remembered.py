@@ -1,0 +1,65 @@
+"""What a client remembers between its tasks, taken apart: each part has its own names in the memory that travels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roundelay.errors import ClientError
+from roundelay.layout import Vectors
+from roundelay.messages import Memory
+from roundelay.trainer import LOCAL, PRIVATE
+
+TENSOR, NUMBER = "state tensor ", "state number "
+"""Before the names of the script's own state; numbers lie there as tensors of shape ()."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The algorithm's part, what ``keep_local`` names, the buffers of a private model, the script's own state."""
+
+    algorithms: Memory
+    local: Vectors | None
+    private: tuple[Tensor, Tensor] | None
+    state: Mapping[str, Any]  # Any: tensors and numbers
+
+    @staticmethod
+    def read(memory: Memory) -> "Remembered":
+        local = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else None
+        private = None
+        if any(name in memory for name in PRIVATE):  # some models have buffers of one kind only
+            none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)
+            private = memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers)
+        state: dict[str, Any] = {}
+        for name, value in memory.items():
+            if name.startswith(TENSOR):
+                state[name.removeprefix(TENSOR)] = value
+            elif name.startswith(NUMBER):
+                state[name.removeprefix(NUMBER)] = value.item()
+        ours = (*LOCAL, *PRIVATE)
+        rest = {k: v for k, v in memory.items() if k not in ours and not k.startswith((TENSOR, NUMBER))}
+        return Remembered(rest, local, private, state)
+
+    def memory(self, client: str) -> Memory:
+        """Return all parts as one memory.
+
+        Raises:
+            ClientError: the script's state holds what is neither a tensor nor a number; names it and the client.
+        """
+        memory = dict(self.algorithms)
+        if self.local is not None:
+            memory |= dict(zip(LOCAL, (self.local.params, self.local.buffers, self.local.integers), strict=True))
+        if self.private is not None:
+            memory |= {name: value for name, value in zip(PRIVATE, self.private, strict=True) if value.numel()}
+        for name, value in self.state.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor | bool | int | float):
+                raise ClientError(f"client {client!r}: fl.state[{name!r}] is a {type(value).__name__}; the state holds "
+                                  "tensors and numbers, by name")  # fmt: skip
+            if isinstance(value, Tensor):
+                memory[TENSOR + name] = value.detach().cpu()
+            else:
+                dtype = torch.float64 if isinstance(value, float) else None
+                memory[NUMBER + name] = torch.as_tensor(value, dtype=dtype)
+        return memory
