@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ app.add_typer(runs_app, name="runs")
 console = Console()
 
 JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).")]
+OfScripts = "Clients that are scripts"
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: learner.lr=0.05")
 ]
@@ -52,15 +53,42 @@ def top(
 
 @app.command()
 def run(
-    job: JobFile,
+    job: Annotated[Path | None, typer.Argument(help="A job file (TOML).")] = None,
     set: Overrides = None,
     attack: Annotated[
         list[str] | None,
         typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
     ] = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a job file: the training script that every client runs.", rich_help_panel=OfScripts
+        ),
+    ] = None,
+    script_args: Annotated[str, typer.Option(help="Its command line.", rich_help_panel=OfScripts)] = "",
+    clients: Annotated[int, typer.Option(help="How many clients.", rich_help_panel=OfScripts)] = 2,
+    rounds: Annotated[int, typer.Option(help="How many rounds.", rich_help_panel=OfScripts)] = 2,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:NAME", help="The model, beside the script.", rich_help_panel=OfScripts)
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="A file with initial weights.", rich_help_panel=OfScripts)] = None,
 ) -> None:
-    """Run a job."""
-    _train(config.load(job, set or [], attack or []), None)
+    """Run a job: that of a job file, or --script with the model that its clients train."""
+    if script is None:
+        if job is None:
+            raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
+        _train(config.load(job, set or [], attack or []), None)
+        return
+    if job is not None or model is None:
+        raise ConfigError(
+            "with --script, give --model MODULE:NAME and no job file (a job file can name a script itself)"
+        )
+    settings: dict[str, Any] = {
+        "model": model, "num_rounds": rounds, "simulation": {"num_clients": clients}, "script_args": script_args,
+    }  # fmt: skip
+    if init is not None:
+        settings["init"] = str(init)
+    _train(config.for_script(script, settings, set or [], attack or []), None)
 
 
 @app.command()
@@ -175,6 +203,8 @@ def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
     console.print(final_table(history))
     if history.run_folder is not None:
         console.print(f"run folder: {history.run_folder}", soft_wrap=True)
+        if (history.run_folder / "sites").is_dir():
+            console.print(f"what each script wrote and printed: {history.run_folder / 'sites'}", soft_wrap=True)
         if pictures:
             try:
                 for picture in plot_run(history.run_folder, run.watched):

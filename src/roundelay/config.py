@@ -112,12 +112,28 @@ def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str
     if attacked:
         document["attacks"] = [*document.get("attacks", []), *map(parse_attack, attacked)]
     beside = path.resolve().parent
-    if str(beside) not in sys.path:
-        sys.path.insert(0, str(beside))
+    _import_from(beside)
+    if "script" in document:
+        document["script"] = str(beside / document["script"])
     if (beside / "run.json").exists():  # a run folder: its modules lie where they lay when the run began
         found = json.loads((beside / "run.json").read_text())["import_path"]
         sys.path += [entry for entry in found if entry not in sys.path]
     document.setdefault("name", path.stem if path.stem != "job" else path.resolve().parent.name)
+    return build_job(document)
+
+
+def for_script(
+    script: Path, settings: Mapping[str, Any], overrides: Sequence[str] = (), attacked: Sequence[str] = ()
+) -> Job:
+    """Make the job in which every client runs ``script``; ``settings`` are what a job file would hold beside it.
+    ``use = "module:Name"`` finds modules beside the script.
+    """
+    document: dict[str, Any] = {"name": script.stem, **settings, "script": str(script)}
+    for override in overrides:
+        apply_override(document, override)
+    if attacked:
+        document["attacks"] = [parse_attack(text) for text in attacked]
+    _import_from(script.resolve().parent)
     return build_job(document)
 
 
@@ -222,6 +238,11 @@ def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str)
             ours, framework = SYNONYMS[key]
             raise ConfigError(f"{where}: {key!r} ({framework}) is called {ours} here")
         raise ConfigError(unknown_message(f"{where}: key {key!r}", key, known))
+
+
+def _import_from(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def _table(name: str, value: object) -> Table:
