@@ -225,7 +225,7 @@ class Run:
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"
-            self._reason = job.plan.stopping.reason(self._rows) or f"all {job.plan.num_rounds} rounds are done"
+            self._reason = job.plan.stopping.reason(self._rows) or _ended(self.num_rounds_done, job.plan.num_rounds)
         except _Left:
             self._state, self._reason = "stopped", "the caller left the loop"
         except BaseException as error:  # raised again, in the caller's thread
@@ -419,6 +419,10 @@ def _require_same_job(folder: Path, resolved: str) -> None:
 
 
 def _nothing() -> None: ...
+
+
+def _ended(done: int, planned: int) -> str:
+    return f"all {planned} rounds are done" if done >= planned else f"the workflow ended after {done} rounds"
 
 
 class _Left(Exception):
