@@ -401,8 +401,13 @@ class Run:
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
-FIXED_INSIDE = (("simulation", "duration"), ("simulation", "memory"), ("evaluation", "client_test_fraction"))
-"""What in those parts decides who is in time, who trains on what, or where the checkpoint's memories are."""
+FIXED_INSIDE = (
+    ("simulation", "duration"),
+    ("simulation", "memory"),
+    ("simulation", "num_clients"),
+    ("evaluation", "client_test_fraction"),
+)
+"""What in those parts decides who there is, who is in time, who trains on what, or where the checkpoint's memories are."""
 
 
 def _require_same_job(folder: Path, resolved: str) -> None:
