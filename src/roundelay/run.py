@@ -407,7 +407,7 @@ FIXED_INSIDE = (
     ("simulation", "num_clients"),
     ("evaluation", "client_test_fraction"),
 )
-"""What in those parts decides who there is, who is in time, who trains on what, or where the checkpoint's memories are."""
+"""What in those parts decides who there is, is in time, trains on what, or where the checkpoint's memories are."""
 
 
 def _require_same_job(folder: Path, resolved: str) -> None:
