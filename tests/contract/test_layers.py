@@ -17,6 +17,7 @@ LAYERS = (
     ("client",),
     ("intake",),
     ("federation",),
+    ("bookkeeping",),
     ("workflows", "attacks"),
     ("simulation",),
     ("tracking",),
