@@ -267,7 +267,10 @@ class Run:
             row["kept_model"] = int(self._job.workflow.shortfall(outcome) is not None)
         self._rows.append(row)
         self._virtual_ns = loop.now_ns
-        # what clients report with their training speaks of the model that they received
+        stopping = self._job.plan.stopping
+        if self.watched not in row and "train_loss" in row and stopping.target is None and stopping.patience is None:
+            self.watched = "train_loss"  # what clients report shows when they do; nobody asked for the other one
+        # what they report with their training speaks of the model that they received
         self._keep_best(row, begun_from if self.watched.startswith("train_") else finished.version)
         log.info("round %d: %s", row["round"], row)
         if self._folder:
