@@ -93,6 +93,7 @@ class Channel:
             self._socket.close()
             while self._descriptors:
                 os.close(self._descriptors.pop())
+            self._own, self._theirs, self._message = [], {}, None
 
     def _break(self) -> None:
         self._closed = True
@@ -248,15 +249,16 @@ class Channel:
     def _begin(self, envelope: memoryview) -> Generator[memoryview, int, Frame | None]:
         yield from wire.fill(envelope)
         kind, memory, with_descriptor = ENVELOPE.unpack(envelope)
+        by_memory = kind == MEMORY and memory < len(self._own)
+        if not (by_memory or kind == INLINE or (kind == FREE and memory in self._occupied)):
+            raise WireError(f"expected a frame, but a message came that begins {bytes(envelope)!r}")
         if len(self._descriptors) != with_descriptor:
             raise WireError(f"{with_descriptor} descriptors were announced, {len(self._descriptors)} came")
-        if kind == FREE and memory in self._occupied:
+        if kind == FREE:
             self._occupied.discard(memory)
             return None
         if kind == INLINE:
             return (yield from wire.incoming(self._limits))
-        if kind != MEMORY or not self._has_memory or memory >= NUM_MEMORIES:
-            raise WireError(f"expected a frame, but a message {bytes(envelope).hex()} came")
         if with_descriptor:
             self._theirs[memory] = sealed.attach(self._descriptors.pop(), self._limits.body_bytes)
         frame = yield from wire.incoming(self._limits, lambda num_bytes: self._memory(memory, num_bytes))
