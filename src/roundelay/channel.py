@@ -35,7 +35,7 @@ from roundelay.errors import ChannelClosed, ConfigError, WireError
 from roundelay.header import Bytes, Head, Limits
 from roundelay.wire import Frame
 
-MEMORY_FROM = 1 << 20  # bytes of a body from which on memory is faster than the socket: benchmarks/wire.py
+MEMORY_FROM = 256 << 10  # bytes of a body; below, the socket is as fast: benchmarks/wire.py
 HASH_ALONGSIDE_FROM = 32 << 10  # below, waking the receiver twice costs more than it saves
 SOCKET_BUFFER = 1 << 20
 NUM_MEMORIES = 2
