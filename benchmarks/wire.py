@@ -2,9 +2,9 @@
 
     python benchmarks/wire.py
 
-*There* is a frame and a short answer; *there and back* the same frame returned. The two ways take turns, so that a noisy
-minute hits both. Beside them, in the same run, what they cannot be faster than: the SHA-256 of the same bytes, alone and
-twice side by side (where two cores share their arithmetic, the second takes as long as two in a row).
+*There* is a frame and a short answer; *there and back* the same frame returned. The two ways take turns, so that a
+noisy minute hits both. Beside them, in the same run, what they cannot be faster than: the SHA-256 of the same bytes,
+alone and twice side by side (where two cores share their arithmetic, the second takes as long as two in a row).
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from roundelay import channel
 from roundelay.channel import Channel, Listener, connect
 from roundelay.wire import Frame
 
-SIZES = {1_000: 400, 50_000: 400, 250_000: 400, 1_000_000: 100, 10_000_000: 30, 100_000_000: 12}  # bytes: repeats
+SIZES = {1_000: 300, 50_000: 300, 250_000: 300, 1_000_000: 90, 10_000_000: 15, 100_000_000: 9}  # bytes: repeats
 AIMS = {250_000: 1.0, 100_000_000: 150.0}  # ms: there and back of the first, there of the second
 WAYS = {"memory": 1, "socket": 1 << 62}
 TURNS = 3
