@@ -200,6 +200,8 @@ class Channel:
             TimeoutError: no whole frame came in time; nothing is lost, a later call goes on.
             ChannelClosed: the peer is gone, or this end was closed.
             WireError: what came is not a frame; the connection has ended, since nothing behind it can be understood.
+
+        Any other exception, such as KeyboardInterrupt, ends the connection too.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._receiving:
@@ -207,8 +209,10 @@ class Channel:
             try:
                 while (frame := self._step(deadline)) is None:
                     pass
-            except WireError:
-                self._break()
+            except (TimeoutError, ChannelClosed):
+                raise
+            except BaseException:
+                self._break()  # bytes may have been taken from the socket that nobody counted
                 raise
             return frame
 

@@ -358,6 +358,21 @@ def test_a_closed_end_says_so_and_wakes_who_waits(ends: tuple[Channel, Channel])
             attempt()
 
 
+def test_an_interrupted_receive_ends_the_connection(
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(channel, "_wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ends[0].receive()
+    for end in ends:
+        with pytest.raises(ChannelClosed):
+            end.receive()
+
+
 def test_a_frame_that_cannot_be_sent_does_no_harm(ends: tuple[Channel, Channel]) -> None:
     with pytest.raises(WireError):
         ends[0].send(Frame("x", {"t": (1, 2)}))
@@ -528,7 +543,7 @@ def test_over_tcp_only_who_knows_the_token_is_let_in(monkeypatch: pytest.MonkeyP
         strangers[0].sendall(b"0" * len(token))
         strangers[1].close()
         with pytest.raises(TimeoutError):
-            listener.accept(timeout_s=0.5)
+            listener.accept(timeout_s=0)
         for stranger in (strangers[0], strangers[2]):
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
