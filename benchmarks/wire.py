@@ -9,16 +9,15 @@ alone and twice side by side (where two cores share their arithmetic, the second
 
 import hashlib
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 
@@ -88,11 +87,8 @@ def hashing(size: int, repeats: int) -> tuple[list[float], list[float]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in facts if "model name" in line), platform.machine())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    print(f"machine: {cpu}, {len(os.sched_getaffinity(0))} cores; torch {torch.__version__}; commit {commit}")
-    print(f"command: python {' '.join(sys.argv)}; load {os.getloadavg()[0]:.1f}; milliseconds, medians (least)")
+    describe_machine()
+    print(f"load {os.getloadavg()[0]:.1f}; milliseconds, medians (least)")
     table = Table("bytes", "way", "there", "there and back", "MB/s there", "SHA-256", "two side by side", "aim")
     for size, repeats in SIZES.items():
         taken: dict[str, dict[str, list[float]]] = {way: {"there": [], "echo": []} for way in WAYS}
