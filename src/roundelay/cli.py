@@ -1,8 +1,9 @@
-"""The ``roundelay`` command: run, resume and sweep jobs; list, show, compare and plot runs."""
+"""The ``roundelay`` command: begin a project; run, resume and sweep jobs; list, show, compare and plot runs."""
 
 import itertools
 import logging
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import roundelay as rd
-from roundelay import config
+from roundelay import config, templates
 from roundelay.errors import ConfigError, MissingExtra, RoundelayError
 from roundelay.job import Job
 from roundelay.report.progress import final_table, shown
@@ -49,6 +50,18 @@ def top(
     ] = False,
 ) -> None:
     """Federated learning."""
+
+
+@app.command()
+def new(
+    name: Annotated[Path, typer.Argument(help="The project's folder, new or empty.")],
+    template: Annotated[str, typer.Option(help=f"What to start from: {', '.join(templates.TEMPLATES)}.")] = "pytorch",
+) -> None:
+    """Begin a project that runs as it stands: a folder with a model, the digits as data, and a job."""
+    files = templates.write(name, template)
+    console.print(f"wrote {', '.join(file.name for file in files)}; go on with:", soft_wrap=True, highlight=False)
+    for command in (f"cd {shlex.quote(str(name))}", templates.TEMPLATES[template]):
+        console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
