@@ -267,7 +267,7 @@ def test_blocks_change_no_more_than_the_last_bits(
 ) -> None:
     points = torch.randn(9, 501, generator=torch.Generator().manual_seed(6), dtype=dtype)
     whole = rule(updates(points))
-    monkeypatch.setattr(aggregators, "BLOCK_VALUES", 9 * 100)
+    monkeypatch.setattr(aggregators.protocol, "BLOCK_VALUES", 9 * 100)
     torch.testing.assert_close(rule(updates(points)), whole, rtol=1e-5, atol=1e-6)
 
 
