@@ -18,7 +18,9 @@ from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
-from roundelay.attacks import Hostile, armed, assigned
+from roundelay.attacks.protocol import Hostile
+from roundelay.attacks.roles import assigned
+from roundelay.attacks.work import armed
 from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import describe

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from roundelay.aggregators import Rule, root_of, shortfall
 from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal
-from roundelay.attacks import Colludes, Crash, Lies, Poisons, Roles
+from roundelay.attacks.faults import Crash
+from roundelay.attacks.protocol import Colludes, Lies, Poisons
+from roundelay.attacks.roles import Roles
 from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import unknown_message

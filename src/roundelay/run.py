@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay.algorithms.protocol import rehearse
-from roundelay.attacks import slowed
+from roundelay.attacks.work import slowed
 from roundelay.bookkeeping import Finished, Given
 from roundelay.client.exchange import Scalar
 from roundelay.client.launch import ScriptLearner

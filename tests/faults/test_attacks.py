@@ -29,8 +29,10 @@ from roundelay.attacks import (
     Scaling,
     SignFlip,
     Slow,
-    assigned,
+    roles,
+    work,
 )
+from roundelay.attacks.roles import assigned
 from roundelay.cli import app
 from roundelay.data import TensorExamples
 from roundelay.simulation import intercepted
@@ -167,7 +169,7 @@ def test_the_struck_send_what_the_formula_says(attack: Hostile, expected: Callab
 
 
 def strike_everybody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attacks, "_struck", lambda attack, clients, seed: clients)
+    patch.setattr(roles, "_struck", lambda attack, clients, seed: clients)
 
 
 def count_the_hostile_as_honest(patch: pytest.MonkeyPatch) -> None:
@@ -355,7 +357,7 @@ def test_faults_do_what_they_say(check: Callable[[], None]) -> None:
 
 
 def never(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attacks, "strikes", lambda *args: False)
+    patch.setattr(work, "strikes", lambda *args: False)
     patch.setattr(intercepted, "strikes", lambda *args: False)
 
 
@@ -364,7 +366,7 @@ def flip_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def flip_everybody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(attacks, "_poisoned", lambda poisons, seed, client, part: poisons["c1"][0].poison(part, None))
+    patch.setattr(work, "_poisoned", lambda poisons, seed, client, part: poisons["c1"][0].poison(part, None))
 
 
 def send_zeros(patch: pytest.MonkeyPatch) -> None:

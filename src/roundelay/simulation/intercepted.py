@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from roundelay.attacks import Colludes, Drop, Lies, Roles, is_honest, strikes
+from roundelay.attacks.faults import Drop, strikes
+from roundelay.attacks.protocol import Colludes, Lies
+from roundelay.attacks.roles import Roles, is_honest
 from roundelay.fold import starting_point
 from roundelay.guard import all_finite
 from roundelay.messages import Lost, Memory, Payload, Task
