@@ -21,8 +21,7 @@ from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 
-from roundelay import channel
-from roundelay.channel import Channel, Listener, connect
+from roundelay.channel import Channel, Listener, connect, connection
 from roundelay.wire import Frame
 
 SIZES = {1_000: 300, 50_000: 300, 250_000: 300, 1_000_000: 90, 10_000_000: 15, 100_000_000: 9}  # bytes: repeats
@@ -34,7 +33,7 @@ TURNS = 3
 def answer(way: str) -> None:
     """Be the other process."""
     torch.set_num_threads(1)
-    channel.MEMORY_FROM = WAYS[way]
+    connection.MEMORY_FROM = WAYS[way]
     end = connect(os.environ["ADDRESS"])
     while (frame := end.receive()).kind != "stop":
         end.send(frame if frame.kind == "echo" else Frame("done"))
@@ -52,7 +51,7 @@ def milliseconds(repeats: int, work: Callable[[], object]) -> list[float]:
 
 
 def exchange(way: str, size: int, repeats: int) -> dict[str, list[float]]:
-    channel.MEMORY_FROM = WAYS[way]
+    connection.MEMORY_FROM = WAYS[way]
     listener = Listener()
     peer = subprocess.Popen([sys.executable, __file__, way], env=os.environ | {"ADDRESS": listener.address})
     end: Channel = listener.accept(timeout_s=60)

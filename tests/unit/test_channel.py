@@ -22,8 +22,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roundelay import channel, sealed, wire
-from roundelay.channel import ENVELOPE, FREE, INLINE, MEMORY, Channel, Listener, connect, pair
+from roundelay import sealed, wire
+from roundelay.channel import Channel, Listener, connect, connection, pair, rendezvous
+from roundelay.channel.connection import ENVELOPE, FREE, INLINE, MEMORY
 from roundelay.errors import ChannelClosed, ConfigError, WireError
 from roundelay.wire import Frame
 
@@ -33,7 +34,7 @@ Planting = Callable[[pytest.MonkeyPatch], None]
 
 @pytest.fixture(autouse=True)
 def memory_for_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "MEMORY_FROM", 1)
+    monkeypatch.setattr(connection, "MEMORY_FROM", 1)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def say(kind: int, memory: int = 0, with_descriptor: int = 0) -> bytes:
 def test_frames_go_both_ways(
     memory_from: int, size: int, ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "MEMORY_FROM", memory_from)
+    monkeypatch.setattr(connection, "MEMORY_FROM", memory_from)
     tensors = {"w": torch.randn(size, 1).t(), "learnt": torch.ones(3, requires_grad=True), "bit": torch.tensor(True)}
     for _ in range(3):
         for sender, receiver in (ends, ends[::-1]):
@@ -113,7 +114,7 @@ end.close()
 @pytest.mark.parametrize("scheme", ["unix", "tcp"])
 def test_another_process_is_told_the_address_and_answers(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if scheme == "tcp":
-        monkeypatch.setattr(channel, "_private_folder", lambda: None)
+        monkeypatch.setattr(rendezvous, "_private_folder", lambda: None)
     listener = Listener()
     assert listener.address.startswith(f"{scheme}:")
     peer = subprocess.Popen([sys.executable, "-c", ECHO], env=os.environ | {"ADDRESS": listener.address})
@@ -365,7 +366,7 @@ def test_an_interrupted_receive_ends_the_connection(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(channel, "_wait", interrupt)
+        patch.setattr(connection, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ends[0].receive()
     for end in ends:
@@ -535,8 +536,8 @@ def test_a_temporary_folder_with_a_long_path_is_passed_over(tmp_path: Path, monk
 
 
 def test_over_tcp_only_who_knows_the_token_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "_private_folder", lambda: None)
-    monkeypatch.setattr(channel, "TOKEN_WAIT_S", 0.0)
+    monkeypatch.setattr(rendezvous, "_private_folder", lambda: None)
+    monkeypatch.setattr(rendezvous, "TOKEN_WAIT_S", 0.0)
     with contextlib.closing(Listener()) as listener:
         _, host, port, token = listener.address.split(":")
         strangers = [socket.create_connection((host, int(port))) for _ in range(3)]
