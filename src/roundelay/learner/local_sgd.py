@@ -1,113 +1,23 @@
-"""What happens on a client's own data: local training, evaluation, and the protocol by which a user's own loop replaces
-them.
-"""
+"""Local training by a torch optimiser."""
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from roundelay import metrics, seeds
 from roundelay.algorithms.protocol import Fit, Fitted
 from roundelay.data.examples import Examples
 from roundelay.errors import ConfigError
 from roundelay.layout import Bound
-from roundelay.messages import FLModel, Task
-
-__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "accuracy"]
-"""What a job file can name; the rest is for the framework."""
-
-LossFunction = Callable[[Any, Any], Tensor]  # Any: whatever the user's model returns and the user's data holds
-Metric = Callable[[Any, Any], Tensor]
-"""``metric(outputs, targets)`` gives one value per example, of shape (B,)."""
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return 1 where the largest output (B, classes) is the target (B,), else 0."""
-    return (outputs.argmax(-1) == targets).float()
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """The same learning rate in every round."""
-
-    def __call__(self, round: int) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Cosine:
-    """Fall from 1 to ``final`` along half a cosine over ``num_rounds`` rounds, and stay there."""
-
-    num_rounds: int
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.num_rounds < 1:
-            raise ConfigError(f"schedule Cosine: num_rounds must be at least 1, got {self.num_rounds!r}")
-
-    def __call__(self, round: int) -> float:
-        done = min(round - 1, self.num_rounds) / self.num_rounds
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Multiply by ``factor`` after every ``every`` rounds."""
-
-    every: int
-    factor: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"schedule Step: every must be at least 1, got {self.every!r}")
-
-    def __call__(self, round: int) -> float:
-        return float(self.factor ** ((round - 1) // self.every))
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What a learner may know beside model and data: the task, the job's seed, and which fit of the task it is."""
-
-    task: Task
-    seed: int
-    index: int = 0
-
-    def key(self, purpose: str) -> int:
-        task = self.task
-        return seeds.key(self.seed, task.round, task.attempt, task.client, self._purpose(purpose))
-
-    def generator(self, purpose: str) -> torch.Generator:
-        task = self.task
-        return seeds.generator(self.seed, task.round, task.attempt, task.client, self._purpose(purpose))
-
-    def _purpose(self, purpose: str) -> str:
-        return f"{purpose}-{self.index}" if self.index else purpose
-
-
-@runtime_checkable
-class Learner(Protocol):
-    """What trains on a client: ``LocalSGD``, or your own object with these three."""
-
-    @property
-    def corrects(self) -> bool:
-        """Whether a gradient correction is applied; an algorithm that needs one is refused at start where it is not."""
-
-    @property
-    def reports(self) -> Set[str]:
-        """Return which of "num_steps", "lr_sum" and "a_norm" a fit reports (see ``Fitted``), as those that an algorithm
-        needs are refused at start where they are not.
-        """
-
-    def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
-        """Train ``bound.module``, which already stands at ``ask.start``, on one client's examples."""
+from roundelay.learner.protocol import Context, LossFunction, on_device
+from roundelay.learner.schedules import Constant
+from roundelay.messages import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +79,7 @@ class LocalSGD:
         for inputs, targets in self._batches(examples, context.generator("shuffle")):
             for parameter in trained:
                 parameter.grad = None
-            loss = self.loss(module(_to(inputs, device)), _to(targets, device))
+            loss = self.loss(module(on_device(inputs, device)), on_device(targets, device))
             loss.backward()  # type: ignore[no-untyped-call]
             if ask.correct is not None:
                 bound.correct_gradients(ask.correct)
@@ -275,88 +185,6 @@ class _Descent:
         )  # fmt: skip
         if self._momentum:
             self._buffers.update(zip(moved, buffers, strict=True))
-
-
-Weights = Mapping[str, Any] | Sequence[Any]  # Any: tensors, or arrays of any kind
-LocalFunction = Callable[
-    [nn.Module, Examples, Task],
-    tuple[float, Mapping[str, object]] | tuple[Weights, float, Mapping[str, object]] | FLModel,
-]
-
-
-@dataclass(frozen=True, slots=True)
-class FunctionLearner:
-    """A user's own local training: ``function(model, data, task) -> (num_examples, metrics)``, or an ``FLModel``, or
-    ``(weights, num_examples, metrics)`` with a state dict, or a list of arrays in the order of the model's state dict.
-
-    ``model`` is at the received parameters and is trained in place; ``data`` is the client's part, a map-style data set
-    that ``torch.utils.data.DataLoader`` takes. The global random states of torch, numpy and ``random`` are seeded per
-    task.
-    """
-
-    function: LocalFunction
-
-    @property
-    def corrects(self) -> bool:
-        return False
-
-    @property
-    def reports(self) -> Set[str]:
-        return frozenset()
-
-    def fit(self, bound: Bound, examples: Examples, ask: Fit, context: Context) -> Fitted:
-        returned = self.function(bound.module, examples, context.task)
-        bound.adopt()
-        weights: object = None
-        match returned:
-            case FLModel():
-                weights, num_examples, reported = returned.params, returned.num_examples, returned.metrics
-            case (num_examples, Mapping() as reported):
-                pass
-            case (weights, num_examples, Mapping() as reported):
-                pass
-            case _:
-                raise ConfigError(
-                    f"local training of client {context.task.client!r} returned {type(returned).__name__}; "
-                    "expected (num_examples, metrics), (weights, num_examples, metrics) or an FLModel"
-                )
-        if weights is not None:
-            bound.load(bound.layout.flatten(_state_dict(weights, bound.module)))
-        count = metrics.scalar("num_examples", len(examples) if num_examples is None else num_examples)
-        return Fitted(bound.params(), count, metrics=metrics.scalars(reported))
-
-
-def _state_dict(weights: object, module: nn.Module) -> dict[str, Tensor]:
-    names = list(module.state_dict())
-    if isinstance(weights, Mapping):
-        named = dict(weights)
-    elif isinstance(weights, Sequence) and len(weights) == len(names):
-        named = dict(zip(names, weights, strict=True))
-    else:
-        got = f"{len(weights)} arrays" if isinstance(weights, Sequence) else f"a {type(weights).__name__}"
-        raise ConfigError(f"local training returned {got} as weights; expected a state dict, or one array for each of "
-                          f"the {len(names)} entries of the model's state dict")  # fmt: skip
-    return {name: torch.as_tensor(value) for name, value in named.items()}
-
-
-@torch.no_grad()
-def evaluate(
-    bound: Bound, examples: Examples, loss: LossFunction, measures: Mapping[str, Metric], batch_size: int
-) -> metrics.Sums:
-    """Return the sums of "loss" and of every measure over ``examples``, in evaluation mode, in the examples' order."""
-    bound.module.eval()
-    totals: dict[str, Tensor] = {name: torch.zeros((), dtype=torch.float64) for name in ("loss", *measures)}
-    for inputs, targets in examples.batches(torch.arange(len(examples)), batch_size):
-        inputs, targets = _to(inputs, bound.device), _to(targets, bound.device)
-        outputs = bound.module(inputs)
-        totals["loss"] += loss(outputs, targets).double().cpu() * len(targets)
-        for name, measure in measures.items():
-            totals[name] += measure(outputs, targets).double().sum().cpu()
-    return metrics.Sums({name: total.item() for name, total in totals.items()}, len(examples))
-
-
-def _to(value: Any, device: torch.device) -> Any:  # Any: a tensor, or whatever structure the user's data set yields
-    return value.to(device) if isinstance(value, Tensor) and value.device != device else value
 
 
 def _optimizer_class(name: str) -> Callable[..., torch.optim.Optimizer]:

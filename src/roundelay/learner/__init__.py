@@ -1,0 +1,21 @@
+"""What happens on a client's own data: local training, evaluation, and the protocol by which a user's own loop replaces
+them.
+
+A job file finds schedules and measures by the names in ``__all__``; the other names here are for the framework, and for
+learners of your own.
+"""
+
+from roundelay.learner.evaluation import Metric as Metric
+from roundelay.learner.evaluation import accuracy
+from roundelay.learner.evaluation import evaluate as evaluate
+from roundelay.learner.function import FunctionLearner
+from roundelay.learner.function import LocalFunction as LocalFunction
+from roundelay.learner.function import Weights as Weights
+from roundelay.learner.local_sgd import LocalSGD
+from roundelay.learner.local_sgd import accumulation as accumulation
+from roundelay.learner.protocol import Context as Context
+from roundelay.learner.protocol import Learner as Learner
+from roundelay.learner.protocol import LossFunction as LossFunction
+from roundelay.learner.schedules import Constant, Cosine, Step
+
+__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "accuracy"]
