@@ -1,67 +1,21 @@
-"""A model as vectors: ``Layout`` turns a module's state into contiguous 1-D tensors and back, by name, never by
-position.
-
-Three vectors hold a model: its *parameters*, its *float buffers* (BatchNorm statistics), its *integer buffers*
-(counters). Algorithms see parameters only. Named tensors appear at the edges: user code and files.
-
-``Layout.bind(module)`` places a module's tensors in one byte buffer, each on a 64-byte boundary, as torch would have
-allocated it. The boundary is not a nicety: matrix-vector products give other last bits from a misaligned weight, and
-one client must equal a plain training loop to the bit.
-"""
+"""The layout of a module's state: which tensor lies where in which vector."""
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
 from roundelay.errors import LayoutError
+from roundelay.layout.bound import Bound
+from roundelay.layout.specs import Kind, Spec, Vectors
 
-ALIGNMENT = 64
 BATCH_NORM = "@batch_norm"
 """In ``keep_local``: weights, biases, statistics and counters of every BatchNorm layer."""
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class Kind(Enum):
-    PARAMETER = "parameter"
-    FLOAT_BUFFER = "float buffer"
-    INTEGER_BUFFER = "integer buffer"
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """One tensor of a model.
-
-    ``aliases`` are further names of the same tensor (tied weights); a ``local`` tensor stays on its client.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    kind: Kind
-    aliases: tuple[str, ...] = ()
-    local: bool = False
-
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """A model's values: ``params`` and ``buffers`` in the layout's float dtype, ``integers`` int64; each of shape
-    (length,).
-    """
-
-    params: Tensor
-    buffers: Tensor
-    integers: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,160 +165,6 @@ class Layout:
                 raise LayoutError(f"the {kind.value} vector has shape {tuple(vector.shape)}, the model has ({length},)")
             parts.extend(zip(specs, torch.split(vector, [s.numel for s in specs]), strict=True))
         return parts
-
-
-class Bound:
-    """A module whose tensors are views of one aligned buffer. Reading gives vectors, loading takes them.
-
-    ``parameters`` are the module's own, each once, in the layout's order. ``load``, ``params`` and ``buffers`` are of
-    what is shared; ``load_local`` and ``local`` of what stays on the client.
-    """
-
-    def __init__(self, layout: Layout, module: nn.Module, device: torch.device) -> None:
-        self.layout, self.module, self.device = layout, module, device
-        self._views: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
-        self._local: dict[Kind, list[Tensor]] = {kind: [] for kind in Kind}
-        self._nothing = {kind: torch.empty(0, dtype=torch.int64 if kind is Kind.INTEGER_BUFFER else layout.dtype,
-                                           device=device) for kind in Kind}  # fmt: skip
-        self._whole: dict[
-            Kind, Tensor | None
-        ] = {}  # the kind's vector itself, where its views have no gap between them
-        self.parameters: list[nn.Parameter] = []
-        self._place(module)
-        self._grad: Tensor | None = None
-
-    def _place(self, module: nn.Module) -> None:
-        offsets, at = [], 0
-        for spec in self.layout.specs:
-            offsets.append(at)
-            at += -(-spec.numel * spec.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        storage = torch.zeros(at, dtype=torch.uint8, device=self.device)
-        state, owners = module.state_dict(keep_vars=True), dict(module.named_modules(remove_duplicate=False))
-        for spec, offset in zip(self.layout.specs, offsets, strict=True):
-            flat = storage[offset : offset + spec.numel * spec.dtype.itemsize].view(spec.dtype)
-            view, tensor = flat.view(spec.shape), state[spec.name]
-            view.copy_(tensor.detach())
-            (self._local if spec.local else self._views)[spec.kind].append(flat)
-            if isinstance(tensor, nn.Parameter):
-                tensor.data = view
-            else:
-                for name in (spec.name, *spec.aliases):
-                    owner, _, leaf = name.rpartition(".")
-                    owners[owner]._buffers[leaf] = view
-        shared, local = (self.layout.of_kind(Kind.PARAMETER, local) for local in (False, True))
-        self.parameters = [state[spec.name] for spec in (*shared, *local)]
-        self._num_shared = len(shared)
-        for kind in Kind:
-            specs = self.layout.of_kind(kind)
-            dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
-            gapless = all(s.numel * s.dtype.itemsize % ALIGNMENT == 0 for s in specs[:-1])
-            if specs and gapless and all(s.dtype is dtype for s in specs):
-                start = offsets[self.layout.specs.index(specs[0])]
-                self._whole[kind] = storage[start : start + self.layout.length(kind) * dtype.itemsize].view(dtype)
-            else:
-                self._whole[kind] = None
-
-    def load(self, vectors: Vectors) -> None:
-        self.load_params(vectors.params)
-        self.load_buffers(vectors.buffers, vectors.integers)
-
-    def load_params(self, params: Tensor) -> None:
-        self._load(Kind.PARAMETER, params)
-
-    def load_buffers(self, buffers: Tensor, integers: Tensor) -> None:
-        self._load(Kind.FLOAT_BUFFER, buffers)
-        self._load(Kind.INTEGER_BUFFER, integers)
-
-    def local(self) -> Vectors:
-        """Return copies of what stays on the client."""
-        params, buffers, integers = (
-            self._joined(kind, self._local[kind]).clone()
-            for kind in (Kind.PARAMETER, Kind.FLOAT_BUFFER, Kind.INTEGER_BUFFER)
-        )
-        return Vectors(params, buffers, integers)
-
-    def load_local(self, vectors: Vectors) -> None:
-        parts = zip(Kind, (vectors.params, vectors.buffers, vectors.integers), strict=True)
-        for views, vector in ((self._local[kind], vector) for kind, vector in parts):
-            if views:
-                torch._foreach_copy_(views, vector.split_with_sizes([view.numel() for view in views]))
-
-    def params(self) -> Tensor:
-        """Return the parameters as one vector (D,). It may share the module's memory: valid until the next training
-        step.
-        """
-        return self._read(Kind.PARAMETER)
-
-    def buffers(self) -> Tensor:
-        return self._read(Kind.FLOAT_BUFFER)
-
-    def integers(self) -> Tensor:
-        return self._read(Kind.INTEGER_BUFFER)
-
-    def start_training(self) -> None:
-        """Put the module into training mode, without gradients."""
-        self.module.train()
-        for p in self.parameters:
-            p.grad = None
-
-    def correct_gradients(self, correct: Callable[[Tensor, Tensor], None]) -> None:
-        """Call ``correct(grad, params)`` on flat vectors (D,) after backward; what it does to ``grad`` in place counts.
-
-        A parameter without a gradient takes part with zeros.
-        """
-        if self._grad is None:
-            self._grad = torch.empty(self.layout.num_params, dtype=self.layout.dtype, device=self.device)
-        shared = self.parameters[: self._num_shared]
-        views = torch.split(self._grad, [p.numel() for p in shared])
-        for view, p in zip(views, shared, strict=True):
-            if p.grad is None:
-                view.zero_()
-            else:
-                view.copy_(p.grad.view(-1))
-        correct(self._grad, self.params())
-        for view, p in zip(views, shared, strict=True):
-            p.grad = view.view(p.shape).to(p.dtype)
-
-    def adopt(self) -> None:
-        """Take in tensors that user code put in place of the bound ones (``module.to(...)``, ``p.data = ...``), and
-        bind again.
-        """
-        current = self.module.state_dict(keep_vars=True)
-        for kind in Kind:
-            for spec, view in zip(
-                [s for s in self.layout.specs if s.kind is kind], [*self._views[kind], *self._local[kind]], strict=True
-            ):
-                if spec.name not in current or tuple(current[spec.name].shape) != spec.shape:
-                    raise LayoutError(
-                        f"local training changed the model: tensor {spec.name!r} is gone or has another shape"
-                    )
-                if current[spec.name].data_ptr() != view.data_ptr():
-                    self.renew()
-                    return
-
-    def renew(self) -> None:
-        """Move on to a new byte buffer with the same values; vectors read from the old one stay as they are."""
-        self._views, self._local = {kind: [] for kind in Kind}, {kind: [] for kind in Kind}
-        self._place(self.module)
-
-    def _load(self, kind: Kind, vector: Tensor) -> None:
-        whole, views = self._whole[kind], self._views[kind]
-        if whole is not None:
-            whole.copy_(vector)
-        elif views:
-            torch._foreach_copy_(views, vector.split_with_sizes([view.numel() for view in views]))
-
-    def _read(self, kind: Kind) -> Tensor:
-        whole, views = self._whole[kind], self._views[kind]
-        if whole is not None:
-            return whole
-        return self._joined(kind, views)
-
-    def _joined(self, kind: Kind, views: Sequence[Tensor]) -> Tensor:
-        if not views:
-            return self._nothing[kind]
-        dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
-        return torch.cat([v if v.dtype is dtype else v.to(dtype) for v in views])
 
 
 def _local_names(module: nn.Module, keep_local: Sequence[str]) -> set[str]:
