@@ -33,6 +33,10 @@ OfScripts = "Clients that are scripts"
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: learner.lr=0.05")
 ]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
+]
 Root = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
 Metric = Annotated[str, typer.Option(help="Which column of the per-round table.")]
 
@@ -68,10 +72,7 @@ def new(
 def run(
     job: Annotated[Path | None, typer.Argument(help="A job file (TOML).")] = None,
     set: Overrides = None,
-    attack: Annotated[
-        list[str] | None,
-        typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
-    ] = None,
+    attack: Attacks = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -120,6 +121,7 @@ def resume(
 def sweep(
     job: JobFile,
     set: Overrides = None,
+    attack: Attacks = None,
     seeds: Annotated[str, typer.Option(help="0..2 or 1,5,9")] = "0..2",
     metric: Metric = "accuracy",
 ) -> None:
@@ -130,7 +132,7 @@ def sweep(
         setting = [f"{key}={text}" for (key, _), text in zip(varied, values, strict=True)]
         bests, lasts, seconds = [], [], 0.0
         for seed in _seed_list(seeds):
-            job_of_seed = config.load(job, [*fixed, *setting, f"seed={seed}"])
+            job_of_seed = config.load(job, [*fixed, *setting, f"seed={seed}"], attack or [])
             console.print(f"[bold]{escape(' '.join(setting) or 'as written')}[/bold], seed {seed}")
             history = _train(job_of_seed, None, pictures=False)
             require_metric([history.rows], metric)

@@ -504,6 +504,32 @@ def test_a_job_file_a_command_line_and_a_run_folder_name_the_same_attacks(
     assert run("run", str(plain), "--set", "tracking.name=d") != expected
 
 
+def test_a_sweep_attacks_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "job.toml").write_text(JOB.format(root=tmp_path))
+    settings = [
+        "--seeds",
+        "7,8",
+        "--set",
+        "learner.lr=0.1,0.2",
+        "--metric",
+        "loss",
+        "--attack",
+        "signflip:fraction=0.3",
+    ]
+    app(["sweep", str(tmp_path / "job.toml"), *settings], standalone_mode=False)
+    came = re.findall(r"sha256: ([0-9a-f]{64})", capsys.readouterr().out)
+    attacked, plain = (
+        [
+            job(*struck, seed=seed, learner=rd.LocalSGD(lr=lr, batch_size=4)).run().sha256
+            for lr in (0.1, 0.2)
+            for seed in (7, 8)
+        ]
+        for struck in ([SignFlip(fraction=0.3)], [])
+    )
+    assert came == attacked
+    assert not set(came) & set(plain)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
