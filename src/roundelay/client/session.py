@@ -7,6 +7,7 @@ script does wrong is told here, where its own line is in the traceback.
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class Session:
         self.site = Site.read(channel.receive())
         self._algorithm = _algorithm(self.site.algorithm, allowed)
         self.state: dict[str, Any] = {}  # Any: tensors and numbers
+        self.patched = WeakSet[torch.optim.Optimizer]()
         self._work: _Work | None = None
         self._ended = False
 
@@ -129,7 +131,7 @@ class _Work:
         self.task, self._site, self._layout, self._algorithm = task, site, site.layout, algorithm
         self._remembered, self._state, self._local = remembered, state, remembered.local
         self._private = remembered.private
-        self._buffers = payload.buffers.clone(), payload.integers.clone()
+        self._buffers = self._received = payload.buffers.clone(), payload.integers.clone()
         self._first: Fitted | None = None
         self._num_fits = 0
         received = {name: vector.clone() for name, vector in payload.vectors.items()}
@@ -187,7 +189,7 @@ class _Work:
             raise ConfigError(
                 f"{type(self._algorithm).__name__} asks for the losses of models, which a script cannot give"
             )
-        buffers, integers = self._private if ask.private and self._private is not None else self._buffers
+        buffers, integers = (self._private or self._received) if ask.private else self._buffers
         self.ask, self._start = ask, Vectors(ask.start, buffers, integers)
         params = self._layout.unflatten(self._start)
         if self._local is not None:

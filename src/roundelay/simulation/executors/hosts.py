@@ -341,14 +341,13 @@ class ScriptThread:
     def __init__(self, script: Script, site: Site, allowed: tuple[str, ...], watch: Watch) -> None:
         self._ours, theirs = pair()
         self._surroundings = Surroundings(script)
-        self._over = False
-        self._talk = Talk(self._ours, site, watch, lambda: "its thread ended" if self._over else None)
+        self._over, self._failure = False, ""
+        self._talk = Talk(self._ours, site, watch, self._gone)
         self._seed = seeds.key(site.seed, 0, 0, site.name, "script")
         thread = threading.Thread(
             target=self._run, args=(theirs, allowed, script), name=f"roundelay-{site.name}", daemon=True
         )
         self._name = site.name
-        self._failure = ""
         try:
             with self._surroundings.entered(), seeds.preserved_globals():
                 seeds.seed_globals(self._seed)
@@ -362,12 +361,15 @@ class ScriptThread:
     def _run(self, theirs: Channel, allowed: tuple[str, ...], script: Script) -> None:
         torch.set_num_threads(1)
         fl.attach(theirs, allowed)
-        failure = run(script, self._surroundings)
+        failure = self._failure = run(script, self._surroundings)
         self._over = True
-        with suppress(ChannelClosed):  # nobody waits for it any more
+        with suppress(ChannelClosed):  # nobody waits for it any more; or it is this that it failed at
             if failure:
                 theirs.send(Frame("failed", {"traceback": failure}, {}))
         theirs.close()
+
+    def _gone(self) -> str | None:
+        return f"its thread ended\n{self._failure}" if self._over else None
 
     def ended(self) -> bool:
         return not self._talk.waits
