@@ -1,0 +1,398 @@
+"""Scripts that die, hang, talk without end or leave things behind: the job ends, and the culprit is named."""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from scripts import BODY, outcome, processes, script_job, threads
+
+import roundelay as rd
+from roundelay.simulation.executors import hosts
+from roundelay.simulation.executors.forkserver import main_hidden
+from roundelay.simulation.executors.hosts import ScriptProcess, Talk
+from roundelay.simulation.executors.scripts import Scripts
+
+WAIT_S = 20.0  # for what happens at once, on a machine that has other things to do
+
+
+def in_mid_training(line: str, only: str = "number == 1 and model.current_round == 1") -> str:
+    """The usual script; in round 2 the second client does something else as well."""
+    return BODY.replace("    loss = train", f"    if {only}:\n        {line}\n    loss = train")
+
+
+def reasons(history: rd.History) -> dict[tuple[int, str], str]:
+    return {(row["round"], row["client"]): row["reason"] for row in history.clients() if "reason" in row}
+
+
+def check_lost(history: rd.History, *words: str) -> None:
+    """The contract: the second client is lost in the second round, with the reason; nobody else, and in no other."""
+    assert [(row["admitted"], row["lost"]) for row in history.rows] == [(2, 0), (1, 1), (2, 0)]
+    told = reasons(history)
+    assert set(told) == {(2, "site-2")}
+    for word in ("client 'site-2'", *words):
+        assert word in told[2, "site-2"]
+
+
+def gone(pids: list[int]) -> bool:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return not psutil.wait_procs(found, timeout=WAIT_S)[1]
+
+
+# ---- dying ----------------------------------------------------------------------------------------------------------
+
+DEATHS = {
+    "kill -9": ("import signal; os.kill(os.getpid(), signal.SIGKILL)", ["ended (killed by SIGKILL)", "fl.send"]),
+    "exit status 3": ("print('out of scans', flush=True); os._exit(3)", ["ended (exit status 3)", "fl.send"]),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), DEATHS.values(), ids=DEATHS)
+def test_a_script_that_dies_in_mid_training_is_lost_in_that_round(
+    line: str, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_lost(script_job(tmp_path, in_mid_training(line), processes(2), num_rounds=3).run(), *words)
+    assert ("out of scans" in caplog.text) == ("scans" in line)  # what it printed last is in the log
+
+
+def test_a_script_that_was_killed_once_is_run_again_and_nothing_is_lost(tmp_path: Path) -> None:
+    once = in_mid_training("if not os.path.exists('killed'): note('killed', 1); os.kill(os.getpid(), 9)")
+    history = script_job(tmp_path, once, processes(2), num_rounds=3).run()
+    assert (history.run_folder / "sites" / "site-2" / "killed").exists()
+    assert outcome(history) == outcome(script_job(tmp_path, BODY, threads(2), num_rounds=3).run())
+
+
+def test_the_test_of_killed_scripts_catches_a_task_that_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roundelay.simulation.executors.scripts.TRIES", 1)
+    with pytest.raises(AssertionError):
+        test_a_script_that_was_killed_once_is_run_again_and_nothing_is_lost(tmp_path)
+
+
+# ---- hanging --------------------------------------------------------------------------------------------------------
+
+HANGS = {
+    "in silence": "import threading; threading.Event().wait()",
+    "talking all the while": "import threading\n        while not threading.Event().wait(0.05): fl.log('x', 1.0)",
+}
+
+
+def check_hangs(line: str, folder: Path, patience_s: float = WAIT_S) -> None:
+    """The contract: a script that needs longer than task_timeout_s is ended and lost, whatever it says meanwhile."""
+    job = script_job(folder, in_mid_training(line), processes(2, task_timeout_s=1.0), num_rounds=3)
+    came: list[rd.History] = []
+    aside = threading.Thread(target=lambda: came.append(job.run()), name=f"hangs {folder}", daemon=True)
+    aside.start()
+    aside.join(patience_s)
+    assert came, "the job hangs with its script"
+    check_lost(came[0], "was given the model of round 2 and did not go on within simulation.task_timeout_s = 1.0 s")
+
+
+@pytest.mark.parametrize("line", HANGS.values(), ids=HANGS)
+def test_a_script_that_hangs_is_ended_after_its_time(line: str, tmp_path: Path) -> None:
+    check_hangs(line, tmp_path)
+
+
+def test_a_script_that_hangs_before_it_begins_is_ended_too(tmp_path: Path) -> None:
+    text = "import threading\nthreading.Event().wait()"
+    with pytest.raises(rd.errors.ClientFailed, match=r"did not call fl\.init\(\) within .*task_timeout_s = 0\.5 s"):
+        script_job(tmp_path, text, processes(1, task_timeout_s=0.5)).run()
+
+
+def test_the_check_of_hanging_scripts_catches_one_that_nobody_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Talk, "_check_time", lambda self, until: None)
+    with pytest.raises(AssertionError, match="hangs with its script"):
+        check_hangs(HANGS["talking all the while"], tmp_path, patience_s=2.0)
+    monkeypatch.undo()  # from here on the time is looked at, and is over
+    (aside,) = [thread for thread in threading.enumerate() if thread.name == f"hangs {tmp_path}"]
+    aside.join(WAIT_S)
+    assert not aside.is_alive()
+
+
+# ---- saying what it must not ----------------------------------------------------------------------------------------
+
+
+def test_a_script_that_sends_nan_is_refused_by_name(tmp_path: Path) -> None:
+    text = in_mid_training("fl.send(fl.FLModel(params={n: v * torch.nan for n, v in net.state_dict().items()}, "
+                           "num_examples=1)); continue")  # fmt: skip
+    history = script_job(tmp_path, text, threads(2), num_rounds=3).run()
+    assert [(row["admitted"], row["refused"]) for row in history.rows] == [(2, 0), (1, 1), (2, 0)]
+    assert set(reasons(history)) == {(2, "site-2")}
+    assert "site-2" in reasons(history)[2, "site-2"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fl._session()._channel.send(fl.Frame('answer', {'task_id': 'x'}, {})); fl._session()._channel.receive()",
+        "fl._session()._channel.send(fl.Frame('scalar', {'name': 3}, {})); fl._session()._channel.receive()",
+        "fl._session()._channel._socket.sendall(b'no frame at all'); fl._session()._channel.receive()",
+        "fl._session()._channel.send(fl.Frame('nonsense', {}, {})); fl._session()._channel.receive()",
+    ],
+    ids=["no answer", "no number", "no frame", "no word"],
+)
+def test_a_script_that_speaks_nonsense_is_lost_by_name(line: str, tmp_path: Path) -> None:
+    check_lost(script_job(tmp_path, in_mid_training(line), threads(2), num_rounds=3).run())
+
+
+# ---- printing -------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_may_print_without_end(tmp_path: Path) -> None:
+    """30 MB at once, of which a part is kept; the job neither hangs nor fills the disk."""
+    text = in_mid_training("os.write(1, b'begin'); [os.write(1, b'x' * 2**20) for _ in range(30)]", "number == 1")
+    history = script_job(tmp_path, text, processes(2), num_rounds=2).run()
+    assert [row["admitted"] for row in history.rows] == [2, 2]
+    kept = (history.run_folder / "sites" / "site-2" / "output.log").read_bytes()
+    assert hosts.OUTPUT_BYTES <= len(kept) <= hosts.OUTPUT_BYTES + 100
+    assert kept.startswith(b"begin")
+    assert kept.endswith(b"dropped]\n")
+
+
+# ---- leaving things behind ------------------------------------------------------------------------------------------
+
+GRANDCHILD = """import subprocess
+        note("pid", subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"],
+                                     stdin=subprocess.DEVNULL, close_fds=False).pid)"""
+FORKED = """import multiprocessing, threading
+        child = multiprocessing.get_context("fork").Process(target=threading.Event().wait, daemon=False)
+        child.start(); note("pid", child.pid)"""
+
+
+def check_left(history: rd.History) -> None:
+    assert [row["admitted"] for row in history.rows] == [2, 2]
+    pids = [int(pid) for pid in (history.run_folder / "sites" / "site-2" / "pid").read_text().split()]
+    assert pids
+    assert gone(pids), "what a script had started outlived the job"
+
+
+@pytest.mark.parametrize("end", ["", "import os; os._exit(0)\n"], ids=["with the loop", "without"])
+def test_what_a_script_has_started_ends_with_the_job(end: str, tmp_path: Path) -> None:
+    text = in_mid_training(GRANDCHILD, "number == 1 and model.current_round == 0") + end
+    check_left(script_job(tmp_path, text, processes(2), num_rounds=2).run())
+
+
+def test_a_child_that_holds_the_socket_open_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script dies, its forked child holds its ends of socket and pipe: its death shows all the same."""
+    monkeypatch.setattr(hosts, "POLL_S", 0.2)
+    text = in_mid_training(FORKED + "; os.kill(os.getpid(), 9)")
+    history = script_job(tmp_path, text, processes(2), num_rounds=3).run()
+    check_lost(history, "killed by SIGKILL")
+    pids = [int(pid) for pid in (history.run_folder / "sites" / "site-2" / "pid").read_text().split()]
+    assert len(pids) == 2
+    assert gone(pids)
+
+
+def test_the_test_of_children_catches_scripts_that_are_ended_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "_end_group", lambda leader: None)
+    monkeypatch.setattr(ScriptProcess, "kill", lambda self: self._process.kill())
+    monkeypatch.setattr(f"{__name__}.WAIT_S", 0.2)
+    with pytest.raises(AssertionError, match="outlived the job"):
+        test_what_a_script_has_started_ends_with_the_job("", tmp_path)
+    for pid in (tmp_path / "run-1" / "run" / "sites" / "site-2" / "pid").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def test_nothing_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tempfile.mkdtemp(dir="/tmp")  # of a short name, as sockets need it, and nobody else's
+    monkeypatch.setattr(tempfile, "tempdir", temporary)
+    script_job(tmp_path, BODY, processes(2), num_rounds=1).run()  # whatever is opened once
+    me = psutil.Process()
+
+    def held() -> tuple[int, int, list[str], int]:
+        gc.collect()  # multiprocessing closes what it holds of an ended process when that is collected
+        return me.num_fds(), threading.active_count(), os.listdir(temporary), len(multiprocessing.active_children())
+
+    before = held()
+    for mode in (processes(2), threads(2)):
+        script_job(tmp_path, BODY, mode, num_rounds=2).run()
+        script_job(tmp_path, in_mid_training("1 / 0"), mode, num_rounds=3).run()
+    assert held() == before
+    os.rmdir(temporary)
+
+
+# ---- leaving the loop -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def watched_executors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Scripts]]:
+    made: list[Scripts] = []
+    init = Scripts.__init__
+
+    def noting(self: Scripts, *arguments: object, **settings: object) -> None:
+        init(self, *arguments, **settings)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(Scripts, "__init__", noting)
+    yield made
+
+
+def test_leaving_the_loop_ends_the_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with watched_executors(monkeypatch) as made:
+        for finished in script_job(tmp_path, BODY, processes(2), num_rounds=50).rounds():
+            if finished.number == 2:
+                pids = list(made[0].process_ids.values())
+                break
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def check_interrupt(line: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract: Ctrl+C ends a run whose script is at work, and the script."""
+    text = BODY.replace("    loss = train", f"    note('pid', os.getpid())\n    {line}\n    loss = train")
+    job = script_job(root, text, processes(1, max_concurrent=1), num_rounds=1)
+    run, pid_file = job.start(), root / "run-1" / "run" / "sites" / "site-1" / "pid"
+    works, on_scalar = threading.Event(), run._on_scalar
+
+    def noting(*arguments: object) -> None:
+        works.set()
+        on_scalar(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "_on_scalar", noting)
+    rounds = iter(run)
+    interrupted = threading.Event()
+
+    def get(*arguments: object) -> object:  # where the caller's thread waits, and Ctrl+C comes
+        assert works.wait(WAIT_S)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run._finished, "get", get)
+    done = threading.Event()
+
+    def caller() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            next(rounds)
+        done.set()
+
+    threading.Thread(target=caller, daemon=True).start()
+    assert done.wait(WAIT_S), "the run goes on"
+    assert interrupted.is_set()
+    assert gone([int(pid_file.read_text())])
+
+
+@pytest.mark.parametrize("line", HANGS.values(), ids=HANGS)
+def test_ctrl_c_ends_a_script_that_is_at_work(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_interrupt("fl.log('x', 1.0); " + line.replace("        while", "    while"), tmp_path, monkeypatch)
+
+
+SERVER = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from pathlib import Path
+    from scripts import BODY, processes, script_job
+    at_work = "    import threading; note({fifo!r}, os.getpid()); threading.Event().wait()"
+    script_job(Path({root!r}), BODY.replace("    loss = train", at_work + "\\n    loss = train"), processes(2)).run()
+"""
+
+
+def test_a_killed_simulator_leaves_no_script_behind(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    code = textwrap.dedent(SERVER).format(tests=str(Path(__file__).parents[1]), root=str(tmp_path), fifo=str(fifo))
+    server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    with open(os.open(fifo, os.O_RDWR), encoding="utf-8") as said:  # both ways, or it ends with the first writer
+        pids = [int(said.readline()), int(said.readline())]
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    assert gone(pids), "a script outlived the simulator"
+
+
+# ---- threads that share a process -----------------------------------------------------------------------------------
+
+
+def check_main() -> None:
+    """The contract: of two agents that start processes at once, none takes the other's stand-in for the real module."""
+    main, first_in, second_in, first_out = sys.modules["__main__"], *(threading.Event() for _ in range(3))
+
+    def first() -> None:
+        with main_hidden():
+            first_in.set()
+            second_in.wait(0.1)  # in vain, where only one may be inside
+        first_out.set()
+
+    def second() -> None:
+        first_in.wait()
+        with main_hidden():
+            second_in.set()
+            first_out.wait()
+
+    agents = [threading.Thread(target=agent) for agent in (first, second)]
+    for agent in agents:
+        agent.start()
+    for agent in agents:
+        agent.join()
+    left, sys.modules["__main__"] = sys.modules["__main__"], main
+    assert left is main
+
+
+def test_agents_that_start_processes_at_once_leave_main_as_it_was() -> None:
+    check_main()
+
+
+def test_the_check_of_main_catches_agents_that_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roundelay.simulation.executors.forkserver.CHILDREN", contextlib.nullcontext())
+    with pytest.raises(AssertionError):
+        check_main()
+
+
+def test_a_task_that_is_cancelled_while_its_script_starts_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three answers are enough: what the third had begun, or not yet, changes nothing."""
+    job: dict[str, object] = {"workflow": rd.Rounds(goal=2), "num_rounds": 3}
+    slow = [mode(3, duration=lambda client, task: float(client[-1])) for mode in (threads, processes)]
+    came = [outcome(script_job(tmp_path, BODY, mode, **job).run()) for mode in slow]
+    assert came[0] == came[1]
+    assert [row["late"] for row in came[0][1]] == [1, 1, 1]
+    worked: list[str] = []
+    monkeypatch.setattr(Scripts, "_was_cancelled", lambda self, task: task.client == "site-3")
+    work = ScriptProcess.work
+
+    def noting(self: ScriptProcess, task: object) -> object:
+        worked.append(self._name)
+        return work(self, task)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ScriptProcess, "work", noting)
+    script_job(tmp_path, BODY, slow[1], **job).run()
+    assert set(worked) == {"site-1", "site-2"}
+
+
+def test_an_answer_that_a_process_gave_before_its_end_is_read() -> None:
+    """The process ends between a silence and the look at it; its last word is in the socket."""
+    said: list[str] = []
+
+    class Late:
+        """A channel on which the answer comes after the first silence."""
+
+        def receive(self, timeout_s: float) -> object:
+            said.append("asked")
+            if len(said) == 1:
+                raise TimeoutError
+            return hosts.Frame("waiting", {}, {})
+
+    site = type("Site", (), {"name": "site-1"})()
+    watch = hosts.Watch(lambda *arguments: None, None, lambda: False)
+    talk = Talk(Late(), site, watch, lambda: "exit status 0")  # type: ignore[arg-type]
+    talk.ready(float("inf"))
+    assert talk.waits
