@@ -192,7 +192,7 @@ def log(key: str, value: float, data_type: object = None, global_step: int | Non
     """
     session = _session()
     if global_step is None:
-        global_step = session.task.round - 1 if session.task else 0
+        global_step = session.last_round - 1
     session.log(Scalar(key, metrics.scalar(key, value), int(global_step)))
 
 

@@ -29,7 +29,9 @@ STEPS = "NUM_STEPS_CURRENT_ROUND"
 
 
 class Session:
-    """What a script is connected to. ``state`` is the script's to change; see ``fl.state``."""
+    """What a script is connected to. ``state`` is the script's to change; see ``fl.state``. ``last_round`` is that of
+    the last task, whether or not it was answered.
+    """
 
     def __init__(self, channel: Channel, allowed: Collection[str]) -> None:
         """Greet the agent. ``allowed`` names algorithms beyond our own, "module:Name", that it may ask for: which code
@@ -44,6 +46,7 @@ class Session:
         self._algorithm = _algorithm(self.site.algorithm, allowed)
         self.state: dict[str, Any] = {}  # Any: tensors and numbers
         self.patched = WeakSet[torch.optim.Optimizer]()
+        self.last_round = 1
         self._work: _Work | None = None
         self._ended = False
 
@@ -115,6 +118,7 @@ class Session:
         self.state.clear()
         self.state.update(remembered.state)
         self._work = _Work(self.site, self._algorithm, task, payload, remembered, self.state)
+        self.last_round = task.round
 
 
 class _Work:
