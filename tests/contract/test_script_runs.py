@@ -140,6 +140,22 @@ def test_clients_measure_the_global_model_on_their_own_data(tmp_path: Path) -> N
     assert stopped.stopped.startswith("client_f1 reached")
 
 
+@pytest.mark.parametrize("number", ["float('nan')", "float('inf')", "-1"])
+def test_a_measurement_on_an_impossible_number_of_examples_does_not_count(number: str, tmp_path: Path) -> None:
+    text = MEASURES.replace("len(data)", f"len(data) if number or fl.is_train() else {number}")
+    history = script_job(tmp_path, text, threads(2), evaluation=rd.Evaluation(clients_every=1)).run()
+    assert [row["admitted"] for row in history.rows] == [2, 2]
+    assert {row["client"] for row in history.clients() if row["status"] == "evaluated"} == {"site-2"}
+
+
+def test_the_servers_own_data_says_which_model_is_best(tmp_path: Path) -> None:
+    data = rd.data.Data(examples(4), examples(30))
+    job = script_job(tmp_path, SCORED, threads(2), data=data, stopping=rd.Stopping(metric="accuracy"), num_rounds=3)
+    states = {finished.metrics["accuracy"]: finished.state_dict() for finished in reversed(list(job.rounds()))}
+    best = torch.load(Path(job.tracking.root) / "run" / "best.pt", weights_only=True)
+    assert all(torch.equal(best[name], states[max(states)][name]) for name in best)
+
+
 def test_measuring_changes_no_bit_of_the_training(tmp_path: Path) -> None:
     often, never = (
         script_job(tmp_path, MEASURES, threads(2), evaluation=rd.Evaluation(clients_every=every)).run()

@@ -36,6 +36,47 @@ def test_which_scripts_live_on_does_not_depend_on_how_many_train_at_once(tmp_pat
     assert came[0][0] != script_job(tmp_path, MOMENTUM, threads(3)).run().sha256  # the momentum was forgotten
 
 
+class Wide(nn.Linear):
+    """Large enough for its values to travel through shared memory."""
+
+    def __init__(self) -> None:
+        super().__init__(300, 300)
+
+
+WORKFLOWS = {
+    "many attempts": rd.Rounds(deadline_s=2.5, quorum=3, attempts=2),
+    "buffered": rd.Buffered(buffer_size=2),
+    "cyclic": rd.Cyclic(),
+}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS.values(), ids=WORKFLOWS)
+def test_whatever_the_workflow_processes_and_threads_agree(workflow: rd.Rounds, tmp_path: Path) -> None:
+    text = BEGIN.replace("Awkward()", "torch.nn.Linear(300, 300)").replace("number = ", "number = 0 * ") + """
+while fl.is_running():
+    model = fl.receive()
+    net.load_state_dict(model.params)
+    loss = net(torch.randn(4, 300)).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    fl.send(fl.FLModel(params=net.state_dict(), metrics={"loss": loss}, num_examples=4))
+"""  # fmt: skip
+    modes = [mode(3, duration=lambda client, task: float(client[-1])) for mode in (threads, processes)]
+    one, other = (
+        outcome(script_job(tmp_path, text, mode, model=Wide, workflow=workflow, num_rounds=3).run()) for mode in modes
+    )
+    assert one == other
+    assert len(one[1]) == 3
+
+
+def test_a_number_that_is_logged_before_a_model_is_received_is_of_that_round(tmp_path: Path) -> None:
+    text = BEGIN + "fl.log('begins', 1.0)\n" + TURN
+    history = script_job(tmp_path, text, threads(1)).run()
+    rows = [json.loads(line) for line in (history.run_folder / "scalars.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+
+
 def train(net: nn.Module, data: rd.data.Examples, task: rd.Task) -> tuple[int, dict[str, float]]:
     """What the script does, as a function."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -142,10 +142,12 @@ def test_a_script_that_sends_nan_is_refused_by_name(tmp_path: Path) -> None:
     [
         "fl._session()._channel.send(fl.Frame('answer', {'task_id': 'x'}, {})); fl._session()._channel.receive()",
         "fl._session()._channel.send(fl.Frame('scalar', {'name': 3}, {})); fl._session()._channel.receive()",
+        "fl._session()._channel.send(fl.Frame('scalar', {'name': 'x', 'value': 1, 'step': 2**63}, {})); "
+        "fl._session()._channel.receive()",
         "fl._session()._channel._socket.sendall(b'no frame at all'); fl._session()._channel.receive()",
         "fl._session()._channel.send(fl.Frame('nonsense', {}, {})); fl._session()._channel.receive()",
     ],
-    ids=["no answer", "no number", "no frame", "no word"],
+    ids=["no answer", "no number", "a step beyond all", "no frame", "no word"],
 )
 def test_a_script_that_speaks_nonsense_is_lost_by_name(line: str, tmp_path: Path) -> None:
     check_lost(script_job(tmp_path, in_mid_training(line), threads(2), num_rounds=3).run())
@@ -393,6 +395,6 @@ def test_an_answer_that_a_process_gave_before_its_end_is_read() -> None:
 
     site = type("Site", (), {"name": "site-1"})()
     watch = hosts.Watch(lambda *arguments: None, None, lambda: False)
-    talk = Talk(Late(), site, watch, lambda: "exit status 0")  # type: ignore[arg-type]
+    talk = Talk(Late(), site, 1, watch, lambda: "exit status 0")  # type: ignore[arg-type]
     talk.ready(float("inf"))
     assert talk.waits

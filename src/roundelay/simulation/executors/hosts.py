@@ -89,10 +89,12 @@ class Host(Protocol):
 class Talk:
     """The agent's side of one conversation. ``at_rest``: the script has no task; ``waits``: it asks for one."""
 
-    def __init__(self, channel: Channel, site: Site, watch: Watch, gone: Callable[[], str | None]) -> None:
+    def __init__(
+        self, channel: Channel, site: Site, first_round: int, watch: Watch, gone: Callable[[], str | None]
+    ) -> None:
         """``gone()`` tells how the script's process ended, and below what it printed last, or None while it lives."""
         self._channel, self._site, self._watch, self._gone = channel, site, watch, gone
-        self._stage, self._round = "was started", 1
+        self._stage, self._round = "was started", first_round
         self._dismissed = False
         self.waits, self.at_rest = False, False
 
@@ -201,13 +203,15 @@ def _ended(name: str, stage: str, gone: str | None, expected: str) -> str:
 
 
 class ScriptProcess:
-    def __init__(self, script: Script, site: Site, allowed: tuple[str, ...], watch: Watch, context: Context) -> None:
-        """Start the script.
+    def __init__(
+        self, script: Script, site: Site, first_round: int, allowed: tuple[str, ...], watch: Watch, context: Context
+    ) -> None:
+        """Start the script, for a task of ``first_round``.
 
         Raises:
             ScriptFailed: it ended, or did not call ``fl.init()`` in time.
         """
-        self._watch, self._name = watch, site.name
+        self._watch, self._name, self._first_round = watch, site.name, first_round
         self._channel: Channel | None = None
         self._talk: Talk | None = None
         self._output = Output(script.folder / "output.log")
@@ -233,7 +237,7 @@ class ScriptProcess:
             ready = multiprocessing.connection.wait([listener.fileno(), self._process.sentinel], timeout=POLL_S)
             if listener.fileno() in ready:
                 self._channel = listener.accept()
-                talk = Talk(self._channel, site, self._watch, self._gone)
+                talk = Talk(self._channel, site, self._first_round, self._watch, self._gone)
                 talk.greet(until)
                 return talk
             if self._process.sentinel in ready:
@@ -338,11 +342,11 @@ def _child(address: str, allowed: tuple[str, ...], script: Script, seed: int, ou
 class ScriptThread:
     """A script in a thread of this process, where a breakpoint stops in it. It runs only while it has a task."""
 
-    def __init__(self, script: Script, site: Site, allowed: tuple[str, ...], watch: Watch) -> None:
+    def __init__(self, script: Script, site: Site, first_round: int, allowed: tuple[str, ...], watch: Watch) -> None:
         self._ours, theirs = pair()
         self._surroundings = Surroundings(script)
         self._over, self._failure = False, ""
-        self._talk = Talk(self._ours, site, watch, self._gone)
+        self._talk = Talk(self._ours, site, first_round, watch, self._gone)
         self._seed = seeds.key(site.seed, 0, 0, site.name, "script")
         thread = threading.Thread(
             target=self._run, args=(theirs, allowed, script), name=f"roundelay-{site.name}", daemon=True

@@ -199,7 +199,7 @@ class Scripts:
         task, reason, trace = order.task, "", ""
         for attempt in range(TRIES):
             try:
-                host = self._host(task.client, order.fresh or attempt > 0)
+                host = self._host(task, order.fresh or attempt > 0)
                 if self._was_cancelled(task):  # while the script was started, when there was none to end
                     raise ScriptFailed("cancelled", final=True)
                 return self._result(task, host.work(task_frame(task, order.received, order.memory)))
@@ -217,6 +217,8 @@ class Scripts:
 
     def _result(self, task: Task, answered: Answered) -> Answer | Evaluated:
         if task.kind == "evaluate":
+            if not (math.isfinite(answered.num_examples) and answered.num_examples >= 0):
+                raise ScriptFailed(f"client {task.client!r} measured on num_examples = {answered.num_examples}")
             return Evaluated(task, answered.sums)
         if answered.payload is None:
             raise ScriptFailed(f"client {task.client!r} was asked for a model and sent metrics only")
@@ -235,8 +237,9 @@ class Scripts:
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
         return Answer(update, answered.memory)
 
-    def _host(self, client: str, fresh: bool) -> Host:
+    def _host(self, task: Task, fresh: bool) -> Host:
         """Return where the client's script waits for a task."""
+        client = task.client
         entry = self._clients[client]
         if entry.host is not None and (fresh or entry.host.ended()):
             self._end(client)
@@ -247,9 +250,9 @@ class Scripts:
                 {"partition": self._sites.partition(client)},
             )  # fmt: skip
             if self._context is None:
-                host: Host = ScriptThread(script, site, self._allowed, self._watch)
+                host: Host = ScriptThread(script, site, task.round, self._allowed, self._watch)
             else:
-                host = ScriptProcess(script, site, self._allowed, self._watch, self._context)
+                host = ScriptProcess(script, site, task.round, self._allowed, self._watch, self._context)
             with self._lock:
                 entry.host = host
         assert entry.host is not None
