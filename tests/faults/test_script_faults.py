@@ -302,9 +302,10 @@ SERVER = """
     import sys
     sys.path.insert(0, {tests!r})
     from pathlib import Path
-    from scripts import BODY, processes, script_job
-    at_work = "    import threading; note({fifo!r}, os.getpid()); threading.Event().wait()"
-    script_job(Path({root!r}), BODY.replace("    loss = train", at_work + "\\n    loss = train"), processes(2)).run()
+    import roundelay as rd
+    from scripts import script_job
+    text = "fl.init(); fl.receive(); note({fifo!r}, os.getpid()); import threading; threading.Event().wait()"
+    script_job(Path({root!r}), text, rd.Simulation(num_clients=2)).run()
 """
 
 
