@@ -113,6 +113,14 @@ def test_a_script_that_hangs_before_it_begins_is_ended_too(tmp_path: Path) -> No
         script_job(tmp_path, text, processes(1, task_timeout_s=0.5)).run()
 
 
+def test_a_script_that_does_not_end_is_ended_after_its_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = BODY + "import threading\nthreading.Event().wait()"
+    history = script_job(tmp_path, text, processes(2, task_timeout_s=0.5), num_rounds=1).run()
+    assert [row["admitted"] for row in history.rows] == [2]
+    for client in ("site-1", "site-2"):
+        assert f"client '{client}' was told that nothing is left to do and goes on; it is ended" in caplog.text
+
+
 def test_the_check_of_hanging_scripts_catches_one_that_nobody_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from networks import examples, small_job
+from networks import Twins, examples, small_job
 from scripts import script_job, threads
 
 import roundelay as rd
@@ -12,6 +12,7 @@ from roundelay.client import session
 from roundelay.client.patch import Steps
 
 BEGIN = """
+from networks import Twins
 from roundelay import seeds
 from roundelay.data import Examples
 settings = dict(pair.split("=") for pair in sys.argv[1:])
@@ -154,10 +155,26 @@ optimizer = torch.optim.SGD([{"params": group} for group in groups], lr=0.1)
 
 
 def test_parameters_in_another_order_are_refused_unless_the_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(rd.errors.ClientFailed, match=r"not the model's 6 shared ones, in.*patch\(optimizer, net"):
+    with pytest.raises(rd.errors.ClientFailed, match=r"are not the model's 6 shared ones.*patch\(optimizer, net"):
         written(rd.Scaffold(), tmp_path, BEGIN + IN_GROUPS + PATCHED + LOOP)
     named = written(rd.Scaffold(), tmp_path, BEGIN + IN_GROUPS + "fl.patch(optimizer, net)\n" + LOOP)
     assert named.sha256 == learnt(rd.Scaffold(), tmp_path).sha256
+
+
+def test_parameters_that_only_their_values_tell_apart_are_refused_in_another_order(tmp_path: Path) -> None:
+    begin = BEGIN.replace("Awkward()", "Twins()")
+    layers = "[*net.second.parameters(), *net.first.parameters(), *net.head.parameters()]"
+    swapped = f"optimizer = torch.optim.SGD({layers}, lr=0.1)\n"
+    with pytest.raises(rd.errors.ClientFailed, match=r"parameters 0 and 2 are each other's.*patch\(optimizer, net"):
+        written(rd.Scaffold(), tmp_path, begin + swapped + PATCHED + LOOP, model=Twins)
+    named = written(rd.Scaffold(), tmp_path, begin + swapped + "fl.patch(optimizer, net)\n" + LOOP, model=Twins)
+    assert named.sha256 == learnt(rd.Scaffold(), tmp_path, model=Twins).sha256
+
+
+def test_a_step_that_computes_gradients_of_its_own_is_refused(tmp_path: Path) -> None:
+    for step in ("optimizer.step(lambda: 0.0)", "optimizer.step(closure=lambda: 0.0)"):
+        with pytest.raises(rd.errors.ClientFailed, match=r"step\(\) takes no closure"):
+            written(rd.FedProx(mu=0.5), tmp_path, SCRIPT.replace("optimizer.step()", step))
 
 
 def test_an_optimizer_that_is_patched_twice_is_corrected_once(tmp_path: Path) -> None:
