@@ -95,3 +95,30 @@ def timeless(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
 def outcome(history: rd.History) -> tuple[str, list[dict[str, object]], list[dict[str, object]]]:
     """What a run comes to, real time left out."""
     return history.sha256, timeless(history.rows), history.clients()
+
+
+WAIT_S = 20.0  # for what happens at once, on a machine that has other things to do
+
+
+def in_mid_training(line: str, only: str = "number == 1 and model.current_round == 1") -> str:
+    """The usual script; in round 2 the second client does something else as well."""
+    return BODY.replace("    loss = train", f"    if {only}:\n        {line}\n    loss = train")
+
+
+def reasons(history: rd.History) -> dict[tuple[int, str], str]:
+    return {(row["round"], row["client"]): row["reason"] for row in history.clients() if "reason" in row}
+
+
+def check_lost(history: rd.History, *words: str) -> None:
+    """The contract: the second client is lost in the second round, with the reason; nobody else, and in no other."""
+    assert [(row["admitted"], row["lost"]) for row in history.rows] == [(2, 0), (1, 1), (2, 0)]
+    told = reasons(history)
+    assert set(told) == {(2, "site-2")}
+    for word in ("client 'site-2'", *words):
+        assert word in told[2, "site-2"]
+
+
+HANGS = {
+    "in silence": "import threading; threading.Event().wait()",
+    "talking all the while": "import threading\n        while not threading.Event().wait(0.05): fl.log('x', 1.0)",
+}

@@ -100,8 +100,8 @@ class Talk:
 
     def greet(self, until: float) -> None:
         self._next({"hello"}, until, "called fl.init()")
-        self._channel.send(self._site.frame())
         self._stage = "called fl.init()"
+        self._say(self._site.frame(), "called fl.is_running() or fl.receive()")
 
     def ready(self, until: float) -> None:
         """Wait until the script asks for something to do."""
@@ -115,10 +115,7 @@ class Talk:
         self._round = task.fields["round"]
         self._stage = f"was given the model of round {self._round}"
         expected = "called fl.send(fl.FLModel(params=...))"
-        try:
-            self._channel.send(task)
-        except ChannelClosed:
-            raise ScriptFailed(_ended(self._site.name, self._stage, self._gone(), expected)) from None
+        self._say(task, expected)
         try:
             answered = Answered.read(self._next({"answer"}, until, expected))
         except WireError as error:
@@ -128,6 +125,12 @@ class Talk:
             raise ScriptFailed(f"client {self._site.name!r} answered task {answered.task_id}, not {task.fields['id']}")
         self.at_rest = True
         return answered
+
+    def _say(self, frame: Frame, expected: str) -> None:
+        try:
+            self._channel.send(frame)
+        except ChannelClosed:
+            raise ScriptFailed(_ended(self._site.name, self._stage, self._gone(), expected)) from None
 
     def dismiss(self) -> None:
         """Say that nothing is left to do; a script that is still busy with itself reads it when it asks."""

@@ -102,9 +102,8 @@ class Scripts:
         self._clients: defaultdict[str, _Client] = defaultdict(_Client)
         self._cancelled: set[int] = set()
         self._weighted: dict[bool, str] = {}  # a client that told its number of examples, and one that did not
-        self._farewell_s = (
-            math.inf if threads else min(FAREWELL_S, timeout_s or FAREWELL_S)
-        )  # somebody may stand at a breakpoint
+        # in a thread, somebody may stand at a breakpoint
+        self._farewell_s = math.inf if threads else min(FAREWELL_S, timeout_s or FAREWELL_S)
 
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
         if self._interrupted.is_set():
