@@ -7,20 +7,18 @@ that of the medians over all timed rounds: 1.00 means as fast as the hand-writte
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import torch
 import typer
 from floor import run_floor
+from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 from workloads import LEARNING_RATE, SEED, WORKLOADS, Workload
@@ -110,11 +108,7 @@ def compare(
     memory: Annotated[bool, typer.Option(help="Also follow the server's memory.")] = True,
 ) -> None:
     """Print the table."""
-    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in facts if "model name" in line), platform.machine())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    print(f"machine: {cpu}, {len(os.sched_getaffinity(0))} cores; torch {torch.__version__}; commit {commit}")
-    print(f"command: python {' '.join(sys.argv)}")
+    describe_machine()
     table = Table("workload", "clients a round", "floor s/round", "roundelay s/round", "ms/client", "ratio", "bar",
                   "start-up s", "server MiB")  # fmt: skip
     for name in names or list(WORKLOADS):

@@ -51,12 +51,14 @@ from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
+from roundelay.workflows.server import Aggregate, GlobalModel, Result, Server
 
 __version__ = version("roundelay")
 
 __all__ = [
     "IFCA",
     "IID",
+    "Aggregate",
     "Algorithm",
     "Bucketing",
     "Buffered",
@@ -87,6 +89,7 @@ __all__ = [
     "Fitted",
     "FromFile",
     "GeometricMedian",
+    "GlobalModel",
     "Guard",
     "Hierarchical",
     "History",
@@ -104,10 +107,12 @@ __all__ = [
     "QuantitySkew",
     "Replicate",
     "Reply",
+    "Result",
     "Robust",
     "Round",
     "Rounds",
     "Scaffold",
+    "Server",
     "Shards",
     "Simulation",
     "Split",

@@ -217,6 +217,8 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if not isinstance(use, str):
         raise ConfigError(f'[{name}] needs use = "..."; known are {", ".join(sorted(n.lower() for n in known))}')
     component = find(use, known, f"[{name}]")
+    if not callable(component):
+        raise ConfigError(f"[{name}] use = {use!r} is a {type(component).__name__}; expected a class or a function")
     signature = getattr(component, "__dataclass_fields__", {})
     if signature:
         _explain_unknown(arguments, list(signature), f"[{name}]")

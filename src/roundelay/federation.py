@@ -3,15 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from roundelay.algorithms.protocol import Algorithm, State
 from roundelay.errors import ConfigError
+from roundelay.fold import Folding
 from roundelay.guard import Refusal
 from roundelay.intake import ClientReport, Outcome
-from roundelay.layout import Vectors
+from roundelay.layout import Layout, Vectors
 from roundelay.messages import Lost, Payload, Task, TaskKind
 from roundelay.metrics import higher_is_better
 from roundelay.trainer import Answer
@@ -136,6 +137,7 @@ class Arrived:
     refusal: Refusal | None
 
 
+@runtime_checkable
 class Workflow(Protocol):
     """What the server does from the first round to the last."""
 
@@ -153,6 +155,10 @@ class Federation(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    @property
+    def layout(self) -> Layout:
+        """The model's tensors, by name."""
 
     @property
     def seed(self) -> int:
@@ -183,9 +189,10 @@ class Federation(Protocol):
         attempt: int,
         goal: int | None,
         deadline_s: float | None,
+        fold: Folding | None = None,
     ) -> Outcome:
         """Let a cohort train on a version. The round closes when ``goal`` updates were admitted, at the deadline, or
-        when nobody is left to answer.
+        when nobody is left to answer. ``fold`` takes the updates in; without it, what the job says does.
         """
 
     @property

@@ -1,7 +1,7 @@
 """Folding admitted updates into one. The mean streams: it holds one running vector, however many clients there are."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -95,15 +95,19 @@ class Fold:
 
     Parameters and an algorithm's further vectors are averaged by group, each under its own weight; float buffers are a
     plain mean weighted by examples; integer buffers take the element-wise maximum, since a counter has no mean.
+    ``kept``, where it is given, gets a copy of every update.
     """
 
     uplink: Uplink
+    kept: list[Update] | None = None
     _groups: dict[int, dict[str, RunningMean]] = field(default_factory=dict)
     _counts: dict[int, int] = field(default_factory=dict)
     _buffers: RunningMean = field(default_factory=RunningMean)
     _integers: Tensor | None = None
 
     def add(self, update: Update) -> None:
+        if self.kept is not None:
+            self.kept.append(replace(update, payload=update.payload.copy()))
         means = self._groups.setdefault(update.group, {name: RunningMean() for name in self.uplink})
         for name, by in self.uplink.items():
             means[name].add(update.payload.vectors[name], update.num_examples if by == "examples" else 1.0)

@@ -38,6 +38,7 @@ from roundelay.simulation.settings import Simulation
 from roundelay.tracking.checkpoint import load_weights
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
+from roundelay.workflows.own import OwnFunction, OwnObject, as_workflow
 from roundelay.workflows.rounds import Rounds
 
 
@@ -65,10 +66,11 @@ class Job:
     ``model`` is a class or function that returns a module, or a module, whose weights then are the initial ones;
     ``init`` sets them from a file or a state dict. ``data`` is a ``Data`` that ``partition`` splits, or a
     ``FederatedData``, or a function that returns either. ``learner`` is a ``LocalSGD`` or your own ``function(model,
-    data, task)``. ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates
-    are averaged as they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of
-    a round at once. ``attacks`` say which clients do harm, and how. ``privacy`` clips every client's step and adds
-    noise, with the epsilon of every round among its metrics. Nothing is built or read before the job runs.
+    data, task)``; ``workflow`` is a ``Rounds()`` or another, or your own ``async function(fed)`` of a ``Server``.
+    ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates are averaged as
+    they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of a round at once.
+    ``attacks`` say which clients do harm, and how. ``privacy`` clips every client's step and adds noise, with the
+    epsilon of every round among its metrics. Nothing is built or read before the job runs.
 
     With a ``script`` instead of a learner, every client is a run of that file, which uses ``roundelay.client`` and
     reads its own data; ``script_args`` are its command line. ``data`` then is what the server evaluates on, and a
@@ -91,7 +93,7 @@ class Job:
     seed: int = 0
     name: str = "job"
     init: str | Path | Mapping[str, Tensor] | None = None
-    workflow: Workflow = Rounds()
+    workflow: Workflow | OwnObject | OwnFunction = Rounds()
     evaluation: Evaluation = Evaluation()
     stopping: Stopping = Stopping()
     guard: Guard = Guard()
@@ -118,6 +120,7 @@ class Job:
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
                 "task), or an object with fit, corrects and reports"
             )
+        as_workflow(self.workflow)
         for attack in self.attacks:
             if not isinstance(attack, Hostile):
                 raise ConfigError(f"attacks must be a list of attacks such as [SignFlip(fraction=0.2)], got {attack!r}")
@@ -175,7 +178,7 @@ class Job:
         return Prepared(
             work=armed(work, roles) if roles else work,
             plan=plan,
-            workflow=self.workflow,
+            workflow=as_workflow(self.workflow),
             simulation=self.simulation,
             guard=self.guard,
             tracking=self.tracking,
@@ -207,7 +210,7 @@ class Job:
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written
-            elif f.name in ("model", "data", "partition", "algorithm", "learner", "aggregator"):
+            elif f.name in ("model", "data", "partition", "algorithm", "learner", "aggregator", "workflow"):
                 tables[f.name] = {"use": written}
             else:
                 top[f.name] = written

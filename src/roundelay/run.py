@@ -225,7 +225,7 @@ class Run:
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"
-            self._reason = job.plan.stopping.reason(self._rows) or f"all {job.plan.num_rounds} rounds are done"
+            self._reason = job.plan.stopping.reason(self._rows) or _ended(self.num_rounds_done, job.plan.num_rounds)
         except _Left:
             self._state, self._reason = "stopped", "the caller left the loop"
         except BaseException as error:  # raised again, in the caller's thread
@@ -401,8 +401,13 @@ class Run:
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
-FIXED_INSIDE = (("simulation", "duration"), ("simulation", "memory"), ("evaluation", "client_test_fraction"))
-"""What in those parts decides who is in time, who trains on what, or where the checkpoint's memories are."""
+FIXED_INSIDE = (
+    ("simulation", "duration"),
+    ("simulation", "memory"),
+    ("simulation", "num_clients"),
+    ("evaluation", "client_test_fraction"),
+)
+"""What in those parts decides who there is, is in time, trains on what, or where the checkpoint's memories are."""
 
 
 def _require_same_job(folder: Path, resolved: str) -> None:
@@ -419,6 +424,10 @@ def _require_same_job(folder: Path, resolved: str) -> None:
 
 
 def _nothing() -> None: ...
+
+
+def _ended(done: int, planned: int) -> str:
+    return f"all {planned} rounds are done" if done >= planned else f"the workflow ended after {done} rounds"
 
 
 class _Left(Exception):

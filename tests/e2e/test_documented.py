@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -80,6 +81,33 @@ def test_the_page_on_robustness_is_right(tmp_path: Path) -> None:
         cells = [line.strip("| ").split("|")[column] for line in table.splitlines()[2:]]
         named = {name.replace("_", "") for cell in cells for name in re.findall(r"`(\w+)`", cell)}
         assert named == {name.lower() for name in module.__all__} - without
+
+
+def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "workflows.md").read_text()
+    by_hand, median = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    printed = []
+    for number, script in enumerate((by_hand, median)):
+        (tmp_path / f"page{number}.py").write_text(script)
+        shown = subprocess.run(
+            [sys.executable, f"page{number}.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert shown.returncode == 0, shown.stderr
+        printed.append(shown.stdout.splitlines())
+    own, built_in = (line.split()[-1] for line in printed[0])
+    assert own == built_in
+    assert float(printed[1][0]) > 0.2
+    known = {name.lower(): fields(getattr(rd.workflows, name)) for name in rd.workflows.__all__}
+    named = dict(re.findall(r"^\| `(?!use`)(\w+)` \| (.*?) \|", page, flags=re.M))
+    shown_settings = {name.replace("_", ""): re.findall(r"`(\w+)`", cell) for name, cell in named.items()}
+    assert shown_settings.keys() == known.keys()
+    for name, settings in shown_settings.items():
+        assert settings[: len(known[name])] == [field.name for field in known[name]]
+    (table,) = re.findall(r"```toml\n(.*?)```", page, flags=re.S)
+    (tmp_path / "my_module.py").write_text(by_hand.split("def run")[0])
+    job = (ROOT / "examples" / "digits" / "job.toml").read_text()
+    (tmp_path / "job.toml").write_text(job + table)
+    assert config.load(tmp_path / "job.toml").workflow.__name__ == "fedavg"
 
 
 def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:

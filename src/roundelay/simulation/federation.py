@@ -92,6 +92,7 @@ class SimulatedFederation:
         """
         self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
         self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
+        self.layout = trainer.layout
         self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
         self._lengths, self._rule, self._privacy = lengths, rule, privacy
         self._root = root_of(rule)
@@ -144,13 +145,15 @@ class SimulatedFederation:
         attempt: int,
         goal: int | None,
         deadline_s: float | None,
+        fold: Folding | None = None,
     ) -> Outcome:
         number = version.number + 1
         tasks = [self._task(client, number, attempt) for client in cohort]
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=self._executor.release, fold=self._folding(algorithm, version, sent, len(tasks), attempt),
+            release=self._executor.release,
+            fold=self._folding(algorithm, version, sent, len(tasks), attempt) if fold is None else fold,
         )  # fmt: skip
         closed = self._loop.create_future()
         if intake.closed:  # nobody was drawn

@@ -6,6 +6,7 @@ from roundelay.algorithms.protocol import Algorithm, Personalised
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Plan, Version, Workflow
 from roundelay.messages import Lost, Payload
+from roundelay.workflows.own import OwnFunction, OwnObject, as_workflow
 from roundelay.workflows.rounds import Rounds
 
 GLOBAL = "global model"
@@ -20,11 +21,11 @@ class CrossSite:
     Its memory is that of all clients' models together. Tensors under ``keep_local`` are those of whoever measures.
     """
 
-    then: Workflow = Rounds()
+    then: Workflow | OwnObject | OwnFunction = Rounds()
 
     def check(self, plan: Plan, num_clients: int, algorithm: Algorithm) -> None:
         """Refuse an algorithm whose clients do not send their models."""
-        self.then.check(plan, num_clients, algorithm)
+        as_workflow(self.then).check(plan, num_clients, algorithm)
         if isinstance(algorithm, Personalised):
             raise ConfigError(f"{type(algorithm).__name__} measures every client's own model on its data already: set "
                               "evaluation.clients_every")  # fmt: skip
@@ -33,7 +34,7 @@ class CrossSite:
                               "model, which cross-site evaluation measures")  # fmt: skip
 
     async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
-        version = await self.then.run(fed, algorithm)
+        version = await as_workflow(self.then).run(fed, algorithm)
         left = set(fed.clients) - {flight.task.client for flight in fed.flying}  # a buffered workflow leaves some
         fed.dispatch(algorithm, version, sorted(left), attempt=-1, kind="submit")
         models = {GLOBAL: Payload({"params": version.state["params"]}, version.buffers, version.integers)}

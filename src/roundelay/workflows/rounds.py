@@ -1,6 +1,7 @@
 """Synchronous rounds: ask a cohort, wait until the round closes, make the server's step, evaluate."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -110,11 +111,19 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     return Version(version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm)
 
 
-async def conclude(fed: Federation, version: Version, outcome: Outcome) -> None:
-    """Evaluate the version that a round led to, where the plan says so, and record the round."""
-    plan, metrics = fed.plan, dict[str, float]()
-    if plan.evaluates(version.number, plan.eval_every):
+async def conclude(
+    fed: Federation,
+    version: Version,
+    outcome: Outcome,
+    measured: Mapping[str, float] | None = None,
+    notes: Mapping[str, float] | None = None,
+) -> None:
+    """Evaluate the version that a round led to, where the plan says so, and record the round. ``measured`` is what the
+    server has measured of it already; ``notes`` are further numbers for the round's row.
+    """
+    plan, metrics = fed.plan, dict(measured or {})
+    if plan.evaluates(version.number, plan.eval_every) and measured is None:
         metrics |= await fed.evaluate(version)
     if plan.evaluates(version.number, plan.client_eval_every):
         metrics |= await fed.evaluate_clients(version, fed.clients)
-    await fed.finish_round(version, outcome, metrics)
+    await fed.finish_round(version, outcome, {**metrics, **(notes or {})})

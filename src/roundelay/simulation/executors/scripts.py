@@ -28,7 +28,12 @@ from roundelay.trainer import Answer, Evaluated, Trainer, Work
 
 log = logging.getLogger(__name__)
 
-PRELOAD = ["torch", "roundelay.simulation.executors.hosts"]
+PRELOAD = ["roundelay.simulation.executors.hosts"]
+OPTIMISER = "torch._dynamo"
+"""What torch imports, for a second or more, when a process makes its first optimiser."""
+
+FEW = 4
+"""With so few clients each may import it for itself, if it needs it; for more, the forkserver does it once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,8 @@ class Scripts:
         self._keep_alive = keep_alive
         self._interrupted = threading.Event()
         self._watch = Watch(sites.on_scalar, timeout_s, self._interrupted.is_set)
-        self._context = None if threads else context(PRELOAD)
+        preload = PRELOAD if len(work.data.clients) <= FEW else [*PRELOAD, OPTIMISER]
+        self._context = None if threads else context(preload)
         self._pool = None if threads else ThreadPoolExecutor(max_concurrent, thread_name_prefix="roundelay-agent")
         self._waiting: dict[int, tuple[Task, Callable[[], Result], Callable[[], bool]]] = {}
         self._kept: OrderedDict[str, None] = OrderedDict()  # clients whose scripts are kept, by their last task
