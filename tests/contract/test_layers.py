@@ -6,8 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
-    ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
-    ("header", "sealed", "wire", "channel"),
+    ("errors", "files", "seeds", "layout", "messages", "metrics", "components", "header", "wire", "sealed", "channel"),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy"),
     ("algorithms",),
@@ -17,6 +16,7 @@ LAYERS = (
     ("client",),
     ("intake",),
     ("federation",),
+    ("bookkeeping",),
     ("workflows", "attacks"),
     ("simulation",),
     ("tracking",),
