@@ -169,6 +169,10 @@ class Job:
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,
         )
+        number = self.simulation.num_clients
+        if self.script is not None and number not in (None, len(data.clients)):
+            raise ConfigError(f"simulation.num_clients = {number}, but the data is split among {len(data.clients)} "
+                              "clients: leave num_clients out")  # fmt: skip
         plan = self._plan()
         metric = plan.stopping.metric
         if self.script is not None and data.held_out is None and not metric.startswith(("train_", "client_")):

@@ -23,7 +23,7 @@ LAYERS = (
     ("prepared",),
     ("run",),
     ("job",),
-    ("config", "report"),
+    ("config", "report", "templates"),
     ("cli",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
