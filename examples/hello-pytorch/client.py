@@ -3,12 +3,13 @@
 import argparse
 
 import torch
-from data import load
-from model import Net
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 import roundelay.client as fl
+
+from data import load
+from model import Net
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", default="", help="folder of CIFAR-10's binary files; without one, digits")

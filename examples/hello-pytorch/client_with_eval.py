@@ -6,13 +6,14 @@ It evaluates each model before it trains on it, so that the server knows which o
 import argparse
 
 import torch
-from data import load
-from model import Net
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import roundelay.client as fl
+
+from data import load
+from model import Net
 
 BEST = "best_local.pt"
 """Every client has a working directory of its own, and so its own such file."""

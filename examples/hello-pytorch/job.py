@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model import Net
-
 import roundelay as rd
+
+from model import Net
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """A training script in the manner of NVFlare's that sends numpy arrays: what it added to the model it received."""
 
 import torch
-from network import Net, points_of
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 import roundelay.client as flare
+
+from network import Net, points_of
 
 
 def main():

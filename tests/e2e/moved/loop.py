@@ -3,11 +3,12 @@
 import argparse
 
 import torch
-from network import Net, points_of
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 import roundelay.client as flare
+
+from network import Net, points_of
 
 CHECKPOINT = "local_model.pt"
 

@@ -1,10 +1,11 @@
 """A training script without a loop, in the manner of NVFlare's first examples: receive, train, send, end."""
 
-from network import Net, points_of
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 
 import roundelay.client as flare
+
+from network import Net, points_of
 
 net = Net()
 
