@@ -1,4 +1,4 @@
-"""An ordinary training script; the five lines that say ``fl`` make it a client."""
+"""An ordinary training script; the lines that say ``fl`` make it a client."""
 
 import argparse
 
