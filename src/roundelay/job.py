@@ -33,7 +33,7 @@ from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
-from roundelay.prepared import Prepared
+from roundelay.prepared import Prepared, check_roles
 from roundelay.privacy import CentralDP
 from roundelay.run import History, Round, Run
 from roundelay.simulation.settings import Simulation
@@ -181,6 +181,7 @@ class Job:
             plan = replace(plan, stopping=replace(plan.stopping, metric=f"train_{metric}"))  # only clients measure
         trusted = root_of(self.aggregator)
         roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
+        check_roles(learner, roles)
         return Prepared(
             work=armed(work, roles) if roles else work,
             plan=plan,
