@@ -42,12 +42,12 @@ from roundelay.data.split import Split
 from roundelay.federation import Stopping
 from roundelay.fold import Total, Uplink
 from roundelay.guard import Guard
+from roundelay.history import History, Round
 from roundelay.job import Evaluation, Job
 from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
 from roundelay.messages import FLModel, Task
 from roundelay.privacy import CentralDP
 from roundelay.report.plots import plot_split
-from roundelay.run import History, Round
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds

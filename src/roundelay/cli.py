@@ -18,10 +18,10 @@ from rich.table import Column, Table
 import roundelay as rd
 from roundelay import config, templates
 from roundelay.errors import ConfigError, MissingExtra, RoundelayError
+from roundelay.history import History
 from roundelay.job import Job
 from roundelay.report.progress import final_table, shown
 from roundelay.report.runs import list_runs, plot_compared, plot_run, read_run, require_metric
-from roundelay.run import History
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 runs_app = typer.Typer(no_args_is_help=True, help="Look at finished and unfinished runs.")

@@ -31,11 +31,12 @@ from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
+from roundelay.history import History, Round
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
 from roundelay.prepared import Prepared, check_roles
 from roundelay.privacy import CentralDP
-from roundelay.run import History, Round, Run
+from roundelay.run import Run
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.checkpoint import load_weights
 from roundelay.tracking.run_folder import Tracking

@@ -14,13 +14,12 @@ import tomllib
 import weakref
 from asyncio import Runner
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from roundelay.algorithms.protocol import rehearse
 from roundelay.attacks.work import slowed
@@ -29,9 +28,8 @@ from roundelay.client.exchange import Scalar
 from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError, RoundelayError
 from roundelay.federation import Flight, Version
+from roundelay.history import History, Round, best_of
 from roundelay.intake import ClientReport
-from roundelay.layout import Layout
-from roundelay.metrics import higher_is_better
 from roundelay.prepared import Prepared, check, watched_metric
 from roundelay.simulation.executors.scripts import Sites
 from roundelay.simulation.federation import SimulatedFederation
@@ -39,70 +37,12 @@ from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
-from roundelay.tracking.run_folder import Clock, RunFolder, read_rows, surroundings
+from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
 from roundelay.tracking.tensorboard import TensorBoard
 from roundelay.trainer import Trainer
 from roundelay.workflows.rounds import Rounds
 
 log = logging.getLogger(__name__)
-
-Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One finished round: its row of the table, what became of each client, and the model that it led to.
-
-    ``clients`` has one report per client and attempt, then one per client that evaluated on its own data.
-    """
-
-    number: int
-    row: Row
-    clients: Sequence[ClientReport]
-    _version: Version
-    _layout: Layout
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The row's numbers by name: accuracy, loss, train_loss, bytes_up, seconds, ..."""
-        return {name: float(value) for name, value in self.row.items() if isinstance(value, int | float)}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the global model after this round, for ``load_state_dict``."""
-        return self._layout.unflatten(self._version.vectors)
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What a run came to: ``rows`` is the per-round table, ``model`` the final global model, ``sha256`` its hash.
-
-    ``records`` holds what a workflow kept beside the rounds, by name: "cross_site" of ``CrossSite``.
-    """
-
-    rows: Sequence[Row]
-    model: nn.Module
-    sha256: str
-    run_folder: Path | None
-    stopped: str
-    records: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The last value of every number that was recorded."""
-        merged: dict[str, float] = {}
-        for row in self.rows:
-            merged.update({k: float(v) for k, v in row.items() if isinstance(v, int | float)})
-        return merged
-
-    def best(self, metric: str) -> float:
-        """Return the best value of a metric over all rounds; NaN where it was never recorded."""
-        return best_of((row[metric] for row in self.rows if row.get(metric) is not None), metric)
-
-    def clients(self) -> list[dict[str, Any]]:  # Any: see Row
-        """Return the per-client table, one row per client and round, read from the run folder."""
-        if self.run_folder is None:
-            raise ConfigError("the per-client table is kept in the run folder, and this job has tracking = None")
-        return read_rows(self.run_folder / "clients.jsonl")
 
 
 class Run:
@@ -439,12 +379,6 @@ def _ended(done: int, planned: int) -> str:
 
 class _Left(Exception):
     """The caller left the loop over rounds."""
-
-
-def best_of(values: Any, metric: str) -> float:  # Any: an iterable of floats, NaN and None among them
-    """Return the best finite value, by the metric's direction; NaN of none."""
-    finite = [float(v) for v in values if v is not None and math.isfinite(v)]
-    return (max if higher_is_better(metric) else min)(finite) if finite else math.nan
 
 
 def _client_row(number: int, report: ClientReport) -> Row:

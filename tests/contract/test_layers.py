@@ -20,6 +20,7 @@ LAYERS = (
     ("workflows", "attacks"),
     ("simulation",),
     ("tracking",),
+    ("history",),
     ("prepared",),
     ("run",),
     ("job",),

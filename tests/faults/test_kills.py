@@ -13,8 +13,8 @@ import pytest
 
 from roundelay import config
 from roundelay.cli import app
+from roundelay.history import History
 from roundelay.report.runs import read_run
-from roundelay.run import History
 from roundelay.tracking.run_folder import read_rows
 
 JOB = """

@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
+from roundelay.history import History
 from roundelay.report.progress import final_table, summary
-from roundelay.run import History
 
 COUNTS = {"round": 1, "refused": 0, "lost": 0, "late": 0, "bytes_down": 8, "bytes_up": 8, "seconds": 0.5}
 

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from roundelay.run import History, Round, Row
+from roundelay.history import History, Round
+from roundelay.tracking.run_folder import Row
 
 
 def shown(rounds: Iterable[Round], num_rounds: int, done: int, console: Console) -> Iterator[Round]:
