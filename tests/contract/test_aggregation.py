@@ -262,7 +262,7 @@ def test_the_test_of_resume_catches_a_last_step_that_was_forgotten(
         kept = load_checkpoint(*args)
         return replace(kept, version=replace(kept.version, last=None))
 
-    monkeypatch.setattr("roundelay.run.load_checkpoint", forgetful)
+    monkeypatch.setattr("roundelay.standing.load_checkpoint", forgetful)
     with pytest.raises(AssertionError):
         check_resume(rd.CentredClipping(tau=0.1), tmp_path)
 

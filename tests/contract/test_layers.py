@@ -22,6 +22,7 @@ LAYERS = (
     ("tracking",),
     ("history",),
     ("prepared",),
+    ("standing",),
     ("run",),
     ("job",),
     ("config", "report", "templates"),

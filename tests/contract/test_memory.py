@@ -16,9 +16,9 @@ from roundelay.algorithms.protocol import ClientHalf, Fit, Reply, State
 from roundelay.errors import ConfigError
 from roundelay.intake import Outcome
 from roundelay.messages import Memory
-from roundelay.run import Run
 from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.memory import ClientMemory, Disk
+from roundelay.standing import Standing
 
 SERIAL, POOL = rd.Simulation(executor="serial"), rd.Simulation(num_workers=2)
 executors = pytest.mark.parametrize("simulation", [SERIAL, POOL], ids=["serial", "processes"])
@@ -221,8 +221,8 @@ def test_files_of_the_last_checkpoint_outlive_the_rounds_after_it(
     settings = {"algorithm": Drifting(), "num_rounds": 6, "clients_per_round": 4, "simulation": on_disk(SERIAL)}
     whole = small_job(**settings).run().sha256
     job = small_job(**settings, tracking=rd.Tracking(str(tmp_path), "run", checkpoint_every_s=0))
-    checkpoint = Run._checkpoint
-    monkeypatch.setattr(Run, "_checkpoint", lambda self: checkpoint(self) if self.num_rounds_done <= 2 else None)
+    checkpoint = Standing.checkpoint
+    monkeypatch.setattr(Standing, "checkpoint", lambda self: checkpoint(self) if self.num_rounds_done <= 2 else None)
     for done in job.rounds():
         if done.number == 5:
             break

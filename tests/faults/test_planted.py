@@ -59,7 +59,7 @@ def check_resume(root: Path) -> None:
 
 def load(change: Callable[[Checkpoint], Checkpoint]) -> Planting:
     def plant(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr("roundelay.run.load_checkpoint", lambda *args: change(load_checkpoint(*args)))
+        patch.setattr("roundelay.standing.load_checkpoint", lambda *args: change(load_checkpoint(*args)))
 
     return plant
 

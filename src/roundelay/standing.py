@@ -1,0 +1,217 @@
+"""Where a run stands after each round, and the folder in which that is kept: rows, best model, checkpoints, resume."""
+
+import math
+import threading
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from roundelay.bookkeeping import Finished
+from roundelay.client.exchange import Scalar
+from roundelay.errors import ConfigError
+from roundelay.federation import Flight, Version
+from roundelay.history import best_of
+from roundelay.intake import ClientReport
+from roundelay.layout import Layout
+from roundelay.messages import Memory
+from roundelay.prepared import Prepared
+from roundelay.simulation.memory import ClientMemory, Disk
+from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
+from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
+from roundelay.tracking.tensorboard import TensorBoard
+
+
+class Standing:
+    """What the next round, and a resumed run, go on from.
+
+    ``version`` is None before the first round. ``flights`` are the tasks under way, each with the virtual nanosecond of
+    its arrival. ``rows`` and ``records`` are what the history will hold. ``watched`` is the metric by which ``best.pt``
+    is chosen.
+    """
+
+    def __init__(self, job: Prepared, layout: Layout, first_memory: Memory, watched: str, resume: Path | None) -> None:
+        """Open the run folder, if the job has one.
+
+        Raises:
+            ConfigError: ``resume`` is not a folder of this job.
+        """
+        self._job, self._layout, self._first_memory, self.watched = job, layout, first_memory, watched
+        self.version: Version | None = None
+        self.flights: Sequence[tuple[Flight, int]] = ()
+        self.virtual_ns = 0
+        self.rows: list[Row] = []
+        self.records: dict[str, Mapping[str, object]] = {}
+        self._best, self._best_version = math.nan, None  # type: float, Version | None
+        self.memory: ClientMemory
+        self._folder = self._open_folder(resume)
+        self._clock = Clock(job.tracking.checkpoint_every_s if job.tracking else math.inf)
+        self._board = (
+            TensorBoard(self._folder.path / "tensorboard", first_round=self.num_rounds_done + 1)
+            if self._folder and job.tracking and job.tracking.tensorboard
+            else None
+        )
+        self._scalars = threading.Lock()
+
+    @property
+    def folder(self) -> Path | None:
+        return self._folder.path if self._folder else None
+
+    @property
+    def num_rounds_done(self) -> int:
+        return self.version.number if self.version else 0
+
+    def latest(self) -> Version:
+        """Return the version that the last round led to, or the initial one."""
+        if self.version is not None:
+            return self.version
+        vectors = self._layout.flatten(self._job.work.initial_module().state_dict())
+        return Version(0, {"params": vectors.params}, vectors.buffers, vectors.integers)
+
+    # ---- opening ----
+
+    def _open_folder(self, resume: Path | None) -> RunFolder | None:
+        job = self._job
+        if resume is not None:
+            folder = RunFolder.reopen(resume)
+            try:
+                self._go_on_from(folder)
+            except BaseException:
+                folder.close()
+                raise
+            return folder
+        if job.tracking is None:
+            self.memory = self._client_memory(None)
+            return None
+        folder = RunFolder.create(job.tracking, job.name)
+        self.memory = self._client_memory(folder.path)
+        folder.write_text("job.toml", job.resolved)
+        folder.write_json("run.json", surroundings(job.work.seed, job.simulation.worker_devices()))
+        if job.split is not None:
+            job.split.save(folder.path / "split.json")
+        if job.label_counts is not None:
+            folder.write_json("label_counts.json", {"clients": job.work.data.clients, "counts": job.label_counts})
+        if job.roles:
+            played = {client: [type(role).__name__ for role in job.roles[client]] for client in sorted(job.roles)}
+            folder.write_json("attacks.json", played)
+        folder.open_tables(keep_rounds=0)
+        return folder
+
+    def _client_memory(self, folder: Path | None) -> ClientMemory:
+        if self._job.simulation.memory == "process":
+            return ClientMemory(self._first_memory)
+        return ClientMemory(self._first_memory, Disk(None if folder is None else folder / "memory"))
+
+    def _go_on_from(self, folder: RunFolder) -> None:
+        _require_same_job(folder.path, self._job.resolved)
+        self.memory = self._client_memory(folder.path)
+        kept = folder.path / "checkpoint.pt"
+        if kept.exists():
+            checkpoint = load_checkpoint(kept, self._layout)
+            self.version, self.virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
+            self.memory.restore(checkpoint.memory)
+            self.flights = checkpoint.flights
+        folder.write_text("job.toml", self._job.resolved)
+        folder.open_tables(keep_rounds=self.num_rounds_done)
+        self.rows.extend(read_rows(folder.path / "metrics.jsonl"))
+
+    # ---- keeping ----
+
+    def finish_round(self, finished: Finished, row: Row, now_ns: int) -> None:
+        """Stand at a round's end; checkpoint where one is due."""
+        begun_from = self.latest()
+        self.version, self.flights, self.virtual_ns = finished.version, finished.flights, now_ns
+        self.memory.finish_round()
+        self.rows.append(row)
+        stopping = self._job.plan.stopping
+        if self.watched not in row and "train_loss" in row and stopping.target is None and stopping.patience is None:
+            self.watched = "train_loss"  # what clients report shows when they do; nobody asked for the other one
+        # what they report with their training speaks of the model that they received
+        self._keep_best(row, begun_from if self.watched.startswith("train_") else finished.version)
+        if self._folder:
+            self._folder.append(row, (_client_row(row["round"], report) for report in finished.reports))
+            if self._board:
+                self._board.append(row)
+            if self._clock.due():
+                self.checkpoint()
+
+    def keep_scalar(self, client: str, number: int, scalar: Scalar) -> None:
+        """Track a number that a client logged; called by the agents of several clients at once."""
+        with self._scalars:
+            if self._folder:
+                self._folder.append_scalar({"round": number, "client": client, **asdict(scalar)})
+            if self._board:
+                self._board.append_scalar(client, scalar.name, scalar.value, scalar.step)
+
+    def keep_record(self, name: str, content: Mapping[str, object]) -> None:
+        self.records[name] = content
+        if self._folder:
+            self._folder.write_json(f"{name}.json", content)
+
+    def _keep_best(self, row: Row, version: Version) -> None:
+        metric = self.watched
+        value = row.get(metric)
+        if value is not None and value != self._best and best_of((self._best, value), metric) == value:
+            self._best, self._best_version = value, version
+
+    def checkpoint(self) -> None:
+        if self._folder is None or self.version is None:
+            return
+        path = self._folder.path
+        self._folder.sync()
+        if self._best_version is not None:
+            save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors))
+            self._best_version = None
+        save_weights(path / "last.pt", self._layout.unflatten(self.version.vectors))
+        kept = Checkpoint(self.version, self.memory.state(), self.virtual_ns, self._best, self.flights)
+        save_checkpoint(path / "checkpoint.pt", kept, self._layout)
+        self.memory.checkpointed()
+
+    def note(self, state: str, **facts: object) -> None:
+        """Write down how far the run is, and what has become of it."""
+        if self._folder:
+            self._folder.write_json("state.json", {"state": state, "rounds_done": self.num_rounds_done, **facts})
+
+    def close(self, state: str, reason: str) -> None:
+        """Keep all that a resumed run needs, and give the folder back."""
+        self.checkpoint()
+        self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors))
+        if self._board:
+            self._board.close()
+        if self._folder:
+            self._folder.close()
+
+
+FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
+"""Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
+
+FIXED_INSIDE = (
+    ("simulation", "duration"),
+    ("simulation", "memory"),
+    ("simulation", "num_clients"),
+    ("evaluation", "client_test_fraction"),
+)
+"""What in those parts decides who there is, is in time, trains on what, or where the checkpoint's memories are."""
+
+
+def _require_same_job(folder: Path, resolved: str) -> None:
+    kept, given = (tomllib.loads(text) for text in ((folder / "job.toml").read_text(), resolved))
+    fixed = [(key, kept.get(key), given.get(key)) for key in sorted({*kept, *given} - FREE_TO_CHANGE)]
+    for table, key in FIXED_INSIDE:
+        fixed.append((f"{table}.{key}", kept.get(table, {}).get(key), given.get(table, {}).get(key)))
+    for name, then, now in fixed:
+        if then != now:
+            raise ConfigError(
+                f"{folder} is a run of another job: its {name} is {then!r}, this job's is {now!r}; "
+                f"a resumed run can change {', '.join(sorted(FREE_TO_CHANGE))}"
+            )
+
+
+def _client_row(number: int, report: ClientReport) -> Row:
+    row: dict[str, Any] = {
+        "round": number, "attempt": report.attempt, "client": report.client, "status": report.status,
+    }  # fmt: skip
+    if report.status in ("admitted", "evaluated"):
+        return {**row, "num_examples": report.num_examples, **report.metrics}
+    return {**row, "reason": report.reason}
