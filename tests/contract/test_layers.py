@@ -14,6 +14,7 @@ LAYERS = (
     ("learner",),
     ("trainer",),
     ("client",),
+    ("hosting",),
     ("intake",),
     ("federation",),
     ("bookkeeping",),
