@@ -89,7 +89,8 @@ def test_the_test_of_children_catches_scripts_that_are_ended_alone(
 def test_nothing_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tempfile.mkdtemp(dir="/tmp")  # of a short name, as sockets need it, and nobody else's
     monkeypatch.setattr(tempfile, "tempdir", temporary)
-    script_job(tmp_path, BODY, processes(2), num_rounds=1).run()  # whatever is opened once
+    for mode in (processes(2), threads(2)):
+        script_job(tmp_path, BODY, mode, num_rounds=1).run()  # whatever is opened once, by torch's optimisers too
     me = psutil.Process()
 
     def held() -> tuple[int, int, list[str], int]:
