@@ -4,6 +4,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_nothing_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         script_job(tmp_path, BODY, mode, num_rounds=2).run()
         script_job(tmp_path, in_mid_training("1 / 0"), mode, num_rounds=3).run()
     assert held() == before
-    os.rmdir(temporary)
+    shutil.rmtree(temporary)
 
 
 # ---- leaving the loop -----------------------------------------------------------------------------------------------
