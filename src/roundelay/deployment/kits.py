@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roundelay.deployment.certificates import (
-    AUTHORITY_PUBLIC, AUTHORITY_SECRET, SERVER_SECRET, Authority, checked_names, server_certificate,
-)  # fmt: skip
+    AUTHORITY_PUBLIC,
+    AUTHORITY_SECRET,
+    SERVER_SECRET,
+    Authority,
+    checked_names,
+    server_certificate,
+)
 from roundelay.deployment.identity import DeviceKey, checked_name, write_secret
 from roundelay.deployment.pinning import Address, join_line
 from roundelay.deployment.roster import Roster
@@ -96,8 +101,8 @@ def _site_readme(site: str, address: Address, pin: str, token_days: float | None
     if token_days is None:
         secret = (f"* `{DEVICE_KEY}`: **secret.** This site's private key. Whoever has it can speak for this site.\n"
                   f"* `{JOIN_LINE}`: the line to type.")  # fmt: skip
-        lost = (f"* **`{DEVICE_KEY}` was lost, or somebody else may have seen it.** Tell the server's administrator at\n"
-                "  once, who shuts it out and sends a new kit.")  # fmt: skip
+        lost = (f"* **`{DEVICE_KEY}` was lost, or somebody else may have seen it.** Tell the server's administrator\n"
+                "  at once, who shuts it out and sends a new kit.")  # fmt: skip
         start = f"Keep `{DEVICE_KEY}` in this folder: the program uses it instead of making a key of its own."
     else:
         secret = (f"* `{JOIN_LINE}`: **secret until it was used.** The line to type.\n"
@@ -170,9 +175,10 @@ Its pin, which sites compare by telephone:
 
 * `{secret}`: **the most secret file of the federation.** Whoever has it can pose as the server. If it is lost, every
   site needs a new join line: keep a copy, offline.
-* `{key}`: **secret.** The server's own key and certificate. It is made anew when the names change or it nears its end.
+* `{key}`: **secret.** The server's own key and certificate. It is made anew when names change or its end is near.
 * `{authority}`: what sites trust. Not secret.
-* `{roster}`: who may take part: public keys, and hashes of the tokens that were not used yet. Nobody else may change it.
+* `{roster}`: who may take part: public keys, and hashes of the tokens that were not used yet. Nobody else may
+  change it.
 
 ## Sites
 
