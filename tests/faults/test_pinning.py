@@ -1,10 +1,12 @@
 """A device that knows a pin trusts one server, over real sockets; whoever poses as it is refused, and told why."""
 
+import asyncio
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -184,6 +186,33 @@ def test_the_checks_of_impostors_catch(
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         check(tmp_path)
+
+
+def test_errors_of_aiohttp_are_explained_as_well(tmp_path: Path) -> None:
+    """Deployments will speak through it: one context, one explanation."""
+    ours, other = Authority.new(NOW_S), Authority.new(NOW_S)
+
+    async def get(address: Address) -> bytes:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=client_context(ours.pem))) as session,
+            session.get(f"{address}{AUTHORITY_PATH}") as answer,
+        ):
+            return await answer.read()
+
+    with serving(context_of(tmp_path, ours, NAMES, NOW_S), ours.pem) as server:
+        assert asyncio.run(get(server.address())) == ours.pem
+    for context, said in (
+        (context_of(tmp_path, other, NAMES, NOW_S), "not from the pinned authority"),
+        (context_of(tmp_path, ours, ["192.0.2.7"], NOW_S), "is not for '127.0.0.1'"),
+        (None, "does not speak TLS"),
+    ):
+        with serving(context, ours.pem) as server:
+            with pytest.raises(aiohttp.ClientError) as caught:
+                asyncio.run(get(server.address()))
+            assert said in pinning.explained(caught.value, server.address())
+    with pytest.raises(aiohttp.ClientError) as caught:
+        asyncio.run(get(server.address()))
+    assert "nothing listens there" in pinning.explained(caught.value, server.address())
 
 
 # ---- what is no such server at all ----------------------------------------------------------------------------------

@@ -132,7 +132,12 @@ def check_server(address: Address, authority_pem: bytes, timeout_s: float = 20.0
 
 
 def explained(error: BaseException, address: Address) -> str:
-    """Say what a failed connection means for whoever sits before it, and what to do."""
+    """Say what a failed connection means for whoever sits before it, and what to do.
+
+    An HTTP library's own error is looked through, down to what the system or TLS had said.
+    """
+    while isinstance(error.__cause__, OSError):
+        error = error.__cause__
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"{address}: {_unverified(error, address)}"
     if isinstance(error, ssl.SSLError):
