@@ -75,8 +75,10 @@ def check_pin(folder: Path) -> None:
 def check_chain(folder: Path) -> None:
     """An impostor that offers our authority's certificate, which everybody can have, and has its own for itself."""
     ours, other = Authority.new(NOW_S), Authority.new(NOW_S)
-    with serving(context_of(folder, other, NAMES, NOW_S), ours.pem) as server:
-        assert "not from the pinned authority" in refusal(server.address(), ours.pin)
+    in_our_name = Authority(ours.certificate, other._key)  # says it was issued by our key, and was not
+    for impostor in (other, in_our_name):
+        with serving(context_of(folder, impostor, NAMES, NOW_S), ours.pem) as server:
+            assert "not from the pinned authority" in refusal(server.address(), ours.pin)
 
 
 def check_own_signature(folder: Path) -> None:

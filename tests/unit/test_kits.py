@@ -87,6 +87,13 @@ def test_nothing_is_overwritten(inside: str, tmp_path: Path) -> None:
         provision(folder / "server" / "server.key", NAMES, SITES, now_s=NOW_S)
 
 
+def test_the_line_says_the_name_as_the_certificate_does(tmp_path: Path) -> None:
+    provision(tmp_path / "a", ["FL.Example.org."], ["north"], now_s=NOW_S)
+    assert "https://fl.example.org:8443 " in (tmp_path / "a" / "sites" / "north" / "join.txt").read_text()
+    provision(tmp_path / "b", ["2001:DB8::7"], ["north"], now_s=NOW_S, port=443)
+    assert "https://[2001:db8::7]:443 " in (tmp_path / "b" / "sites" / "north" / "join.txt").read_text()
+
+
 def test_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -109,4 +116,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(IdentityError):
         provision(tmp_path / "kits", names, sites, now_s=NOW_S, port=port)
+    with pytest.raises(IdentityError, match="valid for some seconds"):
+        provision(tmp_path / "kits", NAMES, SITES, now_s=NOW_S, token_days=0)
     assert not list(tmp_path.iterdir())
