@@ -9,6 +9,7 @@ from torch import Tensor
 from roundelay.aggregators import Rule, root_of, shortfall
 from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal
 from roundelay.attacks import Colludes, Crash, Lies, Poisons, Roles
+from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import unknown_message
 from roundelay.data.split import Split
@@ -17,7 +18,6 @@ from roundelay.federation import Plan, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Kind, Layout
 from roundelay.privacy import CentralDP
-from roundelay.simulation.federation import ClientConfig
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work

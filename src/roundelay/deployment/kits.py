@@ -44,7 +44,7 @@ def provision(
         IdentityError: the folder is not empty, or a name or a number cannot be.
     """
     checked_names(names)
-    address = Address.of(str(Address(*checked_names(names[:1]), port)))
+    address = Address.of(str(Address(checked_names(names[:1])[0], port)))
     if len(set(sites)) != len(sites) or not sites:
         raise IdentityError(f"sites: expected at least one, each once, got {list(sites)}")
     for site in sites:
