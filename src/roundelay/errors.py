@@ -41,6 +41,10 @@ class ClientError(RoundelayError, RuntimeError):
     """A script uses the client API in a way that cannot mean anything; says what was expected."""
 
 
+class IdentityError(RoundelayError, ValueError):
+    """A key, a token, a certificate or a name does not prove who somebody is; never quotes a secret."""
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 
