@@ -147,6 +147,8 @@ class Blobs:
         """Write a part of an upload; it is on disk when this returns."""
         self._fuse.check()
         try:
+            if offset == 0:  # not truncated: after a crash in a rename it may be a blob's second name
+                self._disk.remove(part)
             file = self._disk.open(part, fresh=offset == 0)
             try:
                 self._write(file, data, offset)

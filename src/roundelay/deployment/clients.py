@@ -14,9 +14,11 @@ class Clients:
         self._db = db
 
     def add_token(self, token: str, expires_at: float) -> None:
-        """Let whoever shows this token enrol once, until then. Only its SHA-256 is kept."""
+        """Let whoever shows this token enrol once, until then. Only its SHA-256 is kept.
+        One that was added before stays as it is, used or not.
+        """
         with self._db.writing("adding a token") as db:
-            db.execute("INSERT INTO tokens (sha256, expires_at) VALUES (?, ?)", (_sha256(token), expires_at))
+            db.execute("INSERT OR IGNORE INTO tokens (sha256, expires_at) VALUES (?, ?)", (_sha256(token), expires_at))
 
     def enrol(self, client: str, public_key: bytes, token: str, now: float) -> Enrolment:
         """Let a client join, and use its token up. With the key that it has enrolled before it gets the same again:

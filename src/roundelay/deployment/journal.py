@@ -56,6 +56,7 @@ class Journal:
             JournalError: it cannot be read or made, another process has it open, or a newer version wrote it.
             JournalMismatch: it is the journal of another run; the message names what differs.
         """
+        self.folder = folder
         disk, self._fuse = disk or Disk(), Fuse(folder)
         path = folder / "journal.db"
         if run is None and not path.exists():
@@ -205,8 +206,8 @@ class Journal:
             return run
         if run is not None and known != run:
             raise JournalMismatch(
-                f"the journal in {folder} is that of run {known.id!r}, not of this one: {_difference(known, run)}; give "
-                "another folder, or the job that it was begun with"
+                f"the journal in {folder} is that of run {known.id!r}, not of this one: {_difference(known, run)}; "
+                "give another folder, or the job that it was begun with"
             )
         return known
 

@@ -1,0 +1,211 @@
+"""The journal after a loss of power: a short run is recorded, and cut off after each of its calls.
+
+Whatever the disk then holds, the journal opens; what was acknowledged is there, once and in the right bytes; and the
+run goes on to the same end. Each bug that is planted below must be caught by that.
+"""
+
+import hashlib
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from crashes import Model, Recorder, Step, materialise, pictures
+from journals import check, opened, result, serve
+
+from roundelay.deployment.blobs import Blobs
+from roundelay.deployment.database import Database
+from roundelay.deployment.journal import Journal
+
+SHM = Path("/dev/shm")
+
+
+def quick_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder in memory where there is one: what is tested is not this machine's disk."""
+    return tempfile.TemporaryDirectory(dir=SHM if SHM.is_dir() else None)
+
+
+def recorded(disk_of: type[Recorder] = Recorder) -> tuple[Recorder, tuple[object, ...]]:
+    """A whole run that nothing disturbs: every call of it, and what it came to."""
+    with quick_folder() as root:
+        disk = disk_of(Path(root))
+        with opened(Path(root) / "run", disk) as journal:
+            serve(journal, disk.tell)
+            return disk, result(journal)
+
+
+def survive(disk: Recorder, whole: tuple[object, ...], go_on_every: int) -> int:
+    """Open what each crash may have left and hold it against what had been told. From every so manyth of these states
+    go on to the end. Return how many different states there were.
+    """
+    model, told, seen = Model(), [], set()
+    for number, step in enumerate(disk.steps):
+        if step.call == "told":
+            told.append(step.told)
+            continue
+        model.take(step)
+        for name, picture in pictures(model, step, seed=number):
+            with quick_folder() as root:
+                materialise(picture, model.database, Path(root), "run")
+                key = fingerprint(Path(root), len(told))
+                if key in seen:
+                    continue
+                seen.add(key)
+                try:
+                    with opened(Path(root) / "run") as journal:
+                        check(journal, told)
+                        if len(seen) % go_on_every == 0:
+                            serve(journal, lambda *_: None)
+                            assert result(journal) == whole
+                except Exception as error:
+                    raise AssertionError(f"cut off after call {number}, {step.call} {step.path}: {name}") from error
+    return len(seen)
+
+
+def fingerprint(root: Path, num_told: int) -> bytes:
+    hasher = hashlib.sha256(str(num_told).encode())
+    for path in sorted(root.rglob("*")):
+        hasher.update(str(path.relative_to(root)).encode() + (path.read_bytes() if path.is_file() else b"/"))
+    return hasher.digest()
+
+
+def test_no_crash_loses_or_doubles_what_was_acknowledged() -> None:
+    assert survive(*recorded(), go_on_every=5) > 500
+
+
+@pytest.mark.slow
+def test_after_every_crash_the_run_goes_on_to_the_same_end() -> None:
+    assert survive(*recorded(), go_on_every=1) > 500
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+class DataNeverSynced(Recorder):
+    def sync(self, file: int) -> None:
+        pass
+
+
+class PartsNeverSynced(Recorder):
+    def sync(self, file: int) -> None:
+        if not self._open[file].endswith(".part"):
+            super().sync(file)
+
+
+class RenamedBeforeSynced(Recorder):
+    def sync(self, file: int) -> None:
+        pass
+
+    def replace(self, source: Path, target: Path) -> None:
+        super().replace(source, target)
+        self.sync_folder(target.parent)
+        self.steps.append(Step("sync", str(target.relative_to(self.root))))
+
+
+class FoldersNeverSynced(Recorder):
+    def sync_folder(self, path: Path) -> None:
+        pass
+
+
+class NewFoldersNeverSynced(Recorder):
+    def sync_folder(self, path: Path) -> None:
+        if path.name != "blobs":
+            super().sync_folder(path)
+
+
+class IncomingNeverSynced(Recorder):
+    def sync_folder(self, path: Path) -> None:
+        if path.name != "incoming":
+            super().sync_folder(path)
+
+
+class AcknowledgedBeforeCommitted(Recorder):
+    """The database writes behind: a commit is on disk when the next call is made."""
+
+    behind: Step | None = None
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        late, self.behind = self.behind, None
+        self.steps += [late] if late is not None else []
+        super().commit(connection)
+        self.behind = self.steps.pop()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [DataNeverSynced, PartsNeverSynced, RenamedBeforeSynced, FoldersNeverSynced, NewFoldersNeverSynced,
+     IncomingNeverSynced, AcknowledgedBeforeCommitted],
+)  # fmt: skip
+def test_the_check_of_crashes_catches_a_disk_that_is_used_wrongly(bug: type[Recorder]) -> None:
+    with pytest.raises(AssertionError, match="cut off after call"):
+        survive(*recorded(bug), go_on_every=5)
+
+
+Planting = Callable[[pytest.MonkeyPatch], None]
+
+
+def collect_everything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "_is_needed", lambda self, digest: False)
+    patch.setattr(Journal, "_require_blobs", lambda self, folder: None)
+
+
+def let_go_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    save = Journal.save_checkpoint
+
+    def planted(self: Journal, number: int, digest: str) -> None:
+        last = self.checkpoint()
+        if last is not None:
+            self.blobs.discard(last.digest)
+        save(self, number, digest)
+
+    patch.setattr(Journal, "save_checkpoint", planted)
+
+
+def write_under_the_last_name(patch: pytest.MonkeyPatch) -> None:
+    def put(self: Blobs, data: bytes | Iterable[bytes]) -> str:
+        assert isinstance(data, bytes)
+        digest = hashlib.sha256(data).hexdigest()
+        with self._lock:
+            if not self.path(digest).exists():
+                self._make_folder(self.path(digest).parent)
+                file = self._disk.open(self.path(digest), fresh=True)
+                self._write(file, data, 0)
+                self._sync(file)
+                self._disk.close(file)
+            self._sync_folder(self.path(digest).parent)
+            self._pinned[digest] += 1
+        return digest
+
+    patch.setattr(Blobs, "put", put)
+
+
+def commit_each_statement(patch: pytest.MonkeyPatch) -> None:
+    class Piecemeal:
+        def __init__(self, connection: sqlite3.Connection, steps: list[Step]) -> None:
+            self._connection, self._steps = connection, steps
+
+        def execute(self, *arguments: object) -> sqlite3.Cursor:
+            cursor = self._connection.execute(*arguments)  # type: ignore[arg-type]
+            self._steps.append(Step("commit", data=self._connection.serialize()))
+            return cursor
+
+    writing = Database.writing
+
+    @contextmanager
+    def planted(self: Database, doing: str) -> Iterator[Piecemeal | sqlite3.Connection]:
+        with writing(self, doing) as connection:
+            recording = isinstance(self._disk, Recorder) and doing != "making the tables"
+            yield Piecemeal(connection, self._disk.steps) if recording else connection  # type: ignore[attr-defined]
+
+    patch.setattr(Database, "writing", planted)
+
+
+@pytest.mark.parametrize(
+    "plant", [collect_everything, let_go_before_the_commit, write_under_the_last_name, commit_each_statement]
+)
+def test_the_check_of_crashes_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match="cut off after call"):
+        survive(*recorded(), go_on_every=5)
