@@ -147,13 +147,22 @@ def pictures(model: Model, last: Step, seed: int) -> Iterator[tuple[str, Picture
         if synced != now:
             yield "nothing that was not synced", (model.synced_names, synced)
         draw = random.Random(seed)
-        both = {**model.synced_names, **model.names}
-        some = {
-            name: file for name, file in both.items()
-            if (model.names.get(name) is model.synced_names.get(name)) or draw.random() < 0.5
-        }  # fmt: skip
+        some = _some_names(model, draw)
         mixed = {key: now[key] if draw.random() < 0.5 else synced[key] for key in now}
         yield "some of what was not synced", (some, mixed)
+
+
+def _some_names(model: Model, draw: random.Random) -> dict[str, File]:
+    """Each change of a name was kept or was not; but a rename loses no file: it has its old name, the new, or both."""
+    some = {
+        name: file for name, file in {**model.synced_names, **model.names}.items()
+        if (model.names.get(name) is model.synced_names.get(name)) or draw.random() < 0.5
+    }  # fmt: skip
+    there, kept = ({id(file) for file in names.values()} for names in (model.names, some))
+    for name, file in model.synced_names.items():
+        if id(file) in there - kept:
+            some[name] = file
+    return some
 
 
 def materialise(picture: Picture, database: bytes | None, root: Path, run: str) -> None:

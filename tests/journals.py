@@ -1,6 +1,7 @@
 """What the tests of the journal share: first steps, a whole run, and what must hold whatever happened to it."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,11 @@ from roundelay.messages import Task
 
 JOB = "num_rounds = 3\n[learner]\nlr = 0.1\n"
 RUN = Run("one", JOB)
+
+
+def quick_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder in memory where there is one: what is tested is not this machine's disk."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
 
 def opened(folder: Path, disk: Disk | None = None) -> Journal:
@@ -195,4 +201,5 @@ def result(journal: Journal) -> tuple[object, ...]:
     """What a run came to: equal for runs that equal each other, however often they were disturbed."""
     updates = sorted((one.task_id, one.client, one.digest, one.fate, one.reason) for one in journal.updates())
     answers = [one.content for one in journal.recorded()]
-    return journal.rounds.all(), journal.tasks.all(), updates, answers, journal.checkpoint(), set(journal.blobs.digests())
+    blobs = set(journal.blobs.digests())
+    return journal.rounds.all(), journal.tasks.all(), updates, answers, journal.checkpoint(), blobs

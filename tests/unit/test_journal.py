@@ -186,7 +186,7 @@ def test_a_closed_or_abandoned_round_never_opens_or_changes_again(journal: Journ
         lambda: journal.rounds.open(second), lambda: journal.rounds.close(2, 0, []),
         lambda: journal.rounds.close(3, 0, []), lambda: journal.tasks.open([Task(9, "a", 1)]),
     ):  # fmt: skip
-        with pytest.raises(JournalMismatch, match="never opens again|only an open one can change"):
+        with pytest.raises(JournalMismatch, match=r"never opens again|only an open one can change"):
             change()
     assert [(one.opening.number, one.state, one.members) for one in journal.rounds.all()] == [
         (1, RoundState.CLOSED, (1,)), (2, RoundState.ABANDONED, ()),
@@ -480,6 +480,15 @@ def test_two_clients_may_upload_the_same_bytes_in_any_ids(journal: Journal) -> N
         journal.uploads.finish(client, digest)
     assert list(journal.blobs.digests()) == [digest]
     assert {path.name for path in journal.folder.iterdir()} >= {"blobs", "incoming", "journal.db"}
+
+
+def test_an_upload_never_writes_into_a_blob(journal: Journal) -> None:
+    """A crash in a rename may leave both names, of one file."""
+    digest = journal.blobs.put(b"a blob")
+    journal.blobs.part("a").hardlink_to(journal.blobs.path(digest))
+    journal.uploads.begin("a", NOBODY, 5)
+    journal.uploads.write("a", NOBODY, 0, b"other")
+    assert journal.blobs.path(digest).read_bytes() == b"a blob"
 
 
 def test_parts_that_were_removed_by_hand_are_asked_for_again(journal: Journal) -> None:
