@@ -18,7 +18,7 @@ LAYERS = (
     ("intake",),
     ("federation",),
     ("workflows", "attacks"),
-    ("simulation",),
+    ("simulation", "deployment"),
     ("tracking",),
     ("prepared",),
     ("run",),
@@ -47,6 +47,19 @@ def test_every_file_belongs_to_a_room_and_imports_only_from_its_own_or_lower_one
         assert room in HEIGHT, f"{relative}: add its room to the list"
         for imported in rooms_imported(path):
             assert HEIGHT[imported] <= HEIGHT[room], f"{relative} imports {imported}, which lies above it"
+
+
+def test_simulation_and_deployment_know_nothing_of_each_other() -> None:
+    for room, other in (("simulation", "deployment"), ("deployment", "simulation")):
+        for path in (SOURCE / room).rglob("*.py"):
+            assert other not in rooms_imported(path), path
+
+
+def test_the_journal_needs_vocabulary_only() -> None:
+    """So that it can be read, and recovered from, without an algorithm or a model at hand."""
+    for name in ("journal", "records", "rounds", "clients", "uploads", "blobs", "database", "disk"):
+        rooms = rooms_imported(SOURCE / "deployment" / f"{name}.py")
+        assert rooms <= {"deployment", "errors", "messages"}, name
 
 
 def test_optional_packages_are_imported_in_one_file_each_and_pickle_only_between_local_processes() -> None:

@@ -1,6 +1,7 @@
 """The journal, undisturbed: what each method writes, returns and refuses. What crashes and disks do: tests/faults."""
 
 import hashlib
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from crashes import Recorder
 from journals import JOB, RUN, accepted, begun, opened, sha256
 
 from roundelay.deployment.journal import Journal
@@ -107,6 +109,21 @@ def test_the_database_syncs_each_commit(journal: Journal) -> None:
     assert journal._db.one("PRAGMA journal_mode") == ("wal",)
     assert journal._db.one("PRAGMA synchronous") == (2,)
     assert journal._db.one("PRAGMA foreign_keys") == (1,)
+
+
+def test_the_log_of_a_killed_process_is_written_anew_before_it_is_believed(tmp_path: Path) -> None:
+    """Its pages may be in the kernel's memory only; what SQLite finds in them counts as committed."""
+    with opened(tmp_path / "killed") as journal:
+        journal.record("x", 1)
+        shutil.copytree(tmp_path / "killed", tmp_path / "left")
+    log = (tmp_path / "left" / "journal.db-wal").read_bytes()
+    disk = Recorder(tmp_path)
+    with opened(tmp_path / "left", disk) as journal:
+        assert [one.content for one in journal.recorded()] == [1]
+    steps = [(one.call, one.data) for one in disk.steps if one.path == "left/journal.db-wal"]
+    assert steps == [("open", b""), ("write", log), ("sync", b"")]
+    calls = [one.call for one in disk.steps]
+    assert "commit" not in calls[: calls.index("sync")]
 
 
 # ---- clients --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ A blob is written under a temporary name, synced, renamed, and its folder is syn
 not at all. Everything here may be called from any thread; large writes hold no lock.
 """
 
-import errno
 import hashlib
 import itertools
 import re
@@ -15,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from roundelay.deployment.disk import Disk, Fuse
+from roundelay.deployment.disk import Disk, Fuse, write_all
 from roundelay.errors import JournalError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -55,7 +54,7 @@ class Blobs:
             try:
                 for piece in (data,) if isinstance(data, bytes) else data:
                     hasher.update(piece)
-                    self._write(file, piece, offset)
+                    write_all(self._disk, file, piece, offset)
                     offset += len(piece)
                 self._sync(file)
             finally:
@@ -151,7 +150,7 @@ class Blobs:
                 self._disk.remove(part)
             file = self._disk.open(part, fresh=offset == 0)
             try:
-                self._write(file, data, offset)
+                write_all(self._disk, file, data, offset)
                 self._sync(file)
             finally:
                 self._disk.close(file)
@@ -220,14 +219,6 @@ class Blobs:
             raise self._fuse.passing("making a folder of blobs", error) from error
         self._sync_folder(self._root)  # also where it was there: whoever made it may not have come to this
         self._synced.add(folder.name)
-
-    def _write(self, file: int, data: bytes, offset: int) -> None:
-        left = memoryview(data)
-        while left:
-            written = self._disk.write(file, left, offset)
-            if not written:
-                raise OSError(errno.EIO, "the disk took none of the bytes")
-            left, offset = left[written:], offset + written
 
     def _sync(self, file: int) -> None:
         try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from roundelay.deployment.disk import Disk, Fuse
+from roundelay.deployment.disk import Disk, Fuse, write_all
 from roundelay.errors import JournalError
 
 VERSION = 1
@@ -117,6 +117,7 @@ class Database:
                 f"a journal needs SQLite 3.37 or later, this Python comes with {sqlite3.sqlite_version}; use a newer "
                 "Python or system"
             )
+        self._write_log_anew()
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
         except sqlite3.Error as error:
@@ -168,6 +169,23 @@ class Database:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    def _write_log_anew(self) -> None:
+        """Write what the log of the last process holds over itself, and sync it. Where a sync failed, the kernel may
+        show pages that never reached the disk and count them as written; SQLite would believe the commits in them.
+        """
+        log = self._path.with_name(f"{self._path.name}-wal")
+        if not log.exists():
+            return
+        try:
+            file = self._disk.open(log, fresh=False)
+            try:
+                write_all(self._disk, file, log.read_bytes(), 0)
+                self._disk.sync(file)
+            finally:
+                self._disk.close(file)
+        except OSError as error:
+            raise self._fuse.passing("reading the log of the database", error) from error
 
     def _prepare(self) -> None:
         try:

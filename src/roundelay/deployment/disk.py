@@ -50,6 +50,20 @@ class Disk:
         connection.execute("COMMIT")
 
 
+def write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
+    """Write until nothing is left.
+
+    Raises:
+        OSError: the disk took not all of it.
+    """
+    left = memoryview(data)
+    while left:
+        written = disk.write(file, left, offset)
+        if not written:
+            raise OSError(errno.EIO, "the disk took none of the bytes")
+        left, offset = left[written:], offset + written
+
+
 class Fuse:
     """Lets writes through until a sync fails. The kernel may then have dropped what it could not write and call the
     next sync a success, so that only a journal that is opened anew, and reads what is there, can be believed.

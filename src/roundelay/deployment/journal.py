@@ -231,8 +231,7 @@ class Journal:
             if first.digest != digest:
                 return Ack(task_id, digest, Verdict.CONFLICT)
             return Ack(task_id, digest, Verdict.ACCEPTED, first.number, duplicate=True)
-        asked = self.rounds.get(known.task.round, known.task.attempt)
-        stale = asked is not None and asked.state is RoundState.ABANDONED
+        stale = self.rounds.state(known.task.round, known.task.attempt) is RoundState.ABANDONED
         return Ack(task_id, digest, Verdict.STALE if stale else Verdict.LATE)
 
     def _is_needed(self, digest: str) -> bool:

@@ -74,8 +74,7 @@ class Rounds:
     def abandon(self, number: int, attempt: int) -> None:
         """End a round without a result: its tasks take no answers any more, and what has come of it is let go."""
         with self._db.writing(f"abandoning {_name(number, attempt)}") as db:
-            known = self.get(number, attempt)
-            if known is not None and known.state is RoundState.ABANDONED:
+            if self.state(number, attempt) is RoundState.ABANDONED:
                 return
             self.require_open(number, attempt)
             key = (number, attempt)
@@ -86,6 +85,11 @@ class Rounds:
         rounds = self._select("WHERE number = ? AND attempt = ?", number, attempt)
         return rounds[0] if rounds else None
 
+    def state(self, number: int, attempt: int) -> RoundState | None:
+        """Return how a round stands, at the same small cost for a cohort of any size."""
+        row = self._db.one("SELECT state FROM rounds WHERE number = ? AND attempt = ?", number, attempt)
+        return None if row is None else RoundState(row[0])
+
     def all(self) -> tuple[Round, ...]:
         """Return every round, in the order of numbers and attempts."""
         return self._select("ORDER BY number, attempt")
@@ -94,10 +98,10 @@ class Rounds:
         """Raises:
         JournalMismatch: that round is not open.
         """
-        known = self.get(number, attempt)
-        if known is None or known.state is not RoundState.OPEN:
-            state = "was never opened" if known is None else f"is {known.state.value}"
-            raise JournalMismatch(f"{_name(number, attempt)} {state}; only an open one can change")
+        state = self.state(number, attempt)
+        if state is not RoundState.OPEN:
+            problem = "was never opened" if state is None else f"is {state.value}"
+            raise JournalMismatch(f"{_name(number, attempt)} {problem}; only an open one can change")
 
     def _end_tasks(self, db: sqlite3.Connection, number: int, attempt: int) -> None:
         """What has come and is no member is late; what has not come is not waited for."""
