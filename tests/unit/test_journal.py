@@ -395,6 +395,16 @@ def test_a_blob_is_pinned_as_often_as_it_was_put_and_not_beyond_the_process(jour
     journal.close()
 
 
+def test_what_the_giver_of_bytes_raises_is_not_said_to_be_the_disk(journal: Journal) -> None:
+    def cut() -> Iterator[bytes]:
+        yield b"first piece"
+        raise ConnectionResetError("the client is gone")
+
+    with pytest.raises(ConnectionResetError):
+        journal.blobs.put(cut())
+    assert list((journal.folder / "incoming").iterdir()) == list(journal.blobs.digests()) == []
+
+
 def test_a_blob_is_its_bytes(journal: Journal) -> None:
     for data in (b"", b"x", b"many" * 10**6):
         digest = journal.blobs.put(data)

@@ -10,7 +10,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -30,12 +30,10 @@ class Blobs:
         self._lock = threading.Lock()  # held while a blob gets its name, or loses it
         self._synced: set[str] = set()  # folders, and blobs, of which it is known that their names are on disk
         self._pinned: Counter[str] = Counter()
-        try:
+        with self._saying("making the folders of the blobs"):
             for made in (self._root, self._incoming):
                 disk.make_folder(made)
             disk.sync_folder(folder)
-        except OSError as error:
-            raise fuse.passing("making the folders of the blobs", error) from error
 
     def put(self, data: bytes | Iterable[bytes]) -> str:
         """Keep these bytes; return their SHA-256 once they are on disk.
@@ -50,22 +48,14 @@ class Blobs:
         temporary = self._incoming / f"{next(self._names)}{_NEW}"
         hasher, offset = hashlib.sha256(), 0
         try:
-            file = self._disk.open(temporary, fresh=True)
-            try:
-                for piece in (data,) if isinstance(data, bytes) else data:
+            with self._opened(temporary, "writing a blob", fresh=True) as file:
+                for piece in (data,) if isinstance(data, bytes) else data:  # what ``data`` raises is not the disk's
                     hasher.update(piece)
-                    write_all(self._disk, file, piece, offset)
+                    with self._saying("writing a blob"):
+                        write_all(self._disk, file, piece, offset)
                     offset += len(piece)
                 self._sync(file)
-            finally:
-                self._disk.close(file)
-        except BaseException as error:
-            self._try_to_remove(temporary)
-            if isinstance(error, OSError):
-                raise self._fuse.passing("writing a blob", error) from error
-            raise
-        digest = hasher.hexdigest()
-        try:
+            digest = hasher.hexdigest()
             self._place(temporary, digest, pins=1)
         except BaseException:
             self._try_to_remove(temporary)
@@ -130,10 +120,8 @@ class Blobs:
                 return False
             self._fuse.check()
             self._synced.discard(digest)
-            try:
+            with self._saying("removing a blob that nothing refers to"):
                 self._disk.remove(self.path(digest))
-            except OSError as error:
-                raise self._fuse.passing("removing a blob that nothing refers to", error) from error
             return True
 
     # ---- uploads: a file that grows in parts, each synced before it is counted ---------------------------------------
@@ -145,29 +133,22 @@ class Blobs:
     def append(self, part: Path, data: bytes, offset: int) -> None:
         """Write a part of an upload; it is on disk when this returns."""
         self._fuse.check()
-        try:
+        doing = "writing a part of an upload"
+        with self._saying(doing):
             if offset == 0:  # not truncated: after a crash in a rename it may be a blob's second name
                 self._disk.remove(part)
-            file = self._disk.open(part, fresh=offset == 0)
-            try:
+            with self._opened(part, doing, fresh=offset == 0) as file:
                 write_all(self._disk, file, data, offset)
                 self._sync(file)
-            finally:
-                self._disk.close(file)
-            if offset == 0:
-                self._sync_folder(self._incoming)
-        except OSError as error:
-            raise self._fuse.passing("writing a part of an upload", error) from error
+        if offset == 0:
+            self._sync_folder(self._incoming)
 
     def promote(self, part: Path, digest: str) -> bool:
         """Let a whole upload become a blob; return False, and touch nothing, where its bytes have another digest."""
         hasher = hashlib.sha256()
-        try:
-            with part.open("rb") as file:
-                while piece := file.read(_PIECE):
-                    hasher.update(piece)
-        except OSError as error:
-            raise self._fuse.passing("reading an upload", error) from error
+        with self._saying("reading an upload"), part.open("rb") as file:
+            while piece := file.read(_PIECE):
+                hasher.update(piece)
         if hasher.hexdigest() != digest:
             return False
         self._place(part, digest, pins=0)
@@ -193,10 +174,8 @@ class Blobs:
             made = not target.exists()
             if made:
                 self._make_folder(target.parent)
-                try:
+                with self._saying("renaming a blob"):
                     self._disk.replace(temporary, target)
-                except OSError as error:
-                    raise self._fuse.passing("renaming a blob", error) from error
             if digest not in self._synced:
                 try:
                     self._sync_folder(target.parent)
@@ -213,12 +192,28 @@ class Blobs:
     def _make_folder(self, folder: Path) -> None:
         if folder.name in self._synced:
             return
-        try:
+        with self._saying("making a folder of blobs"):
             self._disk.make_folder(folder)
-        except OSError as error:
-            raise self._fuse.passing("making a folder of blobs", error) from error
         self._sync_folder(self._root)  # also where it was there: whoever made it may not have come to this
         self._synced.add(folder.name)
+
+    @contextmanager
+    def _opened(self, path: Path, doing: str, fresh: bool) -> Iterator[int]:
+        with self._saying(doing):
+            file = self._disk.open(path, fresh)
+        try:
+            yield file
+        finally:
+            with self._saying(doing):
+                self._disk.close(file)
+
+    @contextmanager
+    def _saying(self, doing: str) -> Iterator[None]:
+        """Let a failure of the disk be heard as one of the journal."""
+        try:
+            yield
+        except OSError as error:
+            raise self._fuse.passing(doing, error) from error
 
     def _sync(self, file: int) -> None:
         try:

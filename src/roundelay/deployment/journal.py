@@ -1,8 +1,8 @@
 """The journal: what a server of real devices remembers, so that ``kill -9`` costs nobody anything.
 
-What a method has written is on disk when it returns. Every method may be called from any thread. Most
-take milliseconds and may be called from an event loop; those that move bytes (``blobs.put``, ``uploads``) or walk over
-all of them (``collect``) belong into a thread, where they keep nobody else waiting.
+What a method has written is on disk when it returns. Every method may be called from any thread. Most take milliseconds
+and may be called from an event loop; those that move bytes (``blobs.put``, ``uploads``) or walk over all of them
+(``collect``) belong into a thread, where they keep nobody else waiting.
 """
 
 import fcntl
@@ -10,6 +10,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from roundelay.deployment.records import (
     Run,
     TaskState,
     Verdict,
-)  # fmt: skip
+)
 from roundelay.deployment.rounds import Rounds, Tasks
 from roundelay.deployment.uploads import Uploads
 from roundelay.errors import JournalError, JournalMismatch
@@ -41,7 +42,7 @@ _RECEIVED = """
 
 
 class Journal:
-    """The memory of one run, in a folder that one process has open at a time.
+    """The memory of one run, in a folder of its own that one process has open at a time.
 
     It holds no clock and decides nothing: callers say what time it is, and which round is open. Calls that repeat what
     was written return what they returned then; those that contradict it raise ``JournalMismatch`` and change nothing.
@@ -61,23 +62,18 @@ class Journal:
         path = folder / "journal.db"
         if run is None and not path.exists():
             raise JournalError(f"there is no journal in {folder}; give the folder of a run that was served")
-        self._lock = _locked(folder, disk, self._fuse)
-        try:
+        with ExitStack() as opened:
+            opened.callback(os.close, _locked(folder, disk, self._fuse))
             self._db = Database(path, disk, self._fuse)
-            try:
-                self.run = self._same_run(folder, run)
-                self.blobs = Blobs(folder, disk, self._fuse)
-                self.uploads = Uploads(self._db, self.blobs, max_upload_bytes)
-                self.clients, self.rounds = Clients(self._db), Rounds(self._db)
-                self.tasks = Tasks(self._db, self.blobs, self.clients, self.rounds)
-                self._require_blobs(folder)
-                self.collect()
-            except BaseException:
-                self._db.close()
-                raise
-        except BaseException:
-            os.close(self._lock)
-            raise
+            opened.callback(self._db.close)
+            self.run = self._same_run(folder, run)
+            self.blobs = Blobs(folder, disk, self._fuse)
+            self.uploads = Uploads(self._db, self.blobs, max_upload_bytes)
+            self.clients, self.rounds = Clients(self._db), Rounds(self._db)
+            self.tasks = Tasks(self._db, self.blobs, self.clients, self.rounds)
+            self._require_blobs(folder)
+            self.collect()
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> "Journal":
         return self
@@ -88,10 +84,7 @@ class Journal:
     def close(self) -> None:
         """Let go of the folder. May be repeated."""
         self._fuse.close()
-        self._db.close()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._opened.close()
 
     # ---- updates ----------------------------------------------------------------------------------------------------
 
