@@ -92,6 +92,19 @@ class Model:
     synced_names: dict[str, File] = field(default_factory=dict)
     database: bytes | None = None
 
+    @staticmethod
+    def of(root: Path) -> "Model":
+        """What a machine finds when it has started again: all that is there is on disk."""
+        model = Model()
+        for path in sorted(root.rglob("*")):
+            data = b"" if path.is_dir() else path.read_bytes()
+            if path.name == "journal.db":
+                model.database = data
+            else:
+                model.names[str(path.relative_to(root))] = File(data, data, path.is_dir())
+        model.synced_names = dict(model.names)
+        return model
+
     def take(self, step: Step) -> None:
         match step.call:
             case "make_folder":
@@ -127,8 +140,10 @@ Picture = tuple[dict[str, File], dict[int, bytes]]
 """Names, and the contents of files by their identity: two names may be of one file."""
 
 
-def pictures(model: Model, last: Step, seed: int) -> Iterator[tuple[str, Picture]]:
-    """Yield what may be found after a loss of power: all that was done, and what may be missing of it."""
+def pictures(model: Model, last: Step, seed: int, draws: int) -> Iterator[tuple[str, Picture]]:
+    """Yield what may be found after a loss of power: all that was done, and what may be missing of it,
+    drawn so many times where it is some only.
+    """
     files = {id(file): file for names in (model.names, model.synced_names) for file in names.values()}
     now = {key: file.now for key, file in files.items()}
     yield "everything", (model.names, now)
@@ -146,10 +161,11 @@ def pictures(model: Model, last: Step, seed: int) -> Iterator[tuple[str, Picture
         yield "no name that was not synced", (model.synced_names, now)
         if synced != now:
             yield "nothing that was not synced", (model.synced_names, synced)
-        draw = random.Random(seed)
-        some = _some_names(model, draw)
-        mixed = {key: now[key] if draw.random() < 0.5 else synced[key] for key in now}
-        yield "some of what was not synced", (some, mixed)
+        for number in range(draws):
+            draw = random.Random(f"{seed} {number}")
+            some = _some_names(model, draw)
+            mixed = {key: now[key] if draw.random() < 0.5 else synced[key] for key in now}
+            yield "some of what was not synced", (some, mixed)
 
 
 def _some_names(model: Model, draw: random.Random) -> dict[str, File]:

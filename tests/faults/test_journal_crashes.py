@@ -4,14 +4,13 @@ Whatever the disk then holds, the journal opens; what was acknowledged is there,
 run goes on to the same end. Each bug that is planted below must be caught by that.
 """
 
-import hashlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from crashes import Model, Recorder, Step, materialise, pictures
+from crashes import Model, Picture, Recorder, Step, materialise, pictures
 from journals import check, opened, quick_folder, result, serve
 
 from roundelay.deployment.database import Database
@@ -27,50 +26,91 @@ def recorded(disk_of: type[Recorder] = Recorder) -> tuple[Recorder, tuple[object
             return disk, result(journal)
 
 
-def survive(disk: Recorder, whole: tuple[object, ...], go_on_every: int, first: int = 0) -> int:
-    """Open what each crash may have left and hold it against what had been told. From every so manyth of these states
-    go on to the end; leave out those before the ``first`` call. Return how many different states there were.
+Told = list[tuple[object, ...]]
+
+
+def crashes(
+    disk: Recorder, before: Model | None = None, told: Told | None = None, first: int = 0, draws: int = 1
+) -> Iterator[tuple[int, str, Told, Path]]:
+    """Yield a folder for each state that a crash of the recorded run may have left, with the number of the call after
+    which it was cut off, what that was, and what had been told until then. ``before`` and ``told`` say how the run
+    began; what is cut off before the ``first`` call is left out.
     """
-    model, told, seen = Model(), [], set()
+    model, told, seen = before or Model(), list(told or []), set()
     for number, step in enumerate(disk.steps):
         if step.call == "told":
             told.append(step.told)
             continue
         model.take(step)
-        if number < first:
-            continue
-        for name, picture in pictures(model, step, seed=number):
+        for name, picture in pictures(model, step, number, draws) if number >= first else ():
+            key = fingerprint(picture, model.database, len(told))
+            if key in seen:
+                continue
+            seen.add(key)
             with quick_folder() as root:
                 materialise(picture, model.database, Path(root), "run")
-                key = fingerprint(Path(root), len(told))
-                if key in seen:
-                    continue
-                seen.add(key)
-                try:
-                    with opened(Path(root) / "run") as journal:
-                        check(journal, told)
-                        if len(seen) % go_on_every == 0:
-                            serve(journal, lambda *_: None)
-                            assert result(journal) == whole
-                except Exception as error:
-                    raise AssertionError(f"cut off after call {number}, {step.call} {step.path}: {name}") from error
-    return len(seen)
+                yield number, f"{step.call} {step.path}: {name}", told, Path(root)
 
 
-def fingerprint(root: Path, num_told: int) -> bytes:
-    hasher = hashlib.sha256(str(num_told).encode())
-    for path in sorted(root.rglob("*")):
-        hasher.update(str(path.relative_to(root)).encode() + (path.read_bytes() if path.is_file() else b"/"))
-    return hasher.digest()
+def survive(disk: Recorder, whole: tuple[object, ...], go_on_every: int, first: int = 0, draws: int = 1) -> int:
+    """Open what each crash may have left and hold it against what had been told. From every so manyth of these states
+    go on to the end. Return how many different states there were.
+    """
+    count = 0
+    for count, (number, what, told, root) in enumerate(crashes(disk, first=first, draws=draws), start=1):
+        recover(root, whole, told, f"call {number}, {what}", go_on=count % go_on_every == 0)
+    return count
+
+
+def recover(root: Path, whole: tuple[object, ...], told: Told, where: str, go_on: bool) -> None:
+    try:
+        with opened(root / "run") as journal:
+            check(journal, told)
+            if go_on:
+                serve(journal, lambda *_: None)
+                assert result(journal) == whole
+    except Exception as error:
+        raise AssertionError(f"cut off after {where}") from error
+
+
+def survive_twice(every: int, num_calls: int) -> int:
+    """Cut off what comes after a crash as well, within so many calls from the opening."""
+    disk, whole = recorded()
+    count = 0
+    for number, (_, first, told, root) in enumerate(crashes(disk)):
+        if number % every:
+            continue
+        found, again = Model.of(root), Recorder(root)
+        with opened(root / "run", again) as journal:
+            serve(journal, again.tell)
+        again.steps = again.steps[:num_calls]
+        for number, what, told_since, second in crashes(again, found, told):
+            recover(second, whole, told_since, f"{first}, and then call {number}, {what}", go_on=count % 20 == 0)
+            count += 1
+    return count
+
+
+def fingerprint(picture: Picture, database: bytes | None, num_told: int) -> int:
+    names, contents = picture
+    return hash((num_told, database, frozenset((name, contents[id(file)]) for name, file in names.items())))
 
 
 def test_no_crash_loses_or_doubles_what_was_acknowledged() -> None:
     assert survive(*recorded(), go_on_every=20) > 500
 
 
+def test_no_crash_while_a_crash_is_recovered_from_loses_anything() -> None:
+    assert survive_twice(every=300, num_calls=30) > 50
+
+
 @pytest.mark.slow
 def test_after_every_crash_the_run_goes_on_to_the_same_end() -> None:
-    assert survive(*recorded(), go_on_every=1) > 500
+    assert survive(*recorded(), go_on_every=1, draws=5) > 1000
+
+
+@pytest.mark.slow
+def test_no_crash_of_many_while_a_crash_is_recovered_from_loses_anything() -> None:
+    assert survive_twice(every=20, num_calls=60) > 2000
 
 
 # ---- planted bugs ---------------------------------------------------------------------------------------------------

@@ -30,16 +30,16 @@ def child(folder, pipe, moments):
         moments -= 1
         if moments == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-    journal = opened(folder)
     if moments:
-        sys.setprofile(count)
+        sys.setprofile(count)  # the opening is among the moments
+    journal = opened(folder)
     serve(journal, lambda *told: os.write(pipe, pickle.dumps(told)))
     os._exit(0)
 
 def life(folder, draw, told):
     # one process until it is killed; what it has told is added. Returns whether it came to the end
     reading, writing = os.pipe()
-    moments, after = (draw.randrange(1, 6000), 10**9) if draw.random() < 0.6 else (0, draw.randrange(1, 25))
+    moments, after = (draw.randrange(1, 8000), 10**9) if draw.random() < 0.6 else (0, draw.randrange(1, 25))
     pid = os.fork()
     if pid == 0:
         child(folder, writing, moments)
