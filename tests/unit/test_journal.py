@@ -148,14 +148,23 @@ def test_a_token_lets_one_client_in_once_and_before_it_expires(journal: Journal)
 
 
 def test_an_id_keeps_its_first_key_and_a_revoked_one_stays_out(journal: Journal) -> None:
+    with pytest.raises(RequestDenied, match="the token is not known"):
+        journal.clients.enrol("a", b"forged", "guessed", now=1.0)
+    journal.clients.add_token("good", expires_at=10.0)
     with pytest.raises(RequestDenied, match="client 'a' has enrolled with another key") as denied:
-        journal.clients.enrol("a", b"forged", "t-a", now=1.0)
+        journal.clients.enrol("a", b"forged", "good", now=1.0)
     assert denied.value.denial is Denial.OTHER_KEY
+    assert journal.clients.enrol("d", b"forged", "good", now=1.0).client == "d", "the token is still good"
     journal.clients.revoke("a")
     with pytest.raises(RequestDenied, match="revoked") as denied:
         journal.clients.enrol("a", b"key of a", "t-a", now=1.0)
     assert denied.value.denial is Denial.REVOKED
-    assert [(one.client, one.active) for one in journal.clients.all()] == [("a", False), ("b", True), ("c", True)]
+    assert [(one.client, one.active) for one in journal.clients.all()] == [
+        ("a", False),
+        ("b", True),
+        ("c", True),
+        ("d", True),
+    ]
     with pytest.raises(JournalMismatch, match="no client 'z'"):
         journal.clients.revoke("z")
 

@@ -25,17 +25,25 @@ class Clients:
         it may not have heard the first answer. ``now`` is what tokens expire by.
 
         Raises:
-            RequestDenied: the id has another key, or is revoked; or the token is unknown, used or expired.
+            RequestDenied: the token is unknown, used or expired; or the id has another key, or was revoked. A token is
+                used up by an enrolment only.
         """
         # all in one transaction, so that of two who show one token at the same time only one gets in
         with self._db.writing(f"enrolling client {client!r}") as db:
             known = self.get(client)
-            if known is not None:
-                return _same(known, public_key)
+            if known is not None and known.public_key == public_key:
+                if not known.active:
+                    raise RequestDenied(Denial.REVOKED, f"client {client!r} was revoked")
+                return known
             row = db.execute("SELECT expires_at, used_by FROM tokens WHERE sha256 = ?", (_sha256(token),)).fetchone()
             if row is None or row[1] is not None or now >= row[0]:
                 problem = "is not known" if row is None else "was used before" if row[1] is not None else "has expired"
                 raise RequestDenied(Denial.BAD_TOKEN, f"client {client!r}: the token {problem}; ask for another one")
+            if known is not None:  # only who shows a good token learns that the id is taken
+                raise RequestDenied(
+                    Denial.OTHER_KEY,
+                    f"client {client!r} has enrolled with another key; join under another id, or with the first key",
+                )
             db.execute(
                 "INSERT INTO enrolments (client, public_key, enrolled_at) VALUES (?, ?, ?)", (client, public_key, now)
             )
@@ -77,17 +85,6 @@ class Clients:
         return tuple(
             Enrolment(client, key, bool(active), when, sequence) for client, key, active, when, sequence in rows
         )
-
-
-def _same(known: Enrolment, public_key: bytes) -> Enrolment:
-    if known.public_key != public_key:
-        raise RequestDenied(
-            Denial.OTHER_KEY,
-            f"client {known.client!r} has enrolled with another key; join under another id, or with the first key",
-        )
-    if not known.active:
-        raise RequestDenied(Denial.REVOKED, f"client {known.client!r} was revoked")
-    return known
 
 
 def _sha256(token: str) -> bytes:
