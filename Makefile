@@ -24,6 +24,8 @@ types: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/simulation.py compare
+	$(BIN)/python benchmarks/wire.py
+	$(BIN)/python benchmarks/scripts.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

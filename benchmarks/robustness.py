@@ -8,20 +8,17 @@ after the last round. ``--full`` adds the other rules, and a small CNN for the f
 
 import multiprocessing
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
 import torch
 import typer
+from machine import describe_machine
 
 import roundelay as rd
 from roundelay.aggregators import Rule
@@ -130,11 +127,8 @@ def main(
 ) -> None:
     """Print the tables."""
     began, processor_s, workers = time.perf_counter(), 0.0, workers or len(os.sched_getaffinity(0))
-    facts = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in facts if "model name" in line), platform.machine())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    print(f"machine: {cpu}, {workers} cores; torch {torch.__version__}; commit {commit}")
-    print(f"command: python {' '.join(sys.argv)}\n", flush=True)
+    describe_machine()
+    print(f"{workers} workers\n", flush=True)
     wanted = {"softmax": {**RULES, **FURTHER} if full else RULES, **({"CNN": RULES} if full else {})}
     tables = [(model, partition) for model in wanted for partition in PARTITIONS]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:

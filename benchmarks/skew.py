@@ -8,18 +8,14 @@ seeds; a run that does not get there counts as the largest number of rounds.
 """
 
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
+from machine import describe_machine
 from torch import nn
 
 import roundelay as rd
@@ -66,10 +62,7 @@ def compare(
     seeds: str = "0,1,2",
 ) -> None:
     """Print the table."""
-    cpu = next((line.split(":")[1].strip() for line in _cpu_facts() if "model name" in line), platform.machine())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    print(f"machine: {cpu}; torch {torch.__version__}; commit {commit}")
-    print(f"command: python benchmarks/skew.py {' '.join(sys.argv[1:])}")
+    describe_machine()
     began = time.perf_counter()
     print(f"rounds to {MODELS[model][1]:.0%}, {clients_per_round} of {NUM_CLIENTS} clients a round, {model}\n")
     print("| local epochs | algorithm | best setting | rounds, by seed | mean | to FedAvg |")
@@ -92,11 +85,6 @@ def compare(
             mean = statistics.mean(rounds)
             print(f"| {length} | {name} | {setting} | {shown} | {mean:.0f} | {mean / plain:.2f} |", flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s, {len(os.sched_getaffinity(0))} cores in sight, one in use")
-
-
-def _cpu_facts() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -43,6 +43,17 @@ class Tied(nn.Module):
         return self.head(self.decode(torch.relu(self.encode(x))))
 
 
+class Twins(nn.Module):
+    """Two layers of one shape: nothing but their values tells them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(7, 7), nn.Linear(7, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
 def examples(num_examples: int, seed: int = 5) -> TensorExamples:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num_examples, 7, generator=generator)

@@ -35,7 +35,8 @@ from roundelay.errors import ChannelClosed, ConfigError, WireError
 from roundelay.header import Bytes, Head, Limits
 from roundelay.wire import Frame
 
-MEMORY_FROM = 256 << 10  # bytes of a body from which on memory is faster than the socket: benchmarks/wire.py
+MEMORY_FROM = 256 << 10  # bytes of a body; below, the socket is as fast: benchmarks/wire.py
+HASH_ALONGSIDE_FROM = 32 << 10  # below, waking the receiver twice costs more than it saves
 SOCKET_BUFFER = 1 << 20
 NUM_MEMORIES = 2
 ENVELOPE = struct.Struct("<BBBx")
@@ -82,19 +83,28 @@ class Channel:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Close this end; the other then gets ``ChannelClosed``. What was received stays valid."""
+        """Close this end; the other then gets ``ChannelClosed``, and so does a thread that waits here. What was
+        received stays valid.
+        """
         self._closed = True
-        if self._receiving.locked() or self._sending.locked():  # wake the thread that waits; not otherwise, since this
-            with contextlib.suppress(OSError):  # reaches into every process that inherited the socket
-                self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._drop_descriptors()
+        if self._receiving.locked() or self._sending.locked():
+            self._break()  # not otherwise, since it reaches into every process that inherited the socket
+        with self._receiving, self._sending:  # a descriptor that is closed in use may come to mean another file
+            self._socket.close()
+            while self._descriptors:
+                os.close(self._descriptors.pop())
+            self._own, self._theirs, self._message = [], {}, None
+
+    def _break(self) -> None:
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     # ---- sending ----
 
     def send(self, frame: Frame) -> None:
-        """Send the whole frame. Its tensors may be changed afterwards. If this is interrupted half-way, the channel is
-        closed.
+        """Send the whole frame. Its tensors may be changed afterwards. Whatever interrupts this half-way ends the
+        connection.
 
         Raises:
             ChannelClosed: the peer is gone, or this end was closed.
@@ -107,12 +117,15 @@ class Channel:
                 memory = self._free_memory(head.body_bytes) if head.body_bytes >= MEMORY_FROM else None
                 if memory is None:
                     body = wire.body_of(head, frame.tensors)
-                    self._write([ENVELOPE.pack(INLINE, 0, 0), head.raw, *body])
-                    self._write([wire.digest(head.raw, body)])
+                    begin: list[Bytes] = [ENVELOPE.pack(INLINE, 0, 0), head.raw, *body]
+                    if head.body_bytes >= HASH_ALONGSIDE_FROM:
+                        self._write(begin)
+                        begin = []
+                    self._write([*begin, wire.digest(head.raw, body)])
                 else:
                     self._send_by_memory(head, frame, *memory)
             except BaseException:
-                self.close()  # the peer must not take what comes next for the rest of this frame
+                self._break()  # the peer must not take what comes next for the rest of this frame
                 raise
         self._send_frees()
 
@@ -186,7 +199,9 @@ class Channel:
         Raises:
             TimeoutError: no whole frame came in time; nothing is lost, a later call goes on.
             ChannelClosed: the peer is gone, or this end was closed.
-            WireError: what came is not a frame; the channel is closed, since nothing behind it can be understood.
+            WireError: what came is not a frame; the connection has ended, since nothing behind it can be understood.
+
+        Any other exception, such as KeyboardInterrupt, ends the connection too.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._receiving:
@@ -194,13 +209,15 @@ class Channel:
             try:
                 while (frame := self._step(deadline)) is None:
                     pass
-            except WireError:
-                self.close()
+            except (TimeoutError, ChannelClosed):
+                raise
+            except BaseException:
+                self._break()  # bytes may have been taken from the socket that nobody counted
                 raise
             return frame
 
     def release(self) -> None:
-        """Say that the tensors of the last received frame are no longer needed."""
+        """Say that the tensors of the last received frame are no longer needed; for the thread that receives."""
         if self._held is not None:
             self._to_free.append(self._held)
             self._held = None
@@ -236,15 +253,16 @@ class Channel:
     def _begin(self, envelope: memoryview) -> Generator[memoryview, int, Frame | None]:
         yield from wire.fill(envelope)
         kind, memory, with_descriptor = ENVELOPE.unpack(envelope)
+        by_memory = kind == MEMORY and memory < len(self._own)
+        if not (by_memory or kind == INLINE or (kind == FREE and memory in self._occupied)):
+            raise WireError(f"expected a frame, but a message came that begins {bytes(envelope)!r}")
         if len(self._descriptors) != with_descriptor:
             raise WireError(f"{with_descriptor} descriptors were announced, {len(self._descriptors)} came")
-        if kind == FREE and memory in self._occupied:
+        if kind == FREE:
             self._occupied.discard(memory)
             return None
         if kind == INLINE:
             return (yield from wire.incoming(self._limits))
-        if kind != MEMORY or not self._has_memory or memory >= NUM_MEMORIES:
-            raise WireError(f"expected a frame, but a message {bytes(envelope).hex()} came")
         if with_descriptor:
             self._theirs[memory] = sealed.attach(self._descriptors.pop(), self._limits.body_bytes)
         frame = yield from wire.incoming(self._limits, lambda num_bytes: self._memory(memory, num_bytes))
@@ -287,10 +305,6 @@ class Channel:
             raise WireError(f"{len(self._descriptors)} descriptors came, where one is the most")
         return count
 
-    def _drop_descriptors(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosed("this end of the channel was closed")
@@ -317,6 +331,7 @@ class Listener:
             self._socket.bind(str(path))
             self._socket.listen(1)
             self.address = f"unix:{path}"
+        self._socket.setblocking(False)
 
     def fileno(self) -> int:
         """For ``select``: readable when a peer is there."""
@@ -331,7 +346,10 @@ class Listener:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             _wait(self._socket, deadline, "a peer")
-            peer, _ = self._socket.accept()
+            try:
+                peer, _ = self._socket.accept()
+            except BlockingIOError:  # gone again
+                continue
             if not self._token or self._knows_token(peer):
                 return Channel(peer, self._limits)
             peer.close()
@@ -364,23 +382,21 @@ def connect(address: str, limits: Limits = wire.LIMITS) -> Channel:
         ConfigError: the address is none.
     """
     scheme, _, rest = address.partition(":")
-    parts = rest.split(":")
+    host, _, port_and_token = rest.partition(":")
+    port, _, token = port_and_token.partition(":")
+    if scheme == "unix" and rest and hasattr(socket, "AF_UNIX"):
+        sock, where = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), rest
+    elif scheme == "tcp" and host and token and port.isdecimal() and int(port) < 1 << 16:
+        sock, where = socket.socket(socket.AF_INET, socket.SOCK_STREAM), f"{host}:{port}"
+    else:
+        raise ConfigError(f"expected an address unix:PATH or tcp:HOST:PORT:TOKEN, one came that begins {scheme[:40]!r}")
     try:
-        if scheme == "unix" and rest and hasattr(socket, "AF_UNIX"):
-            unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                unix.connect(rest)
-            except BaseException:
-                unix.close()
-                raise
-            return Channel(unix, limits)
-        if scheme == "tcp" and len(parts) == 3 and parts[1].isdecimal():
-            tcp = socket.create_connection((parts[0], int(parts[1])))
-            tcp.sendall(parts[2].encode())
-            return Channel(tcp, limits)
+        sock.connect(rest if scheme == "unix" else (host, int(port)))
+        sock.sendall(token.encode() if scheme == "tcp" else b"")
+        return Channel(sock, limits)
     except OSError as problem:
-        raise ChannelClosed(f"nobody listens at {scheme}:{parts[0]}: {problem}") from None
-    raise ConfigError(f"expected an address unix:PATH or tcp:HOST:PORT:TOKEN, got one that begins with {scheme[:40]!r}")
+        sock.close()
+        raise ChannelClosed(f"nobody listens at {scheme}:{where}: {problem}") from None
 
 
 def pair(limits: Limits = wire.LIMITS) -> tuple[Channel, Channel]:

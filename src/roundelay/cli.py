@@ -1,8 +1,9 @@
-"""The ``roundelay`` command: run, resume and sweep jobs; list, show, compare and plot runs."""
+"""The ``roundelay`` command: begin a project; run, resume and sweep jobs; list, show, compare and plot runs."""
 
 import itertools
 import logging
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 import roundelay as rd
-from roundelay import config
+from roundelay import config, templates
 from roundelay.errors import ConfigError, MissingExtra, RoundelayError
 from roundelay.job import Job
 from roundelay.report.progress import final_table, shown
@@ -52,6 +53,18 @@ def top(
 
 
 @app.command()
+def new(
+    name: Annotated[Path, typer.Argument(help="The project's folder, new or empty.")],
+    template: Annotated[str, typer.Option(help=f"What to start from: {', '.join(templates.TEMPLATES)}.")] = "pytorch",
+) -> None:
+    """Begin a project that runs as it stands: a folder with a model, the digits as data, and a job."""
+    files = templates.write(name, template)
+    console.print(f"wrote {', '.join(file.name for file in files)}; go on with:", soft_wrap=True, highlight=False)
+    for command in (f"cd {shlex.quote(str(name))}", templates.TEMPLATES[template]):
+        console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def run(
     job: Annotated[Path | None, typer.Argument(help="A job file (TOML).")] = None,
     set: Overrides = None,
@@ -66,7 +79,9 @@ def run(
         ),
     ] = None,
     script_args: Annotated[str, typer.Option(help="Its command line.", rich_help_panel=OfScripts)] = "",
-    clients: Annotated[int, typer.Option(help="How many clients.", rich_help_panel=OfScripts)] = 2,
+    clients: Annotated[
+        int | None, typer.Option(help="How many clients; 2 unless a partition says.", rich_help_panel=OfScripts)
+    ] = None,
     rounds: Annotated[int, typer.Option(help="How many rounds.", rich_help_panel=OfScripts)] = 2,
     model: Annotated[
         str | None, typer.Option(metavar="MODULE:NAME", help="The model, beside the script.", rich_help_panel=OfScripts)
@@ -84,8 +99,10 @@ def run(
             "with --script, give --model MODULE:NAME and no job file (a job file can name a script itself)"
         )
     settings: dict[str, Any] = {
-        "model": model, "num_rounds": rounds, "simulation": {"num_clients": clients}, "script_args": script_args,
+        "model": model, "num_rounds": rounds, "script_args": script_args,
     }  # fmt: skip
+    if clients is not None:
+        settings["simulation"] = {"num_clients": clients}
     if init is not None:
         settings["init"] = str(init)
     _train(config.for_script(script, settings, set or [], attack or []), None)

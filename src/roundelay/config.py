@@ -93,6 +93,10 @@ thing.
 """
 
 
+NUM_SITES = 2
+"""How many clients run a script where nothing else says."""
+
+
 def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str] = ()) -> Job:
     """Read a job file, or the resolved one of a run folder. ``use = "module:Name"`` finds modules beside the file.
     ``attacked`` adds attacks such as "alie:fraction=0.2" to those of the file.
@@ -133,6 +137,8 @@ def for_script(
         apply_override(document, override)
     if attacked:
         document["attacks"] = [parse_attack(text) for text in attacked]
+    if "partition" not in document:
+        document.setdefault("simulation", {}).setdefault("num_clients", NUM_SITES)
     _import_from(script.resolve().parent)
     return build_job(document)
 

@@ -90,7 +90,7 @@ def build(kind: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], l
     entries = [[n, DTYPE_NAMES.get(t.dtype, str(t.dtype)), list(t.shape)] for n, t in tensors.items()]
     content = {"kind": kind, "fields": fields, "tensors": entries}
     places = _checked(content, limits)
-    text = json.dumps(content, separators=(",", ":")).encode("ascii")
+    text = ENCODER.encode(content).encode("ascii")
     text += b" " * (-(PREFIX.size + len(text)) % ALIGNMENT)
     body_bytes = places[-1].stop if places else 0
     _check_lengths(len(text), body_bytes, limits)
@@ -123,10 +123,7 @@ def parse(raw: bytes, limits: Limits) -> Head:
     """Return the head that these bytes, prefix and header, are; its tensors fill the body that the prefix speaks of."""
     *_, body_bytes = PREFIX.unpack_from(raw)
     try:
-        content = json.loads(
-            raw[PREFIX.size :].decode("utf-8"),
-            object_pairs_hook=_object, parse_int=_whole, parse_float=_float,
-        )  # fmt: skip
+        content = DECODER.decode(raw[PREFIX.size :].decode("utf-8"))
         places = _checked(content, limits)
     except WireError:
         raise
@@ -140,7 +137,7 @@ def parse(raw: bytes, limits: Limits) -> Head:
 
 def _checked(content: Any, limits: Limits) -> tuple[Place, ...]:  # Any: anything that JSON can hold
     if type(content) is not dict or content.keys() != {"kind", "fields", "tensors"}:
-        came = sorted(content)[:10] if type(content) is dict else type(content).__name__
+        came = str(sorted(content))[:200] if type(content) is dict else type(content).__name__
         raise WireError(f"a header holds 'kind', 'fields' and 'tensors', but {came} came")
     kind, fields, entries = content["kind"], content["fields"], content["tensors"]
     if type(kind) is not str or not WORD.fullmatch(kind):
@@ -182,6 +179,7 @@ def _place(entry: object, start: int) -> Place:
 def _check_value(value: object, where: str, depth: int) -> None:
     if value is None or type(value) in (bool, float):
         return
+    where = where[-200:]
     if type(value) is int:
         if not -(1 << 63) <= value < 1 << 64:
             raise WireError(f"{where}: whole numbers lie from -2**63 to 2**64 - 1")
@@ -193,7 +191,7 @@ def _check_value(value: object, where: str, depth: int) -> None:
     elif type(value) not in (list, dict):
         raise WireError(f"{where}: expected None, bool, int, float, str, list or dict, got {type(value).__name__}")
     elif depth == MAX_DEPTH:
-        raise WireError(f"{where[:80]}...: nested more than {MAX_DEPTH} deep")
+        raise WireError(f"...{where}: nested more than {MAX_DEPTH} deep")
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _check_value(item, f"{where}[{i}]", depth + 1)
@@ -202,13 +200,13 @@ def _check_value(value: object, where: str, depth: int) -> None:
             if type(key) is not str:
                 raise WireError(f"{where}: keys are strings, got {str(key)[:80]} ({type(key).__name__})")
             _check_value(key, f"a key of {where}", depth + 1)
-            _check_value(item, f"{where}[{key[:80]!r}]", depth + 1)
+            _check_value(item, f"{where}[{key[:40]!r}]", depth + 1)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise WireError(f"the header has an object in which a key comes twice, among {sorted(content)[:10]}")
+        raise WireError(f"the header has an object in which a key comes twice, among {str(sorted(content))[:200]}")
     return content
 
 
@@ -228,3 +226,7 @@ def _float(text: str) -> float:
 def refuse_big_endian() -> None:
     if sys.byteorder != "little":
         raise WireError("frames hold little-endian tensors, and this machine is big-endian: it is not supported")
+
+
+ENCODER = json.JSONEncoder(separators=(",", ":"))
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_whole, parse_float=_float)

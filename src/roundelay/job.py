@@ -19,6 +19,7 @@ from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.attacks import Hostile, armed, assigned
+from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import describe
 from roundelay.data.examples import Data
@@ -30,10 +31,9 @@ from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Layout
 from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
-from roundelay.prepared import Prepared
+from roundelay.prepared import Prepared, check_roles
 from roundelay.privacy import CentralDP
 from roundelay.run import History, Round, Run
-from roundelay.simulation.federation import ClientConfig
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.checkpoint import load_weights
 from roundelay.tracking.run_folder import Tracking
@@ -169,12 +169,17 @@ class Job:
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,
         )
+        number = self.simulation.num_clients
+        if self.script is not None and number not in (None, len(data.clients)):
+            raise ConfigError(f"simulation.num_clients = {number}, but the data is split among {len(data.clients)} "
+                              "clients: leave num_clients out")  # fmt: skip
         plan = self._plan()
         metric = plan.stopping.metric
         if self.script is not None and data.held_out is None and not metric.startswith(("train_", "client_")):
             plan = replace(plan, stopping=replace(plan.stopping, metric=f"train_{metric}"))  # only clients measure
         trusted = root_of(self.aggregator)
         roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
+        check_roles(learner, roles)
         return Prepared(
             work=armed(work, roles) if roles else work,
             plan=plan,

@@ -1,23 +1,25 @@
 """A job's parts, built and ready to run, and which of them cannot mean together what each one's name says."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
+from roundelay import algorithms
 from roundelay.aggregators import Rule, root_of, shortfall
-from roundelay.algorithms.protocol import NUMBERS, Personalised, Rehearsal
+from roundelay.algorithms.protocol import NUMBERS, Algorithm, Personalised, Rehearsal
 from roundelay.attacks import Colludes, Crash, Lies, Poisons, Roles
+from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
-from roundelay.components import unknown_message
+from roundelay.components import build, describe, namespace, unknown_message
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError
 from roundelay.federation import Plan, Workflow
 from roundelay.guard import Guard
 from roundelay.layout import Kind, Layout
+from roundelay.learner import Learner
 from roundelay.privacy import CentralDP
-from roundelay.simulation.federation import ClientConfig
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
@@ -75,7 +77,10 @@ def watched_metric(job: Prepared) -> str:
     if job.plan.client_eval_every:
         known = [*known, *(f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile"))]
     stopping = job.plan.stopping
-    if stopping.metric in known or stopping.metric.startswith("train_"):
+    said = ["train_"]  # what clients report bears names of their own choice
+    if job.plan.client_eval_every and isinstance(job.work.learner, ScriptLearner):
+        said.append("client_")
+    if stopping.metric in known or stopping.metric.startswith(tuple(said)):
         return stopping.metric
     if stopping.target is not None or stopping.patience is not None:
         raise ConfigError(unknown_message(f"stopping metric {stopping.metric!r}", stopping.metric, known))
@@ -89,13 +94,46 @@ def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
             f"{algorithm} corrects every gradient, and {learner} applies no "
             "corrections: the run would silently be another algorithm; use LocalSGD, or an algorithm without one"
         )
-    if rehearsal.losses and isinstance(work.learner, ScriptLearner):
-        raise ConfigError(f"{algorithm} asks clients for the losses of models, which a script cannot tell: use "
-                          "LocalSGD or your own function, or another algorithm")  # fmt: skip
+    if isinstance(work.learner, ScriptLearner):
+        if rehearsal.losses:
+            raise ConfigError(f"{algorithm} asks clients for the losses of models, which a script cannot tell: use "
+                              "LocalSGD or your own function, or another algorithm")  # fmt: skip
+        _check_made_anew(work.algorithm)
     for name in sorted(rehearsal.needs - work.learner.reports):
         raise ConfigError(
             f"{algorithm} needs {name}, which {learner}, as it is set here, does not report: {NUMBERS[name]}"
         )
+
+
+def _check_made_anew(algorithm: Algorithm) -> None:
+    """Refuse an algorithm that a script's process could not make: it gets a name and fields, never code."""
+    table, problem = describe(algorithm), "it is no dataclass whose fields describe it"
+    if isinstance(table, Mapping):
+        problem = "it is defined in __main__"
+        if not str(table["use"]).startswith("__main__:"):
+            try:
+                build(table, namespace(algorithms), "algorithm")
+            except ConfigError as error:
+                problem = str(error)
+            else:
+                return
+    raise ConfigError(
+        f"the algorithm {type(algorithm).__name__} is made anew beside each script, from its name and its fields, and "
+        f"cannot be: {problem}; make it a frozen dataclass in a module that the scripts can import, such as one beside "
+        "them"
+    )
+
+
+def check_roles(learner: Learner, roles: Roles) -> None:
+    """Refuse attacks on what a script has for itself.
+
+    Raises:
+        ConfigError: an attack changes data or code that only the script knows.
+    """
+    for role in {id(role): role for played in roles.values() for role in played}.values():
+        if isinstance(role, Poisons | Crash) and isinstance(learner, ScriptLearner):
+            raise ConfigError(f"attack {role} changes a client's data or its code, and scripts have their own; attacks "
+                              "on what is sent, such as SignFlip, work")  # fmt: skip
 
 
 def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor) -> None:
@@ -117,9 +155,6 @@ def _check_rule(job: Prepared, rule: Rule, rehearsal: Rehearsal, initial: Tensor
 
 def _check_attacks(job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:
     for role in {id(role): role for played in job.roles.values() for role in played}.values():
-        if isinstance(role, Poisons | Crash) and isinstance(job.work.learner, ScriptLearner):
-            raise ConfigError(f"attack {role} changes a client's data or its code, and scripts have their own; attacks "
-                              "on what is sent, such as SignFlip, work")  # fmt: skip
         if isinstance(role, Lies | Colludes):
             _check_steps(f"attack {role}", job, rehearsal, initial)
         if isinstance(role, Colludes) and not isinstance(job.workflow, Rounds):

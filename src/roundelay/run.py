@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from roundelay.algorithms.protocol import rehearse
 from roundelay.attacks import slowed
+from roundelay.bookkeeping import Finished, Given
 from roundelay.client.exchange import Scalar
 from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError, RoundelayError
@@ -33,7 +34,7 @@ from roundelay.layout import Layout
 from roundelay.metrics import higher_is_better
 from roundelay.prepared import Prepared, check, watched_metric
 from roundelay.simulation.executors.scripts import Sites
-from roundelay.simulation.federation import Finished, SimulatedFederation
+from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory, Disk
@@ -216,12 +217,15 @@ class Run:
                 loop = runner.get_loop()
                 assert isinstance(loop, VirtualLoop)
                 job = self._job
+                given = Given(
+                    plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, guard=job.guard,
+                    lengths=self._rehearsal.lengths, restored=self._version, history=self._rows,
+                    on_round=partial(self._finish_round, loop), on_record=self._record,
+                    client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
+                )  # fmt: skip
                 federation = SimulatedFederation(
-                    plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, executor=executor, loop=loop,
-                    guard=job.guard, lengths=self._rehearsal.lengths, memory=self._memory, restored=self._version,
-                    flights=self._flights, history=self._rows, on_round=partial(self._finish_round, loop),
-                    on_record=self._record, duration=self._duration, client_config=job.client_config,
-                    rule=job.aggregator, privacy=job.privacy,
+                    given, executor=executor, loop=loop, memory=self._memory, flights=self._flights,
+                    duration=self._duration,
                 )  # fmt: skip
                 runner.run(job.workflow.run(federation, job.work.algorithm))
             self._state = "finished"
@@ -252,7 +256,7 @@ class Run:
             "bytes_down": finished.bytes_down,
             "bytes_up": finished.bytes_up,
             "seconds": round(finished.seconds, 6),
-            "virtual_s": finished.virtual_s,
+            "virtual_s": finished.at_s,
             **finished.metrics,
         }
         if self._job.privacy is not None:
@@ -263,7 +267,10 @@ class Run:
             row["kept_model"] = int(self._job.workflow.shortfall(outcome) is not None)
         self._rows.append(row)
         self._virtual_ns = loop.now_ns
-        # what clients report with their training speaks of the model that they received
+        stopping = self._job.plan.stopping
+        if self.watched not in row and "train_loss" in row and stopping.target is None and stopping.patience is None:
+            self.watched = "train_loss"  # what clients report shows when they do; nobody asked for the other one
+        # what they report with their training speaks of the model that they received
         self._keep_best(row, begun_from if self.watched.startswith("train_") else finished.version)
         log.info("round %d: %s", row["round"], row)
         if self._folder:
@@ -407,7 +414,7 @@ FIXED_INSIDE = (
     ("simulation", "num_clients"),
     ("evaluation", "client_test_fraction"),
 )
-"""What in those parts decides who there is, who is in time, who trains on what, or where the checkpoint's memories are."""
+"""What in those parts decides who there is, is in time, trains on what, or where the checkpoint's memories are."""
 
 
 def _require_same_job(folder: Path, resolved: str) -> None:

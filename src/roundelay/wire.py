@@ -98,7 +98,8 @@ def body_of(head: Head, tensors: Mapping[str, Tensor]) -> list[memoryview]:
     for place in head.places:
         if place.start in gaps:
             buffers.append(gaps.pop(place.start))
-        flat = tensors[place.name].detach().resolve_neg().contiguous().view(-1)
+        dense = tensors[place.name].detach().resolve_neg().contiguous()
+        flat = dense.as_strided((dense.numel(),), (1,))  # not view(-1), which keeps the odd stride of a single value
         buffers.append(flat.view(torch.uint8).numpy().data)
     return buffers
 

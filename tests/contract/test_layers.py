@@ -6,8 +6,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
-    ("errors", "files", "seeds", "layout", "messages", "metrics", "components"),
-    ("header", "sealed", "wire", "channel"),
+    ("errors", "files", "seeds", "layout", "messages", "metrics", "components", "header", "wire", "sealed", "channel"),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy"),
     ("algorithms",),
@@ -17,13 +16,14 @@ LAYERS = (
     ("client",),
     ("intake",),
     ("federation",),
+    ("bookkeeping",),
     ("workflows", "attacks"),
     ("simulation", "deployment"),
     ("tracking",),
     ("prepared",),
     ("run",),
     ("job",),
-    ("config", "report"),
+    ("config", "report", "templates"),
     ("cli",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -59,7 +59,7 @@ def test_buffered_rounds_resume_with_the_tasks_that_were_under_way(rounds_before
 def test_the_resume_test_would_see_tasks_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from roundelay.simulation.federation import SimulatedFederation
 
-    monkeypatch.setattr(SimulatedFederation, "restore", lambda self: self._restored)
+    monkeypatch.setattr(SimulatedFederation, "restore", lambda self: self._given.restored)
     with pytest.raises(AssertionError):
         test_buffered_rounds_resume_with_the_tasks_that_were_under_way(3, tmp_path)
 

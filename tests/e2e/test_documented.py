@@ -110,6 +110,57 @@ def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
     assert config.load(tmp_path / "job.toml").workflow.__name__ == "fedavg"
 
 
+def ran(folder: Path, *command: str) -> str:
+    shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    return shown.stdout
+
+
+def before_and_after(diff: str) -> tuple[str, str]:
+    """Return the two texts of a whole-file diff."""
+    lines = diff.splitlines()
+    before, after = ("\n".join(line[1:] for line in lines if line[:1] != skipped) for skipped in "+-")
+    return before, after
+
+
+AS_A_COMMAND = (sys.executable, "-c", "from roundelay.cli import main; main()")
+
+
+def test_the_page_on_scripts_runs_as_printed_before_and_after_the_five_lines(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scripts.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.S):
+        (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, flags=re.S)
+    before, after = before_and_after(diff)
+    (tmp_path / "plain.py").write_text(before)
+    (tmp_path / "client.py").write_text(after)
+    losses = [float(line.split()[1]) for line in ran(tmp_path, sys.executable, "plain.py").splitlines()]
+    assert losses[-1] < losses[0]
+    (command,) = re.findall(r"^roundelay (run .*)$", page, flags=re.M)
+    assert "sha256: " in ran(tmp_path, *AS_A_COMMAND, *command.split())
+    losses = [float(line.split()[1]) for line in ran(tmp_path, sys.executable, "job.py").splitlines()[:4]]
+    assert losses[-1] < losses[0]
+    hashes = dict(line.split() for line in ran(tmp_path, sys.executable, "algorithms.py").splitlines())
+    assert list(hashes) == ["FedAvg", "FedProx", "Scaffold", "FedNova", "FedDyn"]
+    assert len({hashes[name] for name in ("FedAvg", "FedProx", "Scaffold", "FedDyn")}) == 4  # FedNova: equal steps
+
+
+def test_the_readme_s_five_lines_make_a_script_a_client(tmp_path: Path) -> None:
+    page = (ROOT / "README.md").read_text()
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, flags=re.S)
+    assert len(re.findall(r"^[+]", diff, flags=re.M)) == 5
+    before, after = before_and_after(diff)
+    (tmp_path / "plain.py").write_text(before)
+    (tmp_path / "client.py").write_text(after)
+    (tmp_path / "model.py").write_text("import torch\ndef Net():\n    return torch.nn.Linear(2, 2)\n")
+    (tmp_path / "data.py").write_text(
+        "import torch\ndef batches():\n    return [(torch.eye(2), torch.tensor([0, 1]))] * 3\n"
+    )
+    ran(tmp_path, sys.executable, "plain.py")
+    (command,) = re.findall(r"^roundelay (run --script .*)$", page, flags=re.M)
+    assert "sha256: " in ran(tmp_path, *AS_A_COMMAND, *command.split())
+
+
 def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:
     def roundelay(*arguments: str, status: int = 0) -> str:
         command = [str(Path(sys.executable).with_name("roundelay")), *arguments]

@@ -13,6 +13,7 @@ from networks import Awkward, Plain, Tied, examples, small_job
 import roundelay as rd
 from roundelay import config, seeds
 from roundelay.errors import ConfigError, LayoutError, RoundelayError
+from roundelay.tracking.tensorboard import TensorBoard
 
 
 def tracked(tmp_path: Path, **changes: object) -> rd.Job:
@@ -43,6 +44,22 @@ def test_tensorboard_shows_every_number_of_every_round(tmp_path: Path) -> None:
         assert [value for _, value in shown[name]] == pytest.approx([value for _, value in wanted]), name
     assert [[step for step, _ in shown[name]] for name in ("accuracy", "client_accuracy")] == [[2, 3], [3]]
     assert "round" not in shown
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_curves_stay_in_the_run_folder_when_a_script_in_a_thread_has_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard", reason="no curves: tensorboard is not installed")
+    monkeypatch.chdir(tmp_path)
+    board = TensorBoard(Path("board"), first_round=1)
+    board.append({"round": 1, "loss": 2.0})
+    (tmp_path / "site-1").mkdir()
+    monkeypatch.chdir(tmp_path / "site-1")
+    board.append_scalar("site-1", "loss", 3.0, step=0)
+    board.close()
+    assert curves(tmp_path / "board") == {"loss": [(1, 2.0)]}
+    assert curves(tmp_path / "board" / "site-1") == {"loss": [(0, 3.0)]}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -192,7 +192,7 @@ def log(key: str, value: float, data_type: object = None, global_step: int | Non
     """
     session = _session()
     if global_step is None:
-        global_step = session.task.round - 1 if session.task else 0
+        global_step = session.last_round - 1
     session.log(Scalar(key, metrics.scalar(key, value), int(global_step)))
 
 
@@ -215,12 +215,14 @@ class SummaryWriter:
 
 def patch(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> None:
     """Have the algorithm correct the gradients of every step of ``optimizer`` (FedProx, SCAFFOLD, FedDyn), and count
-    the steps (FedNova, SCAFFOLD). Call it once for each optimizer; it lasts over rounds.
+    the steps (FedNova, SCAFFOLD). Call it once for each optimizer; it lasts over rounds, and again changes nothing.
 
     ``model`` says whose parameters they are, where the optimizer does not hold all of them in the model's order.
     """
     session = _session()
-    _patch(optimizer, model, session.site.layout, lambda: session.fit)
+    if optimizer not in session.patched:
+        _patch(optimizer, model, session.site.layout, lambda: session.fit)
+        session.patched.add(optimizer)
 
 
 class _State(MutableMapping[str, Any]):  # Any: tensors and numbers

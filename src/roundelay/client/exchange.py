@@ -155,6 +155,8 @@ class Scalar:
         name, value, step = (frame.fields.get(key) for key in ("name", "value", "step"))
         if not isinstance(name, str) or not isinstance(value, int | float) or not isinstance(step, int):
             raise WireError(f"a logged number is {name!r}, {value!r}, {step!r}; expected a name, a number, a step")
+        if not -(2**63) <= step < 2**63:
+            raise WireError(f"a logged number's step is {step}, which no table holds")
         return Scalar(name, float(value) if math.isfinite(value) else math.nan, step)
 
 

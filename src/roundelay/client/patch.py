@@ -1,7 +1,7 @@
 """Brings an algorithm's gradient correction into a user's own loop, and counts the steps that it takes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,12 +54,13 @@ def patch(
     """Have every step of ``optimizer`` corrected and counted; ``at()`` tells the fit that the script is at.
 
     Raises:
-        ClientError: the optimizer's parameters are not the model's, in its order.
+        ClientError: the optimizer's parameters are not the model's, in its order; or, when a step is taken, they are
+            not and only their values show it, or the step computes gradients of its own.
     """
     shared = _shared(optimizer, model, layout)
     flat = torch.empty(0)
 
-    def before_step(_: object, args: object, kwargs: object) -> None:
+    def before_step(_: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         nonlocal flat
         ask, steps = at()
         if ask is None:
@@ -67,11 +68,28 @@ def patch(
         steps.count(*_plain(optimizer))
         if ask.correct is None:
             return
+        if any(given is not None for given in (*args[1:], kwargs.get("closure"))):  # args begin with the optimizer
+            raise ClientError("a patched optimizer's step() takes no closure: gradients that are computed within it "
+                              "cannot be corrected before it; call backward() first, then step()")  # fmt: skip
+        if steps.num_steps == 1 and model is None:
+            _check_order(shared, ask.start)
         if not steps.num_steps > 1:  # a new fit: the vectors of the correction are where the algorithm has them
             flat = torch.empty(layout.num_params, dtype=layout.dtype)
         _correct(ask, shared, flat)
 
     optimizer.register_step_pre_hook(before_step)
+
+
+@torch.no_grad()
+def _check_order(shared: list[Tensor], start: Tensor) -> None:
+    """Refuse parameters of which two stand in each other's place: only their values tell, where shapes are equal."""
+    own = [p.reshape(-1).to(start) for p in shared]
+    wanted = torch.split(start, [p.numel() for p in shared])
+    moved = [i for i in range(len(own)) if not torch.equal(own[i], wanted[i])]
+    for i in moved:
+        for j in moved:
+            if i < j and torch.equal(own[i], wanted[j]) and torch.equal(own[j], wanted[i]):
+                raise _disordered(f"the optimizer's parameters {i} and {j} are each other's")
 
 
 @torch.no_grad()
@@ -102,10 +120,12 @@ def _shared(optimizer: torch.optim.Optimizer, model: nn.Module | None, layout: L
     own = [p for group in optimizer.param_groups for p in group["params"]]
     if [tuple(p.shape) for p in own] == [spec.shape for spec in specs]:
         return own
-    raise ClientError(
-        f"fl.patch(optimizer): the optimizer's {len(own)} parameters are not the model's {len(specs)} shared ones, in "
-        "its order; say which model they belong to: fl.patch(optimizer, net)"
-    )
+    raise _disordered(f"the optimizer's {len(own)} parameters are not the model's {len(specs)} shared ones")
+
+
+def _disordered(what: str) -> ClientError:
+    return ClientError(f"fl.patch(optimizer): {what}, in the model's order; say which model they belong to: "
+                       "fl.patch(optimizer, net)")  # fmt: skip
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> tuple[float, float]:

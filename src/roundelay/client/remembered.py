@@ -57,6 +57,8 @@ class Remembered:
             if not isinstance(name, str) or not isinstance(value, Tensor | bool | int | float):
                 raise ClientError(f"client {client!r}: fl.state[{name!r}] is a {type(value).__name__}; the state holds "
                                   "tensors and numbers, by name")  # fmt: skip
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ClientError(f"client {client!r}: fl.state[{name!r}] is {value}; whole numbers have 64 bits here")
             if isinstance(value, Tensor):
                 memory[TENSOR + name] = value.detach().cpu()
             else:

@@ -7,6 +7,7 @@ script does wrong is told here, where its own line is in the traceback.
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ STEPS = "NUM_STEPS_CURRENT_ROUND"
 
 
 class Session:
-    """What a script is connected to. ``state`` is the script's to change; see ``fl.state``."""
+    """What a script is connected to. ``state`` is the script's to change; see ``fl.state``. ``last_round`` is that of
+    the last task, whether or not it was answered.
+    """
 
     def __init__(self, channel: Channel, allowed: Collection[str]) -> None:
         """Greet the agent. ``allowed`` names algorithms beyond our own, "module:Name", that it may ask for: which code
@@ -42,6 +45,8 @@ class Session:
         self.site = Site.read(channel.receive())
         self._algorithm = _algorithm(self.site.algorithm, allowed)
         self.state: dict[str, Any] = {}  # Any: tensors and numbers
+        self.patched = WeakSet[torch.optim.Optimizer]()
+        self.last_round = 1
         self._work: _Work | None = None
         self._ended = False
 
@@ -113,6 +118,7 @@ class Session:
         self.state.clear()
         self.state.update(remembered.state)
         self._work = _Work(self.site, self._algorithm, task, payload, remembered, self.state)
+        self.last_round = task.round
 
 
 class _Work:
@@ -129,7 +135,7 @@ class _Work:
         self.task, self._site, self._layout, self._algorithm = task, site, site.layout, algorithm
         self._remembered, self._state, self._local = remembered, state, remembered.local
         self._private = remembered.private
-        self._buffers = payload.buffers.clone(), payload.integers.clone()
+        self._buffers = self._received = payload.buffers.clone(), payload.integers.clone()
         self._first: Fitted | None = None
         self._num_fits = 0
         received = {name: vector.clone() for name, vector in payload.vectors.items()}
@@ -148,6 +154,7 @@ class _Work:
             if not reported:
                 raise self.wrong("is to be evaluated (fl.is_evaluate()): send fl.FLModel(metrics={...})")
             return Answered(self.task.id, weight, weighted, reported)
+        Remembered({}, None, None, self._state).memory(self._site.name)  # refused while the half can still be answered
         came = self._came_to(model)
         fitted = self._fitted(came, weight, reported, model.meta)
         if self.ask.private:
@@ -187,7 +194,7 @@ class _Work:
             raise ConfigError(
                 f"{type(self._algorithm).__name__} asks for the losses of models, which a script cannot give"
             )
-        buffers, integers = self._private if ask.private and self._private is not None else self._buffers
+        buffers, integers = (self._private or self._received) if ask.private else self._buffers
         self.ask, self._start = ask, Vectors(ask.start, buffers, integers)
         params = self._layout.unflatten(self._start)
         if self._local is not None:

@@ -27,7 +27,9 @@ def shown(rounds: Iterable[Round], num_rounds: int, done: int, console: Console)
 
 def summary(row: Row) -> str:
     """Return the numbers that one looks at while training, on one line."""
-    names = ("accuracy", "loss") if row.get("loss") is not None else ("train_loss",)
+    # a round without a measurement on the server: what the clients report says how it goes
+    reported = sorted(name for name in row if name.startswith("train_"))[:3]
+    names = ("accuracy", "loss") if row.get("loss") is not None else reported
     parts = [f"{name} {row[name]:.4f}" for name in names if row.get(name) is not None]
     parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late") if row.get(name)]
     return ", ".join(parts)
@@ -38,7 +40,7 @@ def final_table(history: History) -> Table:
     table = Table(show_header=False, title="result", title_justify="left")
     last, rows = history.metrics, history.rows
     table.add_row("rounds", f"{len(rows)} ({history.stopped})")
-    for name in sorted(n for n in last if n in ("accuracy", "loss", "train_loss") or n.startswith("client_")):
+    for name in sorted(n for n in last if n in ("accuracy", "loss") or n.startswith(("client_", "train_"))):
         table.add_row(name, f"{last[name]:.4f} (best {history.best(name):.4f})")
     table.add_row("bytes down", f"{sum(row['bytes_down'] for row in rows):,}")
     table.add_row("bytes up", f"{sum(row['bytes_up'] for row in rows):,}")

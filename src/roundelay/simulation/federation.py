@@ -7,134 +7,64 @@ the real result. So who belongs to a round depends on modelled time only.
 import asyncio
 import logging
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from torch import Tensor
-
 from roundelay import seeds
-from roundelay.aggregators import Rule, root_of
-from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
+from roundelay.algorithms.protocol import Algorithm, Personalised
+from roundelay.bookkeeping import Bookkeeping, Given
 from roundelay.client.launch import ScriptLearner
-from roundelay.errors import ClientFailed, ConfigError
-from roundelay.federation import Arrived, Flight, Plan, Version
-from roundelay.fold import Fold, Folding
-from roundelay.gather import Gathered
-from roundelay.guard import Expected, Guard
-from roundelay.intake import ClientReport, Intake, Outcome
-from roundelay.messages import Config, Lost, Memory, Payload, Task, TaskKind
-from roundelay.metrics import ClientTable, higher_is_better, weighted_means
-from roundelay.privacy import CentralDP, Noised, noise_key
+from roundelay.errors import ConfigError
+from roundelay.federation import Arrived, Flight, Version
+from roundelay.fold import Folding
+from roundelay.intake import ClientReport, Outcome
+from roundelay.messages import Lost, Memory, Payload, Task, TaskKind
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
-from roundelay.trainer import Evaluated, Trainer
+from roundelay.trainer import Evaluated
 
 log = logging.getLogger(__name__)
-
-HOPELESS = 3
-"""When whole cohorts fail, and so many clients in a row, the code is at fault: going on would only look like work."""
 
 Duration = Callable[[str, Task], float]
 """``duration(client, task)`` gives the simulated seconds from a task's dispatch to its answer's arrival."""
 
-ClientConfig = Callable[[int, str], Config]
-"""``client_config(round, client)`` gives settings that override the learner's for one task."""
 
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One finished round as the federation saw it; ``virtual_s`` is the simulated time at its end.
-
-    ``reports`` tells of every client of every attempt, and of those that evaluated; ``flights`` are under way, each
-    with its nanosecond of arrival.
-    """
-
-    version: Version
-    outcome: Outcome
-    reports: Sequence[ClientReport]
-    flights: Sequence[tuple[Flight, int]]
-    metrics: Mapping[str, float]
-    bytes_down: int
-    bytes_up: int
-    seconds: float
-    virtual_s: float
-
-
-class SimulatedFederation:
+class SimulatedFederation(Bookkeeping):
     def __init__(
         self,
+        given: Given,
         *,
-        plan: Plan,
-        clients: Sequence[str],
-        trainer: Trainer,
         executor: Executor,
         loop: VirtualLoop,
-        guard: Guard,
-        lengths: Mapping[str, int],
         memory: ClientMemory,
-        restored: Version | None,
         flights: Sequence[tuple[Flight, int]],
-        history: Sequence[Mapping[str, float]],
-        on_round: Callable[[Finished], Mapping[str, float]],
-        on_record: Callable[[str, Mapping[str, object]], None],
         duration: Duration | None = None,
-        client_config: ClientConfig | None = None,
-        rule: Rule | None = None,
-        privacy: CentralDP | None = None,
     ) -> None:
-        """``lengths`` are those of the uplink vectors; ``flights`` were under way when the restored version was kept,
-        with their nanoseconds of arrival; ``on_round`` records a finished round and returns its row of metrics for
-        ``history``; without a ``rule``, updates are averaged as they come.
-        """
-        self.plan, self.clients, self.history, self.seed = plan, clients, list(history), trainer.work.seed
-        self._trainer, self._executor, self._loop, self._guard = trainer, executor, loop, guard
-        self.layout = trainer.layout
-        self._expected = Expected.of(trainer.layout, lengths, num_groups(trainer.work.algorithm))
-        self._lengths, self._rule, self._privacy = lengths, rule, privacy
-        self._root = root_of(rule)
-        self._drawn = clients if self._root is None else [client for client in clients if client != self._root]
-        self._memory, self._restored, self._restored_flights = memory, restored, flights
-        self._on_round, self._on_record = on_round, on_record
-        self._duration, self._client_config = duration, client_config
-        self._next_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
-        self._shown: set[str] = set()  # tracebacks that were logged in full
-        self._initial = Version(0, {"params": trainer.bound.params().clone()}, trainer.bound.buffers().clone(),
-                                trainer.bound.integers().clone())  # fmt: skip
+        """``flights`` were under way when the restored version was kept, with their nanoseconds of arrival."""
+        super().__init__(given)
+        self._executor, self._loop, self._memory, self._duration = executor, loop, memory, duration
+        self._restored_flights = flights
         self._flights: dict[int, tuple[Flight, int]] = {}  # by task id, with the nanosecond of arrival
         self._landed: deque[int] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._last_arrival: int | None = None
-        self._reports: list[ClientReport] = []  # of the round that is not finished
-        self._started = time.perf_counter()
+
+    def _now_s(self) -> float:
+        return self._loop.time()
+
+    def _under_way(self) -> Sequence[tuple[Flight, int]]:
+        return tuple(self._flights.values())
 
     def restore(self) -> Version | None:
         if self._restored_flights:
             for flight, due_ns in self._restored_flights:
-                self._next_task = max(self._next_task, flight.task.id)
+                self._last_task = max(self._last_task, flight.task.id)
                 if due_ns <= self._loop.now_ns:
                     self._landed.append(flight.task.id)
             self._launch(self._restored_flights)
-        return self._restored
-
-    def begin(self, algorithm: Algorithm) -> Version:
-        first = self._initial
-        return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
-
-    def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
-        if self._privacy is not None:  # a draw of its own for every client, as the accountant reckons
-            rate = count / len(self.clients)
-            keyed = partial(seeds.uniform, self.seed, number, attempt)
-            return tuple(client for client in self.clients if keyed(client, "cohort") < rate)
-        draw = seeds.rng(self.seed, number, attempt, "", "cohort")
-        pool = self._drawn if among is None else among
-        if self._root is not None:  # beside those drawn, and maybe one of the ``count`` that were there to draw from
-            count = min(count, len(pool))
-        drawn = [pool[i] for i in draw.sample(range(len(pool)), count)]
-        return tuple(sorted(drawn if self._root is None else [*drawn, self._root]))
+        return self._given.restored
 
     async def train(
         self,
@@ -148,13 +78,9 @@ class SimulatedFederation:
         fold: Folding | None = None,
     ) -> Outcome:
         number = version.number + 1
-        tasks = [self._task(client, number, attempt) for client in cohort]
-        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        intake = Intake(
-            tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=self._executor.release,
-            fold=self._folding(algorithm, version, sent, len(tasks), attempt) if fold is None else fold,
-        )  # fmt: skip
+        tasks, sent, intake = self._opened(
+            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._executor.release
+        )
         closed = self._loop.create_future()
         if intake.closed:  # nobody was drawn
             closed.set_result(None)
@@ -257,39 +183,8 @@ class SimulatedFederation:
         if self._landed and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _folding(self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int) -> Folding:
-        number = version.number + 1
-        if self._privacy is not None:
-            return Noised.begin(
-                self._privacy, algorithm.uplink, self._lengths, sent, version.clip_norm,
-                self.plan.cohort_size(len(self.clients)), noise_key(self.seed, number, attempt),
-            )  # fmt: skip
-        if self._rule is not None:
-            return Gathered.begin(
-                self._rule, algorithm.uplink, self._lengths, sent, version.last, num_tasks, self.seed, number, attempt
-            )
-        return Fold(algorithm.uplink)
-
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)
-
-    async def evaluate(self, version: Version) -> dict[str, float]:
-        return self._trainer.evaluate_held_out(version.vectors, version.number).means()
-
-    async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
-        algorithm = self._trainer.work.algorithm
-        vectors: Mapping[str, Tensor] = {"params": version.state["params"]}
-        if isinstance(algorithm, Personalised):
-            vectors = algorithm.broadcast(version.state)
-        came = await self.measure(Payload(vectors, version.buffers, version.integers), version.number, clients)
-        self._reports.extend(came)
-        table = ClientTable([r.client for r in came], [r.num_examples for r in came], [r.metrics for r in came])
-        metrics = {}
-        for name in table.names():
-            metrics[f"client_{name}"] = table.weighted_mean(name)
-            metrics[f"client_{name}_variance"] = table.variance(name)
-            metrics[f"client_{name}_worst_decile"] = table.worst_decile(name, higher_is_better(name))
-        return metrics
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
         tasks = [self._task(client, number, 0, "evaluate") for client in clients]
@@ -309,56 +204,6 @@ class SimulatedFederation:
                 log.warning("client %s could not evaluate: %s\n%s", task.client, result.reason, result.traceback)
             self._executor.release(task.id)
         return came
-
-    def record(self, name: str, content: Mapping[str, object]) -> None:
-        self._on_record(name, content)
-
-    async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
-        admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")
-        table = {**weighted_means(admitted), **metrics}
-        finished = Finished(
-            version, outcome, tuple(self._reports), tuple(self._flights.values()), table, self._bytes_down,
-            self._bytes_up, time.perf_counter() - self._started, self._loop.time(),
-        )  # fmt: skip
-        self._reports = []
-        self.history.append(self._on_round(finished))
-        self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
-
-    def account(self, outcome: Outcome) -> Outcome:
-        if self._privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept
-            kept = tuple(replace(report, num_examples=0.0, metrics={}) for report in outcome.reports)
-            outcome = replace(outcome, reports=kept)
-        if outcome.attempt:
-            outcome = replace(outcome, reports=tuple(replace(r, attempt=outcome.attempt) for r in outcome.reports))
-        self._reports.extend(outcome.reports)
-        self._bytes_down += outcome.bytes_down
-        self._bytes_up += outcome.bytes_up
-        for report in outcome.reports:
-            if report.status in ("refused", "lost"):
-                new = report.traceback not in self._shown  # many clients fail alike: one traceback tells
-                self._shown.add(report.traceback)
-                log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
-                            f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
-        return outcome
-
-    def _despair_of(self, failures: Sequence[tuple[str, str]]) -> None:
-        """Take (reason, traceback) of a whole cohort, or of one dispatched task; no traceback is no failure.
-
-        Raises:
-            ClientFailed: everybody has failed for a while.
-        """
-        if not failures or not all(trace for _, trace in failures):
-            self._failed_in_a_row = 0
-            return
-        self._failed_in_a_row += len(failures)
-        if self._failed_in_a_row >= min(HOPELESS, len(self.clients)):
-            reason, trace = failures[0]
-            raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
-
-    def _task(self, client: str, number: int, attempt: int, kind: TaskKind = "train") -> Task:
-        self._next_task += 1
-        config = self._client_config(number, client) if self._client_config and kind != "evaluate" else {}
-        return Task(self._next_task, client, number, attempt, kind, config)
 
     def _duration_ns(self, task: Task) -> int:
         if self._duration is None:

@@ -19,6 +19,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra("tensorboard", "tensorboard") from error
+        folder = folder.resolve()  # scripts in threads of this process have working directories of their own
         self._writer = SummaryWriter(str(folder), purge_step=first_round)
         self._folder, self._make, self._of_clients = folder, SummaryWriter, dict[str, SummaryWriter]()
 

@@ -4,12 +4,18 @@ import multiprocessing as mp
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 Context = ForkServerContext | SpawnContext
+
+CHILDREN = threading.Lock()
+"""Held where several threads start processes, or ask how one has ended: a start looks after all children of this
+process, and of two threads that ask for the same exit status at once one gets a wrong one.
+"""
 
 
 def context(preload: Sequence[str]) -> Context:
@@ -28,12 +34,13 @@ def main_hidden() -> Iterator[None]:
     multiprocessing imports ``__main__`` anew in every child, which scripts must guard against by ``if __name__ ==
     ...``. Our processes get what they need of ``__main__`` by value, so there is nothing to import.
     """
-    real = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = real
+    with CHILDREN:  # of two threads, the second would take the first one's stand-in for the real module
+        real = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = real
 
 
 def die_with_parent(whole_group: bool = False) -> None:

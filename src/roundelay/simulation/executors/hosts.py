@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +23,7 @@ from roundelay.channel import Channel, Listener, pair
 from roundelay.client.exchange import Answered, Scalar, Site
 from roundelay.client.launch import Script, Surroundings, run
 from roundelay.errors import ChannelClosed, WireError
-from roundelay.simulation.executors.forkserver import Context, die_with_parent, main_hidden
+from roundelay.simulation.executors.forkserver import CHILDREN, Context, die_with_parent, main_hidden
 from roundelay.wire import Frame
 
 log = logging.getLogger(__name__)
@@ -43,12 +43,13 @@ TAIL_BYTES = 4096
 
 class ScriptFailed(Exception):
     """A script raised, ended, hung or said what it must not; the message is for the user, a traceback where it
-    ``raised``. ``final`` asks for no second try.
+    ``raised``. ``final`` asks for no second try. ``reason`` is the line of the message that says what happened.
     """
 
     def __init__(self, message: str, *, final: bool = False, raised: bool = False) -> None:
         super().__init__(message)
         self.final, self.raised = final, raised
+        self.reason = (message.strip().splitlines() or [""])[-1 if raised else 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,115 +77,159 @@ class Host(Protocol):
     def kill(self) -> None:
         """End a script that is at work, from another thread than the one that waits for it."""
 
-    def close(self) -> None:
-        """End the script, and give back what it holds."""
+    def dismiss(self) -> None:
+        """Say that nothing is left to do, where a script can take note beside others."""
+
+    def close(self, until: float) -> None:
+        """End the script, and give back what it holds. One without a task may come to its own end, up to a moment of
+        ``time.monotonic``.
+        """
 
 
 class Talk:
-    """The agent's side of one conversation."""
+    """The agent's side of one conversation. ``at_rest``: the script has no task; ``waits``: it asks for one."""
 
-    def __init__(self, channel: Channel, site: Site, watch: Watch, gone: Callable[[], str | None]) -> None:
-        """``gone()`` tells how the script's process ended, or None while it lives."""
+    def __init__(
+        self, channel: Channel, site: Site, first_round: int, watch: Watch, gone: Callable[[], str | None]
+    ) -> None:
+        """``gone()`` tells how the script's process ended, and below what it printed last, or None while it lives."""
         self._channel, self._site, self._watch, self._gone = channel, site, watch, gone
-        self._stage, self._round = "was started", 1
-        self.waits = False
+        self._stage, self._round = "was started", first_round
+        self._dismissed = False
+        self.waits, self.at_rest = False, False
 
     def greet(self, until: float) -> None:
         self._next({"hello"}, until, "called fl.init()")
-        self._channel.send(self._site.frame())
         self._stage = "called fl.init()"
+        self._say(self._site.frame(), "called fl.is_running() or fl.receive()")
 
     def ready(self, until: float) -> None:
         """Wait until the script asks for something to do."""
         if not self.waits:
+            self.at_rest = False
             self._next({"waiting"}, until, "called fl.is_running() or fl.receive()")
-            self.waits = True
+            self.waits = self.at_rest = True
 
     def work(self, task: Frame, until: float) -> Answered:
-        self.waits = False
+        self.waits = self.at_rest = False
         self._round = task.fields["round"]
         self._stage = f"was given the model of round {self._round}"
+        expected = "called fl.send(fl.FLModel(params=...))"
+        self._say(task, expected)
         try:
-            self._channel.send(task)
-        except ChannelClosed:
-            raise ScriptFailed(self._ended_instead("sent an answer (fl.send)")) from None
-        answered = Answered.read(self._next({"answer"}, until, "called fl.send(fl.FLModel(params=...))"))
+            answered = Answered.read(self._next({"answer"}, until, expected))
+        except WireError as error:
+            raise ScriptFailed(f"client {self._site.name!r} sent what is no answer: {error}") from error
         self._stage = f"answered in round {self._round}"
         if answered.task_id != task.fields["id"]:
             raise ScriptFailed(f"client {self._site.name!r} answered task {answered.task_id}, not {task.fields['id']}")
+        self.at_rest = True
         return answered
 
-    def say_end(self) -> None:
+    def _say(self, frame: Frame, expected: str) -> None:
         try:
-            self._channel.send(Frame("end", {}, {}))
-        except (ChannelClosed, OSError):
-            return  # it has ended before
+            self._channel.send(frame)
+        except ChannelClosed:
+            raise ScriptFailed(_ended(self._site.name, self._stage, self._gone(), expected)) from None
+
+    def dismiss(self) -> None:
+        """Say that nothing is left to do; a script that is still busy with itself reads it when it asks."""
+        if self.at_rest and not self._dismissed:
+            self._dismissed = True
+            with suppress(ChannelClosed, OSError):  # it has ended before
+                self._channel.send(Frame("end", {}, {}))
+
+    def see_out(self, until: float) -> None:
+        """Let a script that has no task come to its end, and take in what it still says."""
+        self.dismiss()
+        try:
+            while time.monotonic() < until:
+                with suppress(TimeoutError):
+                    frame = self._channel.receive(timeout_s=min(POLL_S, max(0.0, until - time.monotonic())))
+                    if frame.kind == "scalar":
+                        self._watch.on_scalar(self._site.name, self._round, Scalar.read(frame))
+                    elif frame.kind == "failed":
+                        log.warning("client %r failed after its last answer\n%s",
+                                    self._site.name, frame.fields.get("traceback"))  # fmt: skip
+                    continue
+                if self._gone() is not None:
+                    return
+            log.warning("client %r was told that nothing is left to do and goes on; it is ended", self._site.name)
+        except (ChannelClosed, WireError):
+            return
 
     def _next(self, wanted: Set[str], until: float, expected: str) -> Frame:
         """Return the next frame of a kind that is wanted; ``until`` is a moment of ``time.monotonic``."""
-        remind = time.monotonic() + PATIENCE_S
+        remind, gone = time.monotonic() + PATIENCE_S, None
         while True:
+            self._check_time(until)  # each time: a script that hangs may talk all the while
             try:
-                frame = self._channel.receive(timeout_s=POLL_S)
+                left = max(0.0, until - time.monotonic())
+                frame = self._channel.receive(timeout_s=0.0 if gone is not None else min(POLL_S, left))
+                if frame.kind == "scalar":
+                    self._watch.on_scalar(self._site.name, self._round, Scalar.read(frame))
+                    continue
             except TimeoutError:
-                self._look_after(until)
+                if gone is not None:
+                    raise ScriptFailed(_ended(self._site.name, self._stage, gone, expected)) from None
+                gone = self._gone()  # what it said before it went is still to be read
                 if time.monotonic() > remind:
                     log.warning("still waiting for client %r, which %s", self._site.name, self._stage)
                     remind += PATIENCE_S
                 continue
             except ChannelClosed:
-                raise ScriptFailed(self._ended_instead(expected)) from None
+                raise ScriptFailed(_ended(self._site.name, self._stage, self._gone(), expected)) from None
             except WireError as error:
                 raise ScriptFailed(f"client {self._site.name!r} sent what is no message: {error}") from error
-            if frame.kind == "scalar":
-                self._watch.on_scalar(self._site.name, self._round, Scalar.read(frame))
-            elif frame.kind == "failed":
+            if frame.kind == "failed":
                 raise ScriptFailed(str(frame.fields.get("traceback")), raised=True)
-            elif frame.kind in wanted:
+            if frame.kind in wanted:
                 return frame
-            else:
-                raise ScriptFailed(f"client {self._site.name!r} {self._stage} and said {frame.kind!r}; expected that "
-                                   f"it {expected}")  # fmt: skip
+            raise ScriptFailed(f"client {self._site.name!r} {self._stage} and said {frame.kind!r}; expected that it "
+                               f"{expected}")  # fmt: skip
 
-    def _look_after(self, until: float) -> None:
+    def _check_time(self, until: float) -> None:
         if self._watch.interrupted():
             raise ScriptFailed("interrupted", final=True)
-        how = self._gone()
-        if how is not None:
-            raise ScriptFailed(self._ended_instead("called fl.send(fl.FLModel(params=...))"))
         if time.monotonic() > until:
             raise ScriptFailed(
                 f"client {self._site.name!r} {self._stage} and did not go on within simulation.task_timeout_s = "
-                f"{self._watch.timeout_s:g} s; its process was ended", final=True,
+                f"{self._watch.timeout_s} s; its process was ended", final=True,
             )  # fmt: skip
 
-    def _ended_instead(self, expected: str) -> str:
-        how = self._gone() or "its connection is closed"
-        return f"client {self._site.name!r} {self._stage} and ended ({how}); expected that it {expected}"
+
+def _ended(name: str, stage: str, gone: str | None, expected: str) -> str:
+    how, _, printed = (gone or "its connection is closed").partition("\n")
+    return f"client {name!r} {stage} and ended ({how}); expected that it {expected}" + (
+        f"\nWhat it printed last:\n{printed}" if printed else ""
+    )
 
 
 class ScriptProcess:
-    def __init__(self, script: Script, site: Site, allowed: tuple[str, ...], watch: Watch, context: Context) -> None:
-        """Start the script.
+    def __init__(
+        self, script: Script, site: Site, first_round: int, allowed: tuple[str, ...], watch: Watch, context: Context
+    ) -> None:
+        """Start the script, for a task of ``first_round``.
 
         Raises:
             ScriptFailed: it ended, or did not call ``fl.init()`` in time.
         """
-        self._watch, self._name = watch, site.name
+        self._watch, self._name, self._first_round = watch, site.name, first_round
+        self._channel: Channel | None = None
+        self._talk: Talk | None = None
         self._output = Output(script.folder / "output.log")
         listener = Listener()
         self._process = context.Process(
             target=_child, args=(listener.address, allowed, script, seeds.key(site.seed, 0, 0, site.name, "script"),
                                  self._output.theirs), name=f"roundelay-{site.name}", daemon=True,
         )  # fmt: skip
-        with main_hidden():
-            self._process.start()
-        self._output.begin()
-        self._channel: Channel | None = None
         try:
+            with main_hidden():
+                self._process.start()
+            self._output.begin()
             self._talk = self._connected(listener, site)
         except BaseException:
-            self.close()
+            self.close(0.0)
             raise
         finally:
             listener.close()
@@ -195,17 +240,17 @@ class ScriptProcess:
             ready = multiprocessing.connection.wait([listener.fileno(), self._process.sentinel], timeout=POLL_S)
             if listener.fileno() in ready:
                 self._channel = listener.accept()
-                talk = Talk(self._channel, site, self._watch, self._gone)
+                talk = Talk(self._channel, site, self._first_round, self._watch, self._gone)
                 talk.greet(until)
                 return talk
             if self._process.sentinel in ready:
-                raise ScriptFailed(f"client {site.name!r} was started and ended ({self._gone()}); expected that it "
-                                   "called fl.init()")  # fmt: skip
+                raise ScriptFailed(_ended(site.name, "was started", self._gone(), "called fl.init()"))
             if self._watch.interrupted() or time.monotonic() > until:
                 raise ScriptFailed(f"client {site.name!r} was started and did not call fl.init() within "
                                    f"simulation.task_timeout_s = {self._watch.timeout_s} s", final=True)  # fmt: skip
 
     def ended(self) -> bool:
+        assert self._talk is not None
         try:
             self._talk.ready(self._until())
         except ScriptFailed as failure:
@@ -215,18 +260,25 @@ class ScriptProcess:
         return False
 
     def work(self, task: Frame) -> Answered:
+        assert self._talk is not None
         until = self._until()
         self._talk.ready(until)
         return self._talk.work(task, until)
 
-    def close(self) -> None:
+    def dismiss(self) -> None:
+        if self._talk is not None:
+            self._talk.dismiss()
+
+    def close(self, until: float) -> None:
+        if self._talk is not None and self._talk.at_rest:
+            self._talk.see_out(until)
+            self._process.join(timeout=max(0.0, until - time.monotonic()))
         if self._channel is not None:
-            if self._talk_waits:
-                self._talk.say_end()
-                self._process.join(timeout=POLL_S)
             self._channel.close()
-        self.kill()
-        self._process.join()
+        if self._process.pid is not None:
+            self.kill()
+            self._process.join()
+            _end_group(self._process.pid)
         self._output.close()
 
     def kill(self) -> None:
@@ -242,26 +294,34 @@ class ScriptProcess:
         assert pid is not None
         return pid
 
-    @property
-    def _talk_waits(self) -> bool:
-        return getattr(self, "_talk", None) is not None and self._talk.waits
-
     def _until(self) -> float:
         return time.monotonic() + (self._watch.timeout_s or float("inf"))
 
     def _gone(self) -> str | None:
-        if self._process.is_alive():
-            self._process.join(timeout=0.05)
-        code = self._process.exitcode
+        with CHILDREN:
+            if self._process.is_alive():
+                self._process.join(timeout=0.05)
+            code = self._process.exitcode
         if code is None:
             return None
         how = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-        tail = self._output.tail()
-        return f"{how}, having printed:\n{tail}\n" if tail else how
+        return f"{how}\n{self._output.tail()}"
+
+
+def _end_group(leader: int) -> None:
+    """End what a script has left: a process of its own that it started and did not wait for."""
+    try:
+        os.kill(leader, 0)
+    except ProcessLookupError:  # nobody has the number anew: the group of that number is the script's
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+    except PermissionError:
+        return  # somebody else has
 
 
 def _child(address: str, allowed: tuple[str, ...], script: Script, seed: int, output: Connection) -> None:
     multiprocessing.current_process().daemon = False  # the script may have children: the workers of a DataLoader
+    multiprocessing.set_start_method(None, force=True)  # they start as any script's do
     os.setsid()  # Ctrl+C goes to the whole terminal; the simulator tells us when to stop, and then our children too
     threading.Thread(target=die_with_parent, args=(True,), daemon=True).start()
     for descriptor in (1, 2):
@@ -285,31 +345,38 @@ def _child(address: str, allowed: tuple[str, ...], script: Script, seed: int, ou
 class ScriptThread:
     """A script in a thread of this process, where a breakpoint stops in it. It runs only while it has a task."""
 
-    def __init__(self, script: Script, site: Site, allowed: tuple[str, ...], watch: Watch) -> None:
+    def __init__(self, script: Script, site: Site, first_round: int, allowed: tuple[str, ...], watch: Watch) -> None:
         self._ours, theirs = pair()
         self._surroundings = Surroundings(script)
-        self._over = False
-        self._talk = Talk(self._ours, site, watch, lambda: "its thread ended" if self._over else None)
+        self._over, self._failure = False, ""
+        self._talk = Talk(self._ours, site, first_round, watch, self._gone)
         self._seed = seeds.key(site.seed, 0, 0, site.name, "script")
         thread = threading.Thread(
             target=self._run, args=(theirs, allowed, script), name=f"roundelay-{site.name}", daemon=True
         )
         self._name = site.name
-        self._failure = ""
-        with self._surroundings.entered(), seeds.preserved_globals():
-            seeds.seed_globals(self._seed)
-            thread.start()
-            self._talk.greet(float("inf"))
-            self._talk.ready(float("inf"))
+        try:
+            with self._surroundings.entered(), seeds.preserved_globals():
+                seeds.seed_globals(self._seed)
+                thread.start()
+                self._talk.greet(float("inf"))
+                self._talk.ready(float("inf"))
+        except BaseException:
+            self._ours.close()
+            raise
 
     def _run(self, theirs: Channel, allowed: tuple[str, ...], script: Script) -> None:
         torch.set_num_threads(1)
         fl.attach(theirs, allowed)
-        failure = run(script, self._surroundings)
+        failure = self._failure = run(script, self._surroundings)
         self._over = True
-        if failure:
-            theirs.send(Frame("failed", {"traceback": failure}, {}))
+        with suppress(ChannelClosed):  # nobody waits for it any more; or it is this that it failed at
+            if failure:
+                theirs.send(Frame("failed", {"traceback": failure}, {}))
         theirs.close()
+
+    def _gone(self) -> str | None:
+        return f"its thread ended\n{self._failure}" if self._over else None
 
     def ended(self) -> bool:
         return not self._talk.waits
@@ -327,9 +394,13 @@ class ScriptThread:
                     log.warning("client %r failed after it had answered\n%s", self._name, failure)
             return answered
 
-    def close(self) -> None:
-        if self._talk.waits:
-            self._talk.say_end()
+    def dismiss(self) -> None:
+        """Only one script of a process may run at a time: ``close`` says it."""
+
+    def close(self, until: float) -> None:
+        if self._talk.at_rest:
+            with self._surroundings.entered(), seeds.preserved_globals(), _quick_turns():
+                self._talk.see_out(until)
         self._ours.close()
 
 
@@ -359,10 +430,16 @@ class Output:
         self._thread.start()
 
     def tail(self) -> str:
+        """Return what was printed last, by a process that has ended."""
+        self._thread.join(timeout=0.1)
         return b"".join(self._tail)[-TAIL_BYTES:].decode(errors="replace").strip()
 
     def close(self) -> None:
-        self._thread.join(timeout=POLL_S)  # a grandchild may hold the pipe open
+        if self._thread.ident is None:  # never begun
+            self.theirs.close()
+            self._file.close()
+        else:
+            self._thread.join(timeout=POLL_S)  # a grandchild may hold the pipe open
         self._ours.close()
 
     def _drain(self) -> None:

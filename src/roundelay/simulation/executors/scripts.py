@@ -6,7 +6,9 @@ or from how many train at once: a script that keeps something in its variables f
 """
 
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -23,7 +25,7 @@ from roundelay.errors import ConfigError
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.simulation.executors.forkserver import context
 from roundelay.simulation.executors.hosts import Host, ScriptFailed, ScriptProcess, ScriptThread, Watch
-from roundelay.simulation.executors.protocol import TRIES, Result, lost
+from roundelay.simulation.executors.protocol import TRIES, Result
 from roundelay.trainer import Answer, Evaluated, Trainer, Work
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,9 @@ log = logging.getLogger(__name__)
 PRELOAD = ["roundelay.simulation.executors.hosts"]
 OPTIMISER = "torch._dynamo"
 """What torch imports, for a second or more, when a process makes its first optimiser."""
+
+FAREWELL_S, HURRIED_S = 30.0, 1.0
+"""How long scripts may go on when nothing is left to do: usually, and when the run was interrupted."""
 
 FEW = 4
 """With so few clients each may import it for itself, if it needs it; for more, the forkserver does it once."""
@@ -97,9 +102,12 @@ class Scripts:
         self._clients: defaultdict[str, _Client] = defaultdict(_Client)
         self._cancelled: set[int] = set()
         self._weighted: dict[bool, str] = {}  # a client that told its number of examples, and one that did not
-        self._warned = False
+        # in a thread, somebody may stand at a breakpoint
+        self._farewell_s = math.inf if threads else min(FAREWELL_S, timeout_s or FAREWELL_S)
 
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
         for task in tasks:
             memory = {**self._first_local, **memories.get(task.client, {})}
             order = _Order(task, received, memory, self._keep(task.client))
@@ -142,13 +150,20 @@ class Scripts:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
+        """End the scripts: those at work at once; those that wait for a task are told that there is none."""
+        farewell_s = HURRIED_S if self._interrupted.is_set() else self._farewell_s
         self._interrupted.set()
         for client in list(self._clients):
-            self._kill(client)
+            if self._clients[client].pending:
+                self._kill(client)
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        until = time.monotonic() + farewell_s
+        for entry in self._clients.values():
+            if entry.host is not None:
+                entry.host.dismiss()  # all of them before we wait for one: they end side by side
         for client in list(self._clients):
-            self._end(client)
+            self._end(client, until)
 
     @property
     def process_ids(self) -> dict[str, int]:
@@ -182,28 +197,35 @@ class Scripts:
                 self._done(order.task.client)
 
     def _try(self, order: _Order) -> Result:
-        task, trace = order.task, ""
+        task, reason, trace = order.task, "", ""
         for attempt in range(TRIES):
             try:
-                host = self._host(task.client, order.fresh or attempt > 0)
+                host = self._host(task, order.fresh or attempt > 0)
+                if self._was_cancelled(task):  # while the script was started, when there was none to end
+                    raise ScriptFailed("cancelled", final=True)
                 return self._result(task, host.work(task_frame(task, order.received, order.memory)))
             except ScriptFailed as failure:
                 self._end(task.client)
-                trace = str(failure)
-                with self._lock:
-                    cancelled = task.id in self._cancelled
-                if failure.final or cancelled:
-                    return Lost(task, trace, trace)
+                reason, trace = failure.reason, str(failure)
+                if failure.final or self._was_cancelled(task):
+                    return Lost(task, reason, trace)
                 log.info("client %s failed in round %d, its task is run again\n%s", task.client, task.round, trace)
-        return lost(task, trace)
+        return Lost(task, f"client {task.client!r} failed {TRIES} times: {reason}", trace)
+
+    def _was_cancelled(self, task: Task) -> bool:
+        with self._lock:
+            return task.id in self._cancelled
 
     def _result(self, task: Task, answered: Answered) -> Answer | Evaluated:
         if task.kind == "evaluate":
+            if not (math.isfinite(answered.num_examples) and answered.num_examples >= 0):
+                raise ScriptFailed(f"client {task.client!r} measured on num_examples = {answered.num_examples}")
             return Evaluated(task, answered.sums)
         if answered.payload is None:
             raise ScriptFailed(f"client {task.client!r} was asked for a model and sent metrics only")
         if task.kind == "train":
             with self._lock:
+                first_without = not answered.weighted and False not in self._weighted
                 self._weighted.setdefault(answered.weighted, task.client)
                 with_number, without = self._weighted.get(True), self._weighted.get(False)
             if with_number is not None and without is not None:
@@ -211,18 +233,14 @@ class Scripts:
                     f"client {with_number!r} sends num_examples and client {without!r} does not: they cannot be "
                     "weighed together; send it from every client, or from none, and all weigh the same"
                 )
-            if without is not None:
-                self._warn_of_equal_weights()
+            if first_without:
+                log.warning("the scripts send no num_examples: all clients weigh the same in the average")
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
         return Answer(update, answered.memory)
 
-    def _warn_of_equal_weights(self) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning("the scripts send no num_examples: all clients weigh the same in the average")
-
-    def _host(self, client: str, fresh: bool) -> Host:
+    def _host(self, task: Task, fresh: bool) -> Host:
         """Return where the client's script waits for a task."""
+        client = task.client
         entry = self._clients[client]
         if entry.host is not None and (fresh or entry.host.ended()):
             self._end(client)
@@ -233,9 +251,9 @@ class Scripts:
                 {"partition": self._sites.partition(client)},
             )  # fmt: skip
             if self._context is None:
-                host: Host = ScriptThread(script, site, self._allowed, self._watch)
+                host: Host = ScriptThread(script, site, task.round, self._allowed, self._watch)
             else:
-                host = ScriptProcess(script, site, self._allowed, self._watch, self._context)
+                host = ScriptProcess(script, site, task.round, self._allowed, self._watch, self._context)
             with self._lock:
                 entry.host = host
         assert entry.host is not None
@@ -249,11 +267,11 @@ class Scripts:
         if idle and client not in self._kept:
             self._end(client)
 
-    def _end(self, client: str) -> None:
+    def _end(self, client: str, until: float | None = None) -> None:
         with self._lock:
             host, self._clients[client].host = self._clients[client].host, None
         if host is not None:
-            host.close()
+            host.close(time.monotonic() + self._farewell_s if until is None else until)
 
     def _kill(self, client: str) -> None:
         """End a script that is at work; its agent notices."""

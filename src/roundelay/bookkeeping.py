@@ -1,0 +1,216 @@
+"""What every federation does alike, wherever its clients are: it draws cohorts, chooses how updates are folded,
+measures the model on the server's data, and accounts for what became of each client until a round is finished.
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from roundelay import seeds
+from roundelay.aggregators import Rule, root_of
+from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
+from roundelay.errors import ClientFailed
+from roundelay.federation import Flight, Plan, Version
+from roundelay.fold import Fold, Folding
+from roundelay.gather import Gathered
+from roundelay.guard import Expected, Guard
+from roundelay.intake import ClientReport, Intake, Outcome
+from roundelay.messages import Config, Payload, Task, TaskKind
+from roundelay.metrics import ClientTable, higher_is_better, weighted_means
+from roundelay.privacy import CentralDP, Noised, noise_key
+from roundelay.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+HOPELESS = 3
+"""When whole cohorts fail, and so many clients in a row, the code is at fault: going on would only look like work."""
+
+ClientConfig = Callable[[int, str], Config]
+"""``client_config(round, client)`` gives settings that override the learner's for one task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One finished round as the federation saw it; ``at_s`` is the federation's own time at its end.
+
+    ``reports`` tells of every client of every attempt, and of those that evaluated; ``flights`` are under way, each
+    with its nanosecond of arrival.
+    """
+
+    version: Version
+    outcome: Outcome
+    reports: Sequence[ClientReport]
+    flights: Sequence[tuple[Flight, int]]
+    metrics: Mapping[str, float]
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a federation is given of a run. ``lengths`` are those of the uplink vectors; ``on_round`` records a finished
+    round and returns its row of metrics for ``history``; without a ``rule``, updates are averaged as they come.
+    """
+
+    plan: Plan
+    clients: Sequence[str]
+    trainer: Trainer
+    guard: Guard
+    lengths: Mapping[str, int]
+    restored: Version | None
+    history: Sequence[Mapping[str, float]]
+    on_round: Callable[[Finished], Mapping[str, float]]
+    on_record: Callable[[str, Mapping[str, object]], None]
+    client_config: ClientConfig | None = None
+    rule: Rule | None = None
+    privacy: CentralDP | None = None
+
+
+class Bookkeeping(ABC):
+    """The part of a ``Federation`` that does not depend on where clients are."""
+
+    def __init__(self, given: Given) -> None:
+        self.plan, self.clients, self.seed = given.plan, given.clients, given.trainer.work.seed
+        self.history, self.layout = list(given.history), given.trainer.layout
+        self._given, self._trainer, self._guard = given, given.trainer, given.guard
+        self._expected = Expected.of(self.layout, given.lengths, num_groups(given.trainer.work.algorithm))
+        self._root = root_of(given.rule)
+        self._drawn = self.clients if self._root is None else [c for c in self.clients if c != self._root]
+        self._last_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
+        self._shown: set[str] = set()  # tracebacks that were logged in full
+        bound = self._trainer.bound
+        self._initial = Version(
+            0, {"params": bound.params().clone()}, bound.buffers().clone(), bound.integers().clone()
+        )
+        self._reports: list[ClientReport] = []  # of the round that is not finished
+        self._started = time.perf_counter()
+
+    @abstractmethod
+    async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]: ...
+
+    @abstractmethod
+    def _now_s(self) -> float:
+        """Return the federation's own time."""
+
+    @abstractmethod
+    def _under_way(self) -> Sequence[tuple[Flight, int]]:
+        """Return the tasks under way, each with its nanosecond of arrival."""
+
+    def begin(self, algorithm: Algorithm) -> Version:
+        first = self._initial
+        return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
+
+    def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        if self._given.privacy is not None:  # a draw of its own for every client, as the accountant reckons
+            rate = count / len(self.clients)
+            keyed = partial(seeds.uniform, self.seed, number, attempt)
+            return tuple(client for client in self.clients if keyed(client, "cohort") < rate)
+        draw = seeds.rng(self.seed, number, attempt, "", "cohort")
+        pool = self._drawn if among is None else among
+        if self._root is not None:  # beside those drawn, and maybe one of the ``count`` that were there to draw from
+            count = min(count, len(pool))
+        drawn = [pool[i] for i in draw.sample(range(len(pool)), count)]
+        return tuple(sorted(drawn if self._root is None else [*drawn, self._root]))
+
+    async def evaluate(self, version: Version) -> dict[str, float]:
+        return self._trainer.evaluate_held_out(version.vectors, version.number).means()
+
+    async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
+        algorithm = self._trainer.work.algorithm
+        vectors: Mapping[str, Tensor] = {"params": version.state["params"]}
+        if isinstance(algorithm, Personalised):
+            vectors = algorithm.broadcast(version.state)
+        came = await self.measure(Payload(vectors, version.buffers, version.integers), version.number, clients)
+        self._reports.extend(came)
+        table = ClientTable([r.client for r in came], [r.num_examples for r in came], [r.metrics for r in came])
+        metrics = {}
+        for name in table.names():
+            metrics[f"client_{name}"] = table.weighted_mean(name)
+            metrics[f"client_{name}_variance"] = table.variance(name)
+            metrics[f"client_{name}_worst_decile"] = table.worst_decile(name, higher_is_better(name))
+        return metrics
+
+    def record(self, name: str, content: Mapping[str, object]) -> None:
+        self._given.on_record(name, content)
+
+    async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
+        admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")
+        table = {**weighted_means(admitted), **metrics}
+        finished = Finished(
+            version, outcome, tuple(self._reports), tuple(self._under_way()), table, self._bytes_down,
+            self._bytes_up, time.perf_counter() - self._started, self._now_s(),
+        )  # fmt: skip
+        self._reports = []
+        self.history.append(self._given.on_round(finished))
+        self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
+
+    def account(self, outcome: Outcome) -> Outcome:
+        if self._given.privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept
+            kept = tuple(replace(report, num_examples=0.0, metrics={}) for report in outcome.reports)
+            outcome = replace(outcome, reports=kept)
+        if outcome.attempt:
+            outcome = replace(outcome, reports=tuple(replace(r, attempt=outcome.attempt) for r in outcome.reports))
+        self._reports.extend(outcome.reports)
+        self._bytes_down += outcome.bytes_down
+        self._bytes_up += outcome.bytes_up
+        for report in outcome.reports:
+            if report.status in ("refused", "lost"):
+                new = report.traceback not in self._shown  # many clients fail alike: one traceback tells
+                self._shown.add(report.traceback)
+                log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
+                            f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
+        return outcome
+
+    def _despair_of(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Take (reason, traceback) of a whole cohort, or of one dispatched task; no traceback is no failure.
+
+        Raises:
+            ClientFailed: everybody has failed for a while.
+        """
+        if not failures or not all(trace for _, trace in failures):
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row += len(failures)
+        if self._failed_in_a_row >= min(HOPELESS, len(self.clients)):
+            reason, trace = failures[0]
+            raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
+
+    def _task(self, client: str, number: int, attempt: int, kind: TaskKind = "train") -> Task:
+        self._last_task += 1
+        config = self._given.client_config(number, client) if self._given.client_config and kind != "evaluate" else {}
+        return Task(self._last_task, client, number, attempt, kind, config)
+
+    def _opened(
+        self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None,
+        fold: Folding | None, release: Callable[[int], None],
+    ) -> tuple[list[Task], Payload, Intake]:  # fmt: skip
+        """Return a round's tasks, what is sent with them, and what takes the answers in."""
+        number = version.number + 1
+        tasks = [self._task(client, number, attempt) for client in cohort]
+        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
+        intake = Intake(
+            tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
+            release=release,
+            fold=self._folding(algorithm, version, sent, len(tasks), attempt) if fold is None else fold,
+        )  # fmt: skip
+        return tasks, sent, intake
+
+    def _folding(self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int) -> Folding:
+        given, number = self._given, version.number + 1
+        if given.privacy is not None:
+            return Noised.begin(
+                given.privacy, algorithm.uplink, given.lengths, sent, version.clip_norm,
+                self.plan.cohort_size(len(self.clients)), noise_key(self.seed, number, attempt),
+            )  # fmt: skip
+        if given.rule is not None:
+            return Gathered.begin(
+                given.rule, algorithm.uplink, given.lengths, sent, version.last, num_tasks, self.seed, number, attempt
+            )
+        return Fold(algorithm.uplink)
