@@ -8,7 +8,7 @@ from pathlib import Path
 from networks import Awkward
 
 import roundelay as rd
-from roundelay.simulation.executors.forkserver import context
+from roundelay.hosting.forkserver import context
 from roundelay.simulation.executors.scripts import OPTIMISER, PRELOAD
 
 HEAD = """

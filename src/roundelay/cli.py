@@ -147,7 +147,8 @@ def runs_list(root: Root = Path("runs")) -> None:
     """List the runs of a folder."""
     table = Table(Column("run", no_wrap=True), Column("started", max_width=10), "rounds", "accuracy", "state", "sha256")
     for record in list_runs(root):
-        accuracy = record.last("accuracy")
+        measured = (record.last(name) for name in ("accuracy", "client_accuracy", "train_accuracy"))
+        accuracy = next((value for value in measured if value is not None), None)  # by whoever measures
         table.add_row(record.path.name, record.info.get("started", ""), str(len(record.rows)),
                       "" if accuracy is None else f"{accuracy:.4f}", record.state.get("state", "unknown"),
                       str(record.state.get("sha256", ""))[:12])  # fmt: skip

@@ -51,6 +51,10 @@ class JournalMismatch(JournalError, ValueError):
     """What is asked contradicts what the journal holds: another job, or a round that went another way."""
 
 
+class IdentityError(RoundelayError, ValueError):
+    """A key, a token, a certificate or a name does not prove who somebody is; never quotes a secret."""
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 

@@ -8,11 +8,15 @@ from typing import IO
 SUFFIX = ".tmp"
 
 
-def save_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, sync it, and put it in place in one step."""
+def save_atomically(path: Path, write: Callable[[IO[bytes]], object], mode: int = 0o666) -> None:
+    """Let ``write`` fill a file beside ``path``, sync it, and put it in place in one step.
+
+    The file has ``mode``, less the umask, from its first moment.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    temporary.unlink(missing_ok=True)  # one that is there already would keep the mode that it has
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,18 @@ import pytest
 import roundelay as rd
 
 MODULES = [rd, rd.aggregators, rd.algorithms, rd.attacks, rd.data, rd.errors, rd.models]
-EXTRAS = ("matplotlib", "tensorboard", "torch.utils.tensorboard", "mlxtend", "yaml", "typer", "rich", "pandas")
+EXTRAS = (
+    "matplotlib",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "mlxtend",
+    "yaml",
+    "typer",
+    "rich",
+    "pandas",
+    "aiohttp",
+    "cryptography",
+)
 
 
 def offered(module: ModuleType) -> dict[str, object]:

@@ -7,8 +7,8 @@ import pytest
 from scripts import BODY, HANGS, WAIT_S, check_lost, in_mid_training, outcome, processes, reasons, script_job, threads
 
 import roundelay as rd
-from roundelay.simulation.executors import hosts
-from roundelay.simulation.executors.hosts import Talk
+from roundelay.hosting.output import OUTPUT_BYTES
+from roundelay.hosting.talk import Talk
 
 # ---- dying ----------------------------------------------------------------------------------------------------------
 
@@ -123,6 +123,6 @@ def test_a_script_may_print_without_end(tmp_path: Path) -> None:
     history = script_job(tmp_path, text, processes(2), num_rounds=2).run()
     assert [row["admitted"] for row in history.rows] == [2, 2]
     kept = (history.run_folder / "sites" / "site-2" / "output.log").read_bytes()
-    assert hosts.OUTPUT_BYTES <= len(kept) <= hosts.OUTPUT_BYTES + 100
+    assert OUTPUT_BYTES <= len(kept) <= OUTPUT_BYTES + 100
     assert kept.startswith(b"begin")
     assert kept.endswith(b"dropped]\n")

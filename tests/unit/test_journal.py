@@ -169,6 +169,17 @@ def test_an_id_keeps_its_first_key_and_a_revoked_one_stays_out(journal: Journal)
         journal.clients.revoke("z")
 
 
+def test_a_client_that_a_roster_knows_needs_no_token_but_its_key(journal: Journal) -> None:
+    first = journal.clients.admit("d", b"key of d", now=1.0)
+    assert (first.client, first.public_key, first.active) == ("d", b"key of d", True)
+    assert journal.clients.admit("d", b"key of d", now=2.0) == first
+    with pytest.raises(RequestDenied, match="another key"):
+        journal.clients.admit("d", b"forged", now=2.0)
+    journal.clients.revoke("d")
+    with pytest.raises(RequestDenied, match="was revoked"):
+        journal.clients.admit("d", b"key of d", now=2.0)
+
+
 def test_a_request_counts_once_also_after_a_restart(journal: Journal) -> None:
     assert [journal.clients.advance("a", number) for number in (0, 1, 1, 0, 7)] == [True, True, False, False, True]
     journal = reopened(journal)

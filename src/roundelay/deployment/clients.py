@@ -1,6 +1,7 @@
 """Who has joined: enrolments, the one-time tokens that lead to them, and the numbers of signed requests."""
 
 import hashlib
+import sqlite3
 
 from roundelay.deployment.database import Database
 from roundelay.deployment.records import Denial, Enrolment, RequestDenied
@@ -33,21 +34,42 @@ class Clients:
             known = self.get(client)
             if known is not None and known.public_key == public_key:
                 if not known.active:
-                    raise RequestDenied(Denial.REVOKED, f"client {client!r} was revoked")
+                    raise _revoked(client)
                 return known
             row = db.execute("SELECT expires_at, used_by FROM tokens WHERE sha256 = ?", (_sha256(token),)).fetchone()
             if row is None or row[1] is not None or now >= row[0]:
                 problem = "is not known" if row is None else "was used before" if row[1] is not None else "has expired"
                 raise RequestDenied(Denial.BAD_TOKEN, f"client {client!r}: the token {problem}; ask for another one")
-            if known is not None:  # only who shows a good token learns that the id is taken
-                raise RequestDenied(
-                    Denial.OTHER_KEY,
-                    f"client {client!r} has enrolled with another key; join under another id, or with the first key",
-                )
-            db.execute(
-                "INSERT INTO enrolments (client, public_key, enrolled_at) VALUES (?, ?, ?)", (client, public_key, now)
-            )
+            self._known(client, public_key)  # after the token: only who shows a good one learns that the id is taken
+            enrolment = self._add(db, client, public_key, now)
             db.execute("UPDATE tokens SET used_by = ? WHERE sha256 = ?", (client, _sha256(token)))
+        return enrolment
+
+    def admit(self, client: str, public_key: bytes, now: float) -> Enrolment:
+        """Let a client join whose key is known from elsewhere, from a roster, without a token. May be repeated.
+
+        Raises:
+            RequestDenied: the id has another key, or was revoked.
+        """
+        with self._db.writing(f"admitting client {client!r}") as db:
+            return self._known(client, public_key) or self._add(db, client, public_key, now)
+
+    def _known(self, client: str, public_key: bytes) -> Enrolment | None:
+        known = self.get(client)
+        if known is None:
+            return None
+        if known.public_key != public_key:
+            raise RequestDenied(
+                Denial.OTHER_KEY,
+                f"client {client!r} has enrolled with another key; join under another id, or with the first key",
+            )
+        if not known.active:
+            raise _revoked(client)
+        return known
+
+    def _add(self, db: sqlite3.Connection, client: str, public_key: bytes, now: float) -> Enrolment:
+        sql = "INSERT INTO enrolments (client, public_key, enrolled_at) VALUES (?, ?, ?)"
+        db.execute(sql, (client, public_key, now))
         return Enrolment(client, public_key, True, now)
 
     def revoke(self, client: str) -> None:
@@ -85,6 +107,10 @@ class Clients:
         return tuple(
             Enrolment(client, key, bool(active), when, sequence) for client, key, active, when, sequence in rows
         )
+
+
+def _revoked(client: str) -> RequestDenied:
+    return RequestDenied(Denial.REVOKED, f"client {client!r} was revoked")
 
 
 def _sha256(token: str) -> bytes:

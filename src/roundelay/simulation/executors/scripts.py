@@ -22,15 +22,17 @@ from roundelay.client.exchange import Answered, Scalar, Site, task_frame
 from roundelay.client.launch import Script, ScriptLearner
 from roundelay.components import describe
 from roundelay.errors import ConfigError
+from roundelay.hosting.forkserver import context
+from roundelay.hosting.process import ScriptProcess
+from roundelay.hosting.talk import Host, ScriptFailed, Watch
+from roundelay.hosting.thread import ScriptThread
 from roundelay.messages import Lost, Memory, Payload, Task, Update
-from roundelay.simulation.executors.forkserver import context
-from roundelay.simulation.executors.hosts import Host, ScriptFailed, ScriptProcess, ScriptThread, Watch
 from roundelay.simulation.executors.protocol import TRIES, Result
 from roundelay.trainer import Answer, Evaluated, Trainer, Work
 
 log = logging.getLogger(__name__)
 
-PRELOAD = ["roundelay.simulation.executors.hosts"]
+PRELOAD = ["roundelay.hosting.process"]
 OPTIMISER = "torch._dynamo"
 """What torch imports, for a second or more, when a process makes its first optimiser."""
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from roundelay.hosting.forkserver import die_with_parent
 from roundelay.messages import Memory, Payload, Task
 from roundelay.simulation.executors.arena import Arena, Packed, Region
-from roundelay.simulation.executors.forkserver import die_with_parent
 from roundelay.simulation.executors.protocol import run_or_describe
 from roundelay.simulation.executors.shipping import Shipment, unpack
 from roundelay.trainer import Answer, Evaluated, Trainer
