@@ -4,6 +4,7 @@ One process imports everything once and forks the others, since an import takes 
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 from journals import quick_folder
+
+import roundelay
 
 DRIVER = """
 import json, os, pickle, random, resource, signal, sys, traceback
@@ -155,7 +158,8 @@ main(Path(sys.argv[1]), int(sys.argv[2]))
 
 def driven(root: Path, runs: int) -> Any:
     run = [sys.executable, "-c", DRIVER, str(root), str(runs)]
-    done = subprocess.run(run, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
+    done = subprocess.run(run, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
