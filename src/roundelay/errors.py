@@ -41,6 +41,16 @@ class ClientError(RoundelayError, RuntimeError):
     """A script uses the client API in a way that cannot mean anything; says what was expected."""
 
 
+class JournalError(RoundelayError, RuntimeError):
+    """The journal cannot be read or written. What was asked for is not acknowledged and did not happen, or may be asked
+    for again; the message says what to do.
+    """
+
+
+class JournalMismatch(JournalError, ValueError):
+    """What is asked contradicts what the journal holds: another job, or a round that went another way."""
+
+
 class IdentityError(RoundelayError, ValueError):
     """A key, a token, a certificate or a name does not prove who somebody is; never quotes a secret."""
 

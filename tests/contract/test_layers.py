@@ -58,6 +58,19 @@ def test_who_is_who_stands_on_the_vocabulary_alone() -> None:
         assert rooms_imported(path) <= {"errors", "files", "messages", "deployment"}, path
 
 
+def test_simulation_and_deployment_know_nothing_of_each_other() -> None:
+    for room, other in (("simulation", "deployment"), ("deployment", "simulation")):
+        for path in (SOURCE / room).rglob("*.py"):
+            assert other not in rooms_imported(path), path
+
+
+def test_the_journal_needs_vocabulary_only() -> None:
+    """So that it can be read, and recovered from, without an algorithm or a model at hand."""
+    for name in ("journal", "records", "rounds", "clients", "uploads", "blobs", "database", "disk"):
+        rooms = rooms_imported(SOURCE / "deployment" / f"{name}.py")
+        assert rooms <= {"deployment", "errors", "messages"}, name
+
+
 def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only_between_local_processes() -> None:
     homes = {
         "matplotlib": "report/plots.py",

@@ -1,0 +1,167 @@
+"""What a journal holds, as frozen values, and the typed answers that it gives to clients."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from roundelay.errors import RoundelayError
+from roundelay.messages import Task
+
+Fields = Mapping[str, object]
+"""What JSON can say: strings, numbers, booleans, None, lists and tables of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Whose journal it is: an id, and the resolved job as TOML. Whoever lets a run go on with other settings, a longer
+    one say, leaves out of ``job`` what may differ.
+    """
+
+    id: str
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """A client that has joined. ``sequence`` is the highest number of a signed request so far, -1 before the first;
+    ``enrolled_at`` is for people to read.
+    """
+
+    client: str
+    public_key: bytes
+    active: bool
+    enrolled_at: float
+    sequence: int = -1
+
+
+class RoundState(StrEnum):
+    OPEN = "open"
+    CLOSED = "closed"
+    ABANDONED = "abandoned"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A round as it is opened: who is asked, and when it closes. There is no clock in it: a deadline is a length of
+    time, and how much of it has passed is told by ``Journal.tick``.
+    """
+
+    number: int
+    attempt: int
+    cohort: tuple[str, ...]
+    goal: int | None = None
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round as it stands. ``members`` are task ids in the order of folding, once it is closed."""
+
+    opening: Opening
+    state: RoundState
+    elapsed_s: float
+    members: tuple[int, ...] = ()
+
+
+class TaskState(StrEnum):
+    OPEN = "open"
+    RECEIVED = "received"
+    CLOSED = "closed"
+    """It got no answer in time, and takes none any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTask:
+    """A task, the digest of the blob that its client was sent (None: nothing large), and how it stands."""
+
+    task: Task
+    sent: str | None
+    state: TaskState
+
+
+class Verdict(StrEnum):
+    """What became of an answer."""
+
+    ACCEPTED = "accepted"
+    """It is on disk; it counts at most once, whatever happens."""
+    CONFLICT = "conflict"
+    """The task has another answer already, which stands."""
+    LATE = "late"
+    """The task was closed, with its round or before."""
+    STALE = "stale"
+    """The task's round was abandoned; a later attempt took its place."""
+    UNKNOWN = "unknown"
+    """This client has no such task; nor is it told whether another has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The answer to an answer. ``number`` is the update's place in the order of arrival, from 1; 0 where it was not
+    accepted. A repeated answer gets the same ``Ack``, with ``duplicate`` set.
+    """
+
+    task_id: int
+    digest: str
+    verdict: Verdict
+    number: int = 0
+    duplicate: bool = False
+
+
+class Fate(StrEnum):
+    ADMITTED = "admitted"
+    REFUSED = "refused"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An accepted update: its blob, what its client said beside it, and its fate once that is known."""
+
+    number: int
+    task_id: int
+    client: str
+    digest: str
+    size: int
+    fields: Fields
+    fate: Fate | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Something that a workflow was told, in order; the same answers lead it the same way again."""
+
+    number: int
+    kind: str
+    content: object
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where the model after ``round`` is kept."""
+
+    round: int
+    digest: str
+
+
+class Denial(StrEnum):
+    """Why a client's request was refused."""
+
+    OTHER_KEY = "other key"
+    BAD_TOKEN = "bad token"
+    REVOKED = "revoked"
+    BAD_DIGEST = "bad digest"
+    WRONG_SIZE = "wrong size"
+    NO_UPLOAD = "no upload"
+    WRONG_OFFSET = "wrong offset"
+    INCOMPLETE = "incomplete"
+    WRONG_DIGEST = "wrong digest"
+    BUSY = "busy"
+
+
+class RequestDenied(RoundelayError, ValueError):
+    """A client asked for what it may not have; nothing changed, except that bytes of a wrong digest are dropped."""
+
+    def __init__(self, denial: Denial, message: str) -> None:
+        super().__init__(message)
+        self.denial = denial

@@ -1,0 +1,130 @@
+"""Uploads in parts: what a client has sent stays, over cut connections and crashes, until the last byte is there.
+
+Each client has one upload at most, so that what unfinished ones take is bounded by the number of clients.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from roundelay.deployment.blobs import DIGEST, Blobs
+from roundelay.deployment.database import Database
+from roundelay.deployment.records import Denial, RequestDenied
+
+
+class Uploads:
+    """May be called from any thread; of two calls for one client at the same time, one is denied."""
+
+    def __init__(self, db: Database, blobs: Blobs, max_bytes: int) -> None:
+        self._db, self._blobs, self._max_bytes = db, blobs, max_bytes
+        self._lock = threading.Lock()
+        self._busy: set[str] = set()
+        blobs.remove_unfinished({blobs.part(client) for (client,) in db.all("SELECT client FROM uploads")})
+
+    def begin(self, client: str, digest: str, size: int) -> int:
+        """Return the offset from which the client is to go on: 0, or where the synced part of the same upload ends.
+        Another upload that the client had begun is forgotten.
+
+        Raises:
+            RequestDenied: the size is not allowed, or the digest is none. Nothing was written.
+        """
+        if not DIGEST.fullmatch(digest):
+            raise RequestDenied(Denial.BAD_DIGEST, f"client {client!r}: expected a SHA-256 in hexadecimal digits")
+        if not 0 < size <= self._max_bytes:
+            raise RequestDenied(
+                Denial.WRONG_SIZE, f"client {client!r} wants to send {size} bytes; up to {self._max_bytes} are allowed"
+            )
+        with self._alone(client):
+            kept = self._db.one("SELECT digest, size, received FROM uploads WHERE client = ?", client)
+            received: int = kept[2] if kept is not None and kept[:2] == (digest, size) else 0
+            if received and not self._is_there(client, digest, size, received):
+                received = 0
+            if kept != (digest, size, received):
+                with self._db.writing("beginning an upload") as db:
+                    db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", (client, digest, size, received))
+            return received
+
+    def write(self, client: str, digest: str, offset: int, data: bytes) -> int:
+        """Add a part; return the offset of the next one. The part is on disk when this returns.
+
+        Raises:
+            RequestDenied: no such upload was begun, or the part lies elsewhere than at its end; ``begin`` says where.
+            JournalError: it could not be written, and is not counted.
+        """
+        with self._alone(client):
+            size, received = self._begun(client, digest)
+            if offset != received:
+                raise RequestDenied(
+                    Denial.WRONG_OFFSET, f"client {client!r} sent a part at {offset}; its upload goes on at {received}"
+                )
+            if offset + len(data) > size:
+                raise RequestDenied(
+                    Denial.WRONG_SIZE, f"client {client!r} sent {offset + len(data)} bytes of an upload of {size}"
+                )
+            if data:
+                self._blobs.append(self._blobs.part(client), data, offset)
+                with self._db.writing("counting a part of an upload") as db:
+                    db.execute("UPDATE uploads SET received = ? WHERE client = ?", (offset + len(data), client))
+            return offset + len(data)
+
+    def finish(self, client: str, digest: str) -> None:
+        """Verify the whole upload, which then is a blob. It is kept until the client begins another one, or until
+        ``Journal.accept`` takes it. May be repeated.
+
+        Raises:
+            RequestDenied: bytes are missing; or they have another digest, and are removed.
+        """
+        with self._alone(client):
+            size, received = self._begun(client, digest)
+            if received != size:
+                raise RequestDenied(
+                    Denial.INCOMPLETE, f"client {client!r} has sent {received} of {size} bytes; go on at {received}"
+                )
+            part = self._blobs.part(client)
+            if not part.exists():
+                self._blobs.require(digest, size)
+            elif not self._blobs.promote(part, digest):
+                self._forget(client)
+                raise RequestDenied(
+                    Denial.WRONG_DIGEST,
+                    f"client {client!r}: the {size} bytes do not have the SHA-256 {digest} that was announced; they "
+                    "were removed, send them again",
+                )
+
+    def drop(self, client: str) -> None:
+        """Forget what the client has sent of an upload, if it has begun one."""
+        with self._alone(client):
+            self._forget(client)
+
+    def _forget(self, client: str) -> None:
+        with self._db.writing("forgetting an upload") as db:
+            db.execute("DELETE FROM uploads WHERE client = ?", (client,))
+        self._blobs.drop(self._blobs.part(client))
+
+    def _begun(self, client: str, digest: str) -> tuple[int, int]:
+        row = self._db.one("SELECT size, received FROM uploads WHERE client = ? AND digest = ?", client, digest)
+        if row is None:
+            raise RequestDenied(
+                Denial.NO_UPLOAD, f"client {client!r} has begun no upload of {digest!r}; begin it first"
+            )
+        size, received = row
+        return size, received
+
+    def _is_there(self, client: str, digest: str, size: int, received: int) -> bool:
+        """Tell whether the counted bytes lie where they should; a person may have removed them."""
+        part = self._blobs.part(client)
+        if part.exists():
+            return part.stat().st_size >= received
+        return received == size and self._blobs.path(digest).exists()
+
+    @contextmanager
+    def _alone(self, client: str) -> Iterator[None]:
+        with self._lock:
+            if client in self._busy:
+                raise RequestDenied(Denial.BUSY, f"client {client!r} is uploading on another connection; try again")
+            self._busy.add(client)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(client)

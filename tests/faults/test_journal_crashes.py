@@ -1,0 +1,237 @@
+"""The journal after a loss of power: a short run is recorded, and cut off after each of its calls.
+
+Whatever the disk then holds, the journal opens; what was acknowledged is there, once and in the right bytes; and the
+run goes on to the same end. Each bug that is planted below must be caught by that.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from crashes import Model, Picture, Recorder, Step, materialise, pictures
+from journals import check, opened, quick_folder, result, serve
+
+from roundelay.deployment.database import Database
+from roundelay.deployment.journal import Journal
+
+
+def recorded(disk_of: type[Recorder] = Recorder) -> tuple[Recorder, tuple[object, ...]]:
+    """A whole run that nothing disturbs: every call of it, and what it came to."""
+    with quick_folder() as root:
+        disk = disk_of(Path(root))
+        with opened(Path(root) / "run", disk) as journal:
+            serve(journal, disk.tell)
+            return disk, result(journal)
+
+
+Told = list[tuple[object, ...]]
+
+
+def crashes(
+    disk: Recorder, before: Model | None = None, told: Told | None = None, first: int = 0, draws: int = 1
+) -> Iterator[tuple[int, str, Told, Path]]:
+    """Yield a folder for each state that a crash of the recorded run may have left, with the number of the call after
+    which it was cut off, what that was, and what had been told until then. ``before`` and ``told`` say how the run
+    began; what is cut off before the ``first`` call is left out.
+    """
+    model, told, seen = before or Model(), list(told or []), set()
+    for number, step in enumerate(disk.steps):
+        if step.call == "told":
+            told.append(step.told)
+            continue
+        model.take(step)
+        for name, picture in pictures(model, step, number, draws) if number >= first else ():
+            key = fingerprint(picture, model.database, len(told))
+            if key in seen:
+                continue
+            seen.add(key)
+            with quick_folder() as root:
+                materialise(picture, model.database, Path(root), "run")
+                yield number, f"{step.call} {step.path}: {name}", told, Path(root)
+
+
+def survive(disk: Recorder, whole: tuple[object, ...], go_on_every: int, first: int = 0, draws: int = 1) -> int:
+    """Open what each crash may have left and hold it against what had been told. From every so manyth of these states
+    go on to the end. Return how many different states there were.
+    """
+    count = 0
+    for count, (number, what, told, root) in enumerate(crashes(disk, first=first, draws=draws), start=1):
+        recover(root, whole, told, f"call {number}, {what}", go_on=count % go_on_every == 0)
+    return count
+
+
+def recover(root: Path, whole: tuple[object, ...], told: Told, where: str, go_on: bool) -> None:
+    try:
+        with opened(root / "run") as journal:
+            check(journal, told)
+            if go_on:
+                serve(journal, lambda *_: None)
+                assert result(journal) == whole
+    except Exception as error:
+        raise AssertionError(f"cut off after {where}") from error
+
+
+def survive_twice(every: int, num_calls: int) -> int:
+    """Cut off what comes after a crash as well, within so many calls from the opening."""
+    disk, whole = recorded()
+    count = 0
+    for number, (_, first, told, root) in enumerate(crashes(disk)):
+        if number % every:
+            continue
+        found, again = Model.of(root), Recorder(root)
+        with opened(root / "run", again) as journal:
+            serve(journal, again.tell)
+        again.steps = again.steps[:num_calls]
+        for number, what, told_since, second in crashes(again, found, told):
+            recover(second, whole, told_since, f"{first}, and then call {number}, {what}", go_on=count % 20 == 0)
+            count += 1
+    return count
+
+
+def fingerprint(picture: Picture, database: bytes | None, num_told: int) -> int:
+    names, contents = picture
+    return hash((num_told, database, frozenset((name, contents[id(file)]) for name, file in names.items())))
+
+
+def test_no_crash_loses_or_doubles_what_was_acknowledged() -> None:
+    assert survive(*recorded(), go_on_every=20) > 500
+
+
+def test_no_crash_while_a_crash_is_recovered_from_loses_anything() -> None:
+    assert survive_twice(every=300, num_calls=30) > 50
+
+
+@pytest.mark.slow
+def test_after_every_crash_the_run_goes_on_to_the_same_end() -> None:
+    assert survive(*recorded(), go_on_every=1, draws=5) > 1000
+
+
+@pytest.mark.slow
+def test_no_crash_of_many_while_a_crash_is_recovered_from_loses_anything() -> None:
+    assert survive_twice(every=20, num_calls=60) > 2000
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+class DataNeverSynced(Recorder):
+    def sync(self, file: int) -> None:
+        pass
+
+
+class PartsNeverSynced(Recorder):
+    def sync(self, file: int) -> None:
+        if not self._open[file].endswith(".part"):
+            super().sync(file)
+
+
+class RenamedBeforeSynced(Recorder):
+    """Blobs are renamed first, and synced when the next file is opened. (Were they synced after the rename, but before
+    anybody heard of them, no crash could tell: what no row refers to is collected when a journal is opened.)
+    """
+
+    renamed = ""
+
+    def sync(self, file: int) -> None:
+        if self._open[file].endswith(".part"):
+            super().sync(file)
+
+    def replace(self, source: Path, target: Path) -> None:
+        super().replace(source, target)
+        self.renamed = str(target.relative_to(self.root))
+
+    def open(self, path: Path, fresh: bool) -> int:
+        if self.renamed:
+            self.steps.append(Step("sync", self.renamed))
+        return super().open(path, fresh)
+
+
+class FoldersNeverSynced(Recorder):
+    def sync_folder(self, path: Path) -> None:
+        pass
+
+
+class NewFoldersNeverSynced(Recorder):
+    def sync_folder(self, path: Path) -> None:
+        if path.name != "blobs":
+            super().sync_folder(path)
+
+
+class IncomingNeverSynced(Recorder):
+    def sync_folder(self, path: Path) -> None:
+        if path.name != "incoming":
+            super().sync_folder(path)
+
+
+class AcknowledgedBeforeCommitted(Recorder):
+    """The database writes behind: a commit is on disk when the next call is made."""
+
+    behind: Step | None = None
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        late, self.behind = self.behind, None
+        self.steps += [late] if late is not None else []
+        super().commit(connection)
+        self.behind = self.steps.pop()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [DataNeverSynced, PartsNeverSynced, RenamedBeforeSynced, FoldersNeverSynced, NewFoldersNeverSynced,
+     IncomingNeverSynced, AcknowledgedBeforeCommitted],
+)  # fmt: skip
+def test_the_check_of_crashes_catches_a_disk_that_is_used_wrongly(bug: type[Recorder]) -> None:
+    with pytest.raises(AssertionError, match="cut off after call"):
+        survive(*recorded(bug), go_on_every=5)
+
+
+Planting = Callable[[pytest.MonkeyPatch], None]
+
+
+def collect_everything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Journal, "_is_needed", lambda self, digest: False)
+    patch.setattr(Journal, "_require_blobs", lambda self, folder: None)
+
+
+def let_go_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    save = Journal.save_checkpoint
+
+    def planted(self: Journal, number: int, digest: str) -> None:
+        last = self.checkpoint()
+        if last is not None:
+            self.blobs.discard(last.digest)
+        save(self, number, digest)
+
+    patch.setattr(Journal, "save_checkpoint", planted)
+
+
+def commit_each_statement(patch: pytest.MonkeyPatch) -> None:
+    class Piecemeal:
+        def __init__(self, connection: sqlite3.Connection, steps: list[Step]) -> None:
+            self._connection, self._steps = connection, steps
+
+        def execute(self, *arguments: object) -> sqlite3.Cursor:
+            cursor = self._connection.execute(*arguments)  # type: ignore[arg-type]
+            self._steps.append(Step("commit", data=self._connection.serialize()))
+            return cursor
+
+    writing = Database.writing
+
+    @contextmanager
+    def planted(self: Database, doing: str) -> Iterator[Piecemeal | sqlite3.Connection]:
+        with writing(self, doing) as connection:
+            recording = isinstance(self._disk, Recorder) and doing != "making the tables"
+            yield Piecemeal(connection, self._disk.steps) if recording else connection  # type: ignore[attr-defined]
+
+    patch.setattr(Database, "writing", planted)
+
+
+@pytest.mark.parametrize(
+    ("plant", "first"), [(collect_everything, 0), (let_go_before_the_commit, 220), (commit_each_statement, 100)]
+)
+def test_the_check_of_crashes_catches(plant: Planting, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match="cut off after call"):
+        survive(*recorded(), go_on_every=5, first=first)
