@@ -39,7 +39,7 @@ OPTIMISER = "torch._dynamo"
 FAREWELL_S, HURRIED_S = 30.0, 1.0
 """How long scripts may go on when nothing is left to do: usually, and when the run was interrupted."""
 
-FEW = 4
+FEW = 2
 """With so few clients each may import it for itself, if it needs it; for more, the forkserver does it once."""
 
 
