@@ -29,6 +29,7 @@ LAYERS = (
     ("config", "report", "templates"),
     ("cli",),
 )
+WORLDS = {"simulation", "deployment"}
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
@@ -50,6 +51,7 @@ def test_every_file_belongs_to_a_room_and_imports_only_from_its_own_or_lower_one
         assert room in HEIGHT, f"{relative}: add its room to the list"
         for imported in rooms_imported(path):
             assert HEIGHT[imported] <= HEIGHT[room], f"{relative} imports {imported}, which lies above it"
+            assert {room, imported} != WORLDS, f"{relative} imports {imported}: the two worlds do not know each other"
 
 
 def test_who_is_who_stands_on_the_vocabulary_alone() -> None:
