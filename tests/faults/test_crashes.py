@@ -18,7 +18,8 @@ from roundelay.simulation.executors.processes import Processes
 
 JOB = textwrap.dedent(
     """
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
     sys.path.insert(0, {tests!r})
     import roundelay as rd
     from networks import small_job
