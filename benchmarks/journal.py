@@ -24,6 +24,7 @@ from roundelay.deployment.records import Opening, Run
 from roundelay.messages import Task
 
 CLIENTS = "abcdefgh"
+KEY = "0" * 64
 FLOOR = "append 4 KiB to a file and sync it (floor)"
 NUM, SMALL, LARGE, PART = 500, 4096, 100_000_000, 4 * 2**20
 
@@ -60,7 +61,7 @@ def small_ones(journal: Journal, table: Table) -> None:
             (FLOOR, lambda i=i: synced(journal.folder / "floor", bodies[i], append=True)),
             ("accept, the blob being there", lambda i=i: accept(i)),
             ("put a blob of 4 KiB and accept it", lambda i=i: whole(NUM + i)),
-            ("note a signed request", lambda i=i: journal.clients.advance("a", i)),
+            ("note a signed request", lambda i=i: journal.clients.advance("a", KEY, i)),
         ):
             took.setdefault(what, []).append(seconds(do))
     for what, times in took.items():
@@ -109,8 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else ".") as root:
         with Journal(Path(root) / "run", Run("benchmark", "")) as journal:
             for client in CLIENTS:
-                journal.clients.add_token(client, expires_at=1.0)
-                journal.clients.enrol(client, client.encode(), client, now=0.0)
+                journal.clients.admit(client, KEY)
             journal.rounds.open(Opening(1, 0, tuple(CLIENTS)))
             journal.tasks.open([Task(i, CLIENTS[i % 8], 1) for i in range(4 * NUM)])
             small_ones(journal, table)

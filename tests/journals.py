@@ -28,15 +28,18 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def enrol(journal: Journal, clients: str) -> None:
+def key_of(client: str) -> str:
+    return sha256(b"key of " + client.encode())
+
+
+def admit(journal: Journal, clients: str) -> None:
     for client in clients:
-        journal.clients.add_token(f"t-{client}", expires_at=10.0)
-        journal.clients.enrol(client, b"key of " + client.encode(), f"t-{client}", now=1.0)
+        journal.clients.admit(client, key_of(client))
 
 
 def begun(journal: Journal) -> None:
     """Clients "a", "b" and "c", and round 1, in which they have the tasks 1, 2 and 3."""
-    enrol(journal, "abc")
+    admit(journal, "abc")
     journal.rounds.open(Opening(1, 0, ("a", "b", "c"), goal=2, deadline_s=60.0))
     journal.tasks.open([Task(i + 1, client, 1) for i, client in enumerate("abc")])
 
@@ -67,8 +70,8 @@ def serve(journal: Journal, tell: Tell) -> None:
     """Three rounds, as a server goes through them. ``tell`` hears what somebody was told, at once, and what is about to
     be asked for.
     """
-    enrol(journal, CLIENTS)
-    tell("enrolled", CLIENTS)
+    admit(journal, CLIENTS)
+    tell("admitted", CLIENTS)
     done = journal.checkpoint()
     model = b"start"
     if done is not None:
@@ -132,10 +135,10 @@ def _finished(journal: Journal, tell: Tell, number: int, attempt: int, model: by
 
 def _answered(journal: Journal, tell: Tell, client: str, number: int, attempt: int) -> Ack:
     """One client's answer, from its signed request to its ack. "b" sends its own in parts."""
-    enrolled = journal.clients.get(client)
-    assert enrolled is not None
-    assert journal.clients.advance(client, enrolled.sequence + 1)
-    tell("sequence", client, enrolled.sequence + 1)
+    known = journal.clients.get(client, key_of(client))
+    assert known is not None
+    assert journal.clients.advance(client, key_of(client), known.sequence + 1)
+    tell("sequence", client, known.sequence + 1)
     data, task = answer_of(client, number, attempt), task_id(client, number, attempt)
     digest = sha256(data)
     tell("try", task, data)
@@ -176,7 +179,7 @@ def check(journal: Journal, told: Sequence[tuple[Any, ...]]) -> None:
         if task not in updates and not begun_later:
             assert journal.uploads.begin(client, sha256(data), len(data)) >= at, "a part is lost"
     sequences = {one.client: one.sequence for one in journal.clients.all()}
-    assert all(client in sequences for (clients,) in heard("enrolled") for client in clients)
+    assert all(client in sequences for (clients,) in heard("admitted") for client in clients)
     assert all(sequences[client] >= sequence for client, sequence in heard("sequence"))
     for number, attempt, members in heard("closed"):
         closed = journal.rounds.get(number, attempt)

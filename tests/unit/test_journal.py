@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from crashes import Recorder
-from journals import JOB, RUN, accepted, begun, opened, sha256
+from journals import JOB, RUN, accepted, begun, key_of, opened, sha256
 
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.records import (
@@ -20,6 +20,7 @@ from roundelay.deployment.records import (
     Denial,
     Fate,
     Opening,
+    Participant,
     RequestDenied,
     RoundState,
     Run,
@@ -129,66 +130,53 @@ def test_the_log_of_a_killed_process_is_written_anew_before_it_is_believed(tmp_p
 # ---- clients --------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_lets_one_client_in_once_and_before_it_expires(journal: Journal) -> None:
-    journal.clients.add_token("token", expires_at=100.0)
-    late = pytest.raises(RequestDenied, match="the token has expired")
-    with late as denied:
-        journal.clients.enrol("d", b"key", "token", now=100.0)
-    assert denied.value.denial is Denial.BAD_TOKEN
-    first = journal.clients.enrol("d", b"key", "token", now=99.0)
-    assert journal.clients.enrol("d", b"key", "token", now=500.0) == first, "it did not hear the answer"
-    with pytest.raises(RequestDenied, match="the token was used before"):
-        journal.clients.enrol("e", b"other", "token", now=99.0)
-    with pytest.raises(RequestDenied, match="the token is not known"):
-        journal.clients.enrol("e", b"other", "tokem", now=99.0)
-    assert journal.clients.get("e") is None
-    assert b"token" not in b"".join(
-        value for row in journal._db.all("SELECT * FROM tokens") for value in row if isinstance(value, bytes)
-    )
-
-
-def test_an_id_keeps_its_first_key_and_a_revoked_one_stays_out(journal: Journal) -> None:
-    with pytest.raises(RequestDenied, match="the token is not known"):
-        journal.clients.enrol("a", b"forged", "guessed", now=1.0)
-    journal.clients.add_token("good", expires_at=10.0)
-    with pytest.raises(RequestDenied, match="client 'a' has enrolled with another key") as denied:
-        journal.clients.enrol("a", b"forged", "good", now=1.0)
-    assert denied.value.denial is Denial.OTHER_KEY
-    assert journal.clients.enrol("d", b"forged", "good", now=1.0).client == "d", "the token is still good"
-    journal.clients.revoke("a")
-    with pytest.raises(RequestDenied, match="revoked") as denied:
-        journal.clients.enrol("a", b"key of a", "t-a", now=1.0)
-    assert denied.value.denial is Denial.REVOKED
-    assert [(one.client, one.active) for one in journal.clients.all()] == [
-        ("a", False),
-        ("b", True),
-        ("c", True),
-        ("d", True),
-    ]
-    with pytest.raises(JournalMismatch, match="no client 'z'"):
-        journal.clients.revoke("z")
-
-
-def test_a_client_that_a_roster_knows_needs_no_token_but_its_key(journal: Journal) -> None:
-    first = journal.clients.admit("d", b"key of d", now=1.0)
-    assert (first.client, first.public_key, first.active) == ("d", b"key of d", True)
-    assert journal.clients.admit("d", b"key of d", now=2.0) == first
-    with pytest.raises(RequestDenied, match="another key"):
-        journal.clients.admit("d", b"forged", now=2.0)
-    journal.clients.revoke("d")
-    with pytest.raises(RequestDenied, match="was revoked"):
-        journal.clients.admit("d", b"key of d", now=2.0)
+def test_a_client_takes_part_once_however_often_it_is_admitted(journal: Journal) -> None:
+    assert journal.clients.admit("a", key_of("a")) == Participant("a", key_of("a"), -1)
+    assert journal.clients.advance("a", key_of("a"), 4)
+    assert journal.clients.admit("a", key_of("a")) == Participant("a", key_of("a"), 4), "it goes on where it was"
+    assert [one.client for one in journal.clients.all()] == ["a", "b", "c"]
+    assert journal.clients.takes_part("c")
+    assert not journal.clients.takes_part("d")
+    for none in ("", key_of("a").upper(), key_of("a") + "\n", "key of a"):
+        with pytest.raises(ValueError, match=r"client 'd': expected the SHA-256 of its key in 64 lower-case"):
+            journal.clients.admit("d", none)
+    assert not journal.clients.takes_part("d")
 
 
 def test_a_request_counts_once_also_after_a_restart(journal: Journal) -> None:
-    assert [journal.clients.advance("a", number) for number in (0, 1, 1, 0, 7)] == [True, True, False, False, True]
+    key = key_of("a")
+    assert [journal.clients.advance("a", key, number) for number in (0, 1, 1, 0, 7)] == [True, True, False, False, True]
     journal = reopened(journal)
-    assert [journal.clients.advance("a", number) for number in (7, 3, -1, 2**63, 10**30)] == [False] * 5
-    assert journal.clients.advance("a", 2**63 - 1)
-    assert not journal.clients.advance("nobody", 1)
-    journal.clients.revoke("b")
-    assert not journal.clients.advance("b", 1)
+    assert [journal.clients.advance("a", key, number) for number in (7, 3, -1, 2**63, 10**30)] == [False] * 5
+    assert journal.clients.advance("a", key, 2**63 - 1)
+    assert not journal.clients.advance("nobody", key, 1)
+    assert not journal.clients.advance("b", key, 1), "another client's key"
     journal.close()
+
+
+def test_another_key_begins_a_new_sequence_and_the_old_one_stays_where_it_was(journal: Journal) -> None:
+    old, new = key_of("a"), key_of("a on a new machine")
+    journal.clients.advance("a", old, 100)
+    assert not journal.clients.advance("a", new, 1), "not before it was admitted"
+    assert journal.clients.admit("a", new).sequence == -1
+    assert journal.clients.advance("a", old, 101), "a request that was under way when the key changed"
+    assert journal.clients.advance("a", new, 1), "whose number is not one of the new key"
+    journal = reopened(journal)
+    assert journal.clients.admit("a", old).sequence == 101
+    assert not journal.clients.advance("a", old, 50), "captured before the key changed"
+    assert [one for one in journal.clients.all() if one.client == "a"] == [
+        Participant("a", old, 101), Participant("a", new, 1),
+    ]  # fmt: skip
+    journal.close()
+
+
+def test_tasks_and_uploads_stay_a_clients_own_when_its_key_changes(journal: Journal) -> None:
+    data = b"begun with the old key"
+    journal.uploads.begin("a", sha256(data), len(data))
+    journal.uploads.write("a", sha256(data), 0, data[:5])
+    journal.clients.admit("a", key_of("a on a new machine"))
+    assert journal.uploads.begin("a", sha256(data), len(data)) == 5
+    assert accepted(journal, 1, "a", data).verdict is Verdict.ACCEPTED
 
 
 # ---- rounds and tasks -----------------------------------------------------------------------------------------------
@@ -297,7 +285,7 @@ def test_tasks_are_kept_with_what_was_sent_and_cannot_change(journal: Journal) -
     assert [one.task.id for one in journal.tasks.all(TaskState.OPEN)] == [2, 3, 4]
     for task, blob, problem in (
         (replace(tasks[0], config={}), sent, "task 4 is another one"), (tasks[0], None, "another one"),
-        (Task(6, "z", 1), sent, "client 'z', which has not enrolled"), (Task(6, "a", 7), sent, "was never opened"),
+        (Task(6, "z", 1), sent, "client 'z', which was not admitted"), (Task(6, "a", 7), sent, "was never opened"),
         (Task(6, "a", 1), NOBODY, "is not there"),
     ):  # fmt: skip
         with pytest.raises(JournalError, match=problem):
@@ -567,7 +555,7 @@ def test_threads_may_share_a_journal(journal: Journal) -> None:
             for task in mine:
                 data = b"shared" if task.id % 2 else b"own %d" % task.id
                 assert accepted(journal, task.id, task.client, data).verdict is Verdict.ACCEPTED
-                journal.clients.advance(task.client, task.id)
+                journal.clients.advance(task.client, key_of(task.client), task.id)
         except BaseException as problem:
             problems.append(problem)
 

@@ -1,117 +1,65 @@
-"""Who has joined: enrolments, the one-time tokens that lead to them, and the numbers of signed requests."""
+"""Which clients take part in this run, and the numbers of their signed requests.
 
-import hashlib
-import sqlite3
+Who may take part, and with which key, is for the roster to say, over all runs of a server. Here a key is a SHA-256 in
+hexadecimal digits: enough to keep the numbers of one key apart from those of the next.
+"""
 
+from roundelay.deployment.blobs import DIGEST
 from roundelay.deployment.database import Database
-from roundelay.deployment.records import Denial, Enrolment, RequestDenied
-from roundelay.errors import JournalMismatch
+from roundelay.deployment.records import Participant
 
 MAX_SEQUENCE = 2**63 - 1
 
 
 class Clients:
+    """One row for each key that a client has come with. None is ever removed: were a client to come back to a key of
+    before and begin anew, every request that was captured then would be good once more.
+    """
+
     def __init__(self, db: Database) -> None:
         self._db = db
 
-    def add_token(self, token: str, expires_at: float) -> None:
-        """Let whoever shows this token enrol once, until then. Only its SHA-256 is kept.
-        One that was added before stays as it is, used or not.
-        """
-        with self._db.writing("adding a token") as db:
-            db.execute("INSERT OR IGNORE INTO tokens (sha256, expires_at) VALUES (?, ?)", (_sha256(token), expires_at))
-
-    def enrol(self, client: str, public_key: bytes, token: str, now: float) -> Enrolment:
-        """Let a client join, and use its token up. With the key that it has enrolled before it gets the same again:
-        it may not have heard the first answer. ``now`` is what tokens expire by.
+    def admit(self, client: str, key_digest: str) -> Participant:
+        """Let a client take part with the key that the roster has for it. May be repeated, and changes nothing then.
+        With another key it begins a new sequence; what it was asked and has sent stays its own.
 
         Raises:
-            RequestDenied: the token is unknown, used or expired; or the id has another key, or was revoked. A token is
-                used up by an enrolment only.
+            ValueError: the digest is none; in another spelling it would be another key.
         """
-        # all in one transaction, so that of two who show one token at the same time only one gets in
-        with self._db.writing(f"enrolling client {client!r}") as db:
-            known = self.get(client)
-            if known is not None and known.public_key == public_key:
-                if not known.active:
-                    raise _revoked(client)
-                return known
-            row = db.execute("SELECT expires_at, used_by FROM tokens WHERE sha256 = ?", (_sha256(token),)).fetchone()
-            if row is None or row[1] is not None or now >= row[0]:
-                problem = "is not known" if row is None else "was used before" if row[1] is not None else "has expired"
-                raise RequestDenied(Denial.BAD_TOKEN, f"client {client!r}: the token {problem}; ask for another one")
-            self._known(client, public_key)  # after the token: only who shows a good one learns that the id is taken
-            enrolment = self._add(db, client, public_key, now)
-            db.execute("UPDATE tokens SET used_by = ? WHERE sha256 = ?", (client, _sha256(token)))
-        return enrolment
-
-    def admit(self, client: str, public_key: bytes, now: float) -> Enrolment:
-        """Let a client join whose key is known from elsewhere, from a roster, without a token. May be repeated.
-
-        Raises:
-            RequestDenied: the id has another key, or was revoked.
-        """
-        with self._db.writing(f"admitting client {client!r}") as db:
-            return self._known(client, public_key) or self._add(db, client, public_key, now)
-
-    def _known(self, client: str, public_key: bytes) -> Enrolment | None:
-        known = self.get(client)
-        if known is None:
-            return None
-        if known.public_key != public_key:
-            raise RequestDenied(
-                Denial.OTHER_KEY,
-                f"client {client!r} has enrolled with another key; join under another id, or with the first key",
+        if not DIGEST.fullmatch(key_digest):
+            raise ValueError(
+                f"client {client!r}: expected the SHA-256 of its key in 64 lower-case hexadecimal digits, "
+                f"got {key_digest!r}"
             )
-        if not known.active:
-            raise _revoked(client)
+        with self._db.writing(f"admitting client {client!r}") as db:
+            db.execute("INSERT OR IGNORE INTO clients (client, key_digest) VALUES (?, ?)", (client, key_digest))
+            known = self.get(client, key_digest)
+        assert known is not None
         return known
 
-    def _add(self, db: sqlite3.Connection, client: str, public_key: bytes, now: float) -> Enrolment:
-        sql = "INSERT INTO enrolments (client, public_key, enrolled_at) VALUES (?, ?, ?)"
-        db.execute(sql, (client, public_key, now))
-        return Enrolment(client, public_key, True, now)
-
-    def revoke(self, client: str) -> None:
-        """Shut a client out, for good.
-
-        Raises:
-            JournalMismatch: nobody of that id has enrolled.
+    def advance(self, client: str, key_digest: str, sequence: int) -> bool:
+        """Take note of the number of a request that was signed with this key; return False where it is not higher than
+        every one before, so that the request was captured or repeated, and where the client was not admitted with it.
         """
-        with self._db.writing(f"revoking client {client!r}") as db:
-            if not db.execute("UPDATE enrolments SET active = 0 WHERE client = ?", (client,)).rowcount:
-                raise JournalMismatch(f"no client {client!r} has enrolled; is the id spelt right?")
-
-    def advance(self, client: str, sequence: int) -> bool:
-        """Take note of a signed request's number; return False where it is not higher than every one before, so that
-        the request was captured or repeated, and for a client that is not enrolled or was revoked.
-        """
+        # the caller names the key that it verified with: it may have changed since, and the number is not the new one's
         if not 0 <= sequence <= MAX_SEQUENCE:
             return False
         with self._db.writing(f"noting a request of client {client!r}") as db:
-            sql = "UPDATE enrolments SET sequence = ? WHERE client = ? AND active AND sequence < ?"
-            return db.execute(sql, (sequence, client, sequence)).rowcount == 1
+            sql = "UPDATE clients SET sequence = ? WHERE client = ? AND key_digest = ? AND sequence < ?"
+            return db.execute(sql, (sequence, client, key_digest, sequence)).rowcount == 1
 
-    def get(self, client: str) -> Enrolment | None:
-        rows = self._select("WHERE client = ?", client)
+    def get(self, client: str, key_digest: str) -> Participant | None:
+        rows = self._select("WHERE client = ? AND key_digest = ?", client, key_digest)
         return rows[0] if rows else None
 
-    def all(self) -> tuple[Enrolment, ...]:
-        """Return every enrolment, by client id."""
-        return self._select("ORDER BY client")
+    def all(self) -> tuple[Participant, ...]:
+        """Return every client, once for each of its keys, by id and in the order of their coming."""
+        return self._select("ORDER BY client, rowid")
 
-    def _select(self, which: str, *values: object) -> tuple[Enrolment, ...]:
-        rows = self._db.all(
-            f"SELECT client, public_key, active, enrolled_at, sequence FROM enrolments {which}", *values
-        )
-        return tuple(
-            Enrolment(client, key, bool(active), when, sequence) for client, key, active, when, sequence in rows
-        )
+    def takes_part(self, client: str) -> bool:
+        """Whether it was admitted, with whichever key."""
+        return self._db.one("SELECT 1 FROM clients WHERE client = ? LIMIT 1", client) is not None
 
-
-def _revoked(client: str) -> RequestDenied:
-    return RequestDenied(Denial.REVOKED, f"client {client!r} was revoked")
-
-
-def _sha256(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+    def _select(self, which: str, *values: object) -> tuple[Participant, ...]:
+        rows = self._db.all(f"SELECT client, key_digest, sequence FROM clients {which}", *values)
+        return tuple(Participant(*row) for row in rows)

@@ -14,19 +14,11 @@ VERSION = 1
 SCHEMA = (
     "CREATE TABLE run (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL, job TEXT NOT NULL) STRICT",
     """
-    CREATE TABLE enrolments (
-        client TEXT PRIMARY KEY,
-        public_key BLOB NOT NULL,
-        active INTEGER NOT NULL DEFAULT 1,
-        enrolled_at REAL NOT NULL,
-        sequence INTEGER NOT NULL DEFAULT -1
-    ) STRICT
-    """,
-    """
-    CREATE TABLE tokens (
-        sha256 BLOB PRIMARY KEY,
-        expires_at REAL NOT NULL,
-        used_by TEXT REFERENCES enrolments
+    CREATE TABLE clients (
+        client TEXT NOT NULL,
+        key_digest TEXT NOT NULL,
+        sequence INTEGER NOT NULL DEFAULT -1,
+        PRIMARY KEY (client, key_digest)
     ) STRICT
     """,
     """
@@ -44,7 +36,7 @@ SCHEMA = (
     """
     CREATE TABLE tasks (
         id INTEGER PRIMARY KEY,
-        client TEXT NOT NULL REFERENCES enrolments,
+        client TEXT NOT NULL,
         round INTEGER NOT NULL,
         attempt INTEGER NOT NULL,
         kind TEXT NOT NULL,

@@ -22,16 +22,14 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Enrolment:
-    """A client that has joined. ``sequence`` is the highest number of a signed request so far, -1 before the first;
-    ``enrolled_at`` is for people to read.
+class Participant:
+    """A client that takes part, with one of its keys. ``sequence`` is the highest number of a request that was signed
+    with it, -1 before the first.
     """
 
     client: str
-    public_key: bytes
-    active: bool
-    enrolled_at: float
-    sequence: int = -1
+    key_digest: str
+    sequence: int
 
 
 class RoundState(StrEnum):
@@ -147,9 +145,6 @@ class Checkpoint:
 class Denial(StrEnum):
     """Why a client's request was refused."""
 
-    OTHER_KEY = "other key"
-    BAD_TOKEN = "bad token"
-    REVOKED = "revoked"
     BAD_DIGEST = "bad digest"
     WRONG_SIZE = "wrong size"
     NO_UPLOAD = "no upload"

@@ -1,5 +1,8 @@
 """Who may take part, kept by the server: each client's public key, or the hash of the token that it may bring one with.
 
+It holds for all runs of a server. Which clients take part in one run, and which requests they have made, is in the
+journal of that run.
+
 A token opens the door once. It may be shown again with the key that it was shown with first, since the answer to a
 device may have been lost on the way; with any other key it is spent.
 """

@@ -165,7 +165,7 @@ class Tasks:
         kept until the last of them is answered.
 
         Raises:
-            JournalMismatch: a task of that id is another one, its round is not open, or its client has not enrolled.
+            JournalMismatch: a task of that id is another one, its round is not open, or its client takes no part.
             JournalError: the blob is not there.
         """
         with self._db.writing(f"opening {len(tasks)} tasks") as db:
@@ -178,8 +178,8 @@ class Tasks:
                         raise JournalMismatch(f"task {task.id} is another one: {known.task}, not {task}")
                     continue
                 self._rounds.require_open(task.round, task.attempt)
-                if self._clients.get(task.client) is None:
-                    raise JournalMismatch(f"task {task.id} is for client {task.client!r}, which has not enrolled")
+                if not self._clients.takes_part(task.client):
+                    raise JournalMismatch(f"task {task.id} is for client {task.client!r}, which was not admitted")
                 sql = "INSERT INTO tasks (id, client, round, attempt, kind, config, sent) VALUES (?, ?, ?, ?, ?, ?, ?)"
                 config = json.dumps(dict(task.config))
                 db.execute(sql, (task.id, task.client, task.round, task.attempt, task.kind, config, sent))

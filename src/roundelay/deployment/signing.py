@@ -156,7 +156,8 @@ def verify(
 
     ``request`` is what the server itself knows: method, path and query of the request line, the run that it serves, the
     round that the request is for, the digest of the body that it read. ``last_sequence`` is the highest number that it
-    took from this client, also before a restart; store what is returned before acting on the request.
+    took from this client with this key, also before a restart; store what is returned (``Clients.advance`` of the
+    journal) before acting on the request.
 
     To turn a stranger away before reading a long body, verify with the digest that ``claimed`` gives, then call
     ``check_body`` when the body was read.
