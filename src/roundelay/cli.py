@@ -95,10 +95,10 @@ def run(
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
         _train(config.load(job, set or [], attack or []), None)
         return
-    if job is not None or model is None:
-        raise ConfigError(
-            "with --script, give --model MODULE:NAME and no job file (a job file can name a script itself)"
-        )
+    if model is None:
+        raise ConfigError("with --script, give the model that its clients train: --model MODULE:NAME")
+    if job is not None:
+        raise ConfigError(f"give --script or the job file {job}, not both (a job file can name a script itself)")
     settings: dict[str, Any] = {
         "model": model, "num_rounds": rounds, "script_args": script_args,
     }  # fmt: skip
@@ -114,6 +114,8 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], set: Overrides = None
 ) -> None:
     """Go on with a run from its last checkpoint, to the same bits as if it had never stopped."""
+    if not (folder / "job.toml").exists():
+        raise ConfigError(f"{folder} is not a run folder: it has no job.toml")
     _train(config.load(folder / "job.toml", set or []), folder)
 
 
@@ -190,10 +192,16 @@ def runs_compare(folders: list[Path], metric: Metric = "accuracy", plot: Path | 
 
 
 @runs_app.command("plot")
-def runs_plot(folder: Path, metric: Metric = "accuracy") -> None:
+def runs_plot(
+    folder: Path,
+    metric: Annotated[str | None, typer.Option(help="Which column; accuracy, by whoever measures it.")] = None,
+) -> None:
     """Draw a run's pictures into its folder."""
-    require_metric([read_run(folder).rows], metric)
-    for picture in plot_run(folder, metric):
+    record = read_run(folder)
+    usual = ("accuracy", "client_accuracy", "train_accuracy", "train_loss")
+    chosen = metric or next((name for name in usual if record.last(name) is not None), usual[0])
+    require_metric([record.rows], chosen)
+    for picture in plot_run(folder, chosen):
         console.print(f"wrote {picture}", soft_wrap=True)
 
 
@@ -212,6 +220,9 @@ def main() -> None:
 
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
     run = job.start(folder)
+    if folder is not None:
+        done = run.num_rounds_done
+        console.print(f"going on after round {done}" if done else "there is no checkpoint yet: starting at round 1")
     try:
         for _ in shown(run, job.num_rounds, run.num_rounds_done, console):
             pass

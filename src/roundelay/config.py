@@ -105,6 +105,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str
         ConfigError: the file cannot be read, or a key or value is wrong; names it.
     """
     path = Path(path)
+    if path.suffix == ".py":
+        raise ConfigError(f"{path} is no job file; a training script is run by: roundelay run --script {path} --model "
+                          "MODULE:NAME")  # fmt: skip
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:

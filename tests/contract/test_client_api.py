@@ -129,6 +129,9 @@ WRONG = {
     "sends before it receives": (BEGIN + "fl.send(fl.FLModel(params={}))", r"'site-1': fl\.send\(\) answers a model"),
     "sends no model": (instead_of_send("fl.send(net.state_dict())"), r"'site-1': fl\.send\(\) takes an fl\.FLModel"),
     "sends no parameters": (instead_of_send("fl.send(fl.FLModel())"), r"'site-1': .*send fl\.FLModel\(params=net"),
+    "sends a module": (
+        instead_of_send("fl.send(fl.FLModel(params=net))"), r"'site-1': .*params that are a \w+; expected a state dict",
+    ),
     "another shape": (
         instead_of_send("fl.send(fl.FLModel(params={**net.state_dict(), 'first.weight': torch.ones(2)}))"),
         r"tensor 'first\.weight' has shape \(2,\), the model has \(13, 7\)",

@@ -45,6 +45,7 @@ MISTAKES: dict[str, tuple[Callable[[rd.Server, rd.GlobalModel], object], type[Ex
     "deadline": (lambda fed, model: fed.train(model, ["c0"], deadline_s=0.0), ConfigError, "must be positive, got 0"),
     "sample": (lambda fed, model: fed.sample(7), ConfigError, r"fed\.sample\(7\): .*there are only 6 clients"),
     "among": (lambda fed, model: fed.sample(1, among=["zoe"]), ConfigError, r"fed\.sample: client 'zoe' is unknown"),
+    "no await": (lambda fed, model: fed.aggregate(fed.train(model, ["c0"])), ConfigError, r"= await fed\.train"),
     "no results": (lambda fed, model: fed.aggregate([model]), ConfigError, "takes results of .*, got GlobalModel"),
     "mean of none": (lambda fed, model: fed.aggregate([]).params, EmptyRoundError, "nothing to average"),
     "missing": (lambda fed, model: fed.update(model, without(model.params, "norm.bias")), LayoutError,

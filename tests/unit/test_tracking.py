@@ -11,7 +11,7 @@ import torch
 from networks import Awkward, Plain, Tied, examples, small_job
 
 import roundelay as rd
-from roundelay import config, seeds
+from roundelay import cli, config, seeds
 from roundelay.errors import ConfigError, LayoutError, RoundelayError
 from roundelay.tracking.tensorboard import TensorBoard
 
@@ -278,3 +278,21 @@ def test_what_only_lives_in_this_process_is_named_and_refused_when_the_file_is_r
     (tmp_path / "job.toml").write_text(small_job(**changes).to_toml())
     with pytest.raises(ConfigError, match=r"job\.run\(resume=FOLDER\)"):
         config.load(tmp_path / "job.toml")
+
+
+def test_the_command_line_names_what_is_no_job_no_run_and_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["roundelay", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        shown = capsys.readouterr()
+        return " ".join((shown.out + shown.err).split())
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("logging.basicConfig", lambda **settings: None)
+    assert "client.py is no job file; a training script is run by: roundelay run --script" in told("run", "client.py")
+    assert "nope is not a run folder: it has no job.toml" in told("resume", "nope")
+    assert "give the model that its clients train: --model" in told("run", "--script", "client.py")
+    assert "not both" in told("run", "job.toml", "--script", "client.py", "--model", "model:Net")

@@ -64,7 +64,7 @@ def run(script: Script, surroundings: Surroundings) -> str:
     except SystemExit as end:
         if end.code in (None, 0):
             return ""
-        return f"SystemExit: the script ended itself with status {end.code!r}"
+        return f"SystemExit: the script ended itself with status {end.code!r}; why is in what it printed (output.log)"
     except BaseException as error:
         ours = error.__traceback__
         inner = ours.tb_next if ours is not None and ours.tb_next is not None else ours

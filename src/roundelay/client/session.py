@@ -209,6 +209,9 @@ class _Work:
         """Return what is shared of the script's tensors as vectors; what stays here is kept."""
         if model.params is None:
             raise self.wrong("is to be trained: send fl.FLModel(params=net.state_dict())")
+        if not isinstance(model.params, Mapping):
+            raise self.wrong(f"was answered with params that are a {type(model.params).__name__}; expected a state "
+                             "dict: params=net.state_dict()")  # fmt: skip
         named = {name: torch.as_tensor(value) for name, value in model.params.items()}
         difference = model.params_type is ParamsType.DIFF
         if difference:

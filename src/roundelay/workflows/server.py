@@ -4,6 +4,7 @@ Nothing here is a second way of doing what other workflows do: ``Server`` asks t
 same ``Fold``, and ends in the same bits.
 """
 
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -213,6 +214,10 @@ class Server:
         They are folded by client id and task number, in whatever order they come, as every workflow folds. Of no
         results it is an aggregate that leaves the model as it is.
         """
+        given: object = results
+        if inspect.iscoroutine(given):
+            given.close()
+            raise ConfigError("fed.aggregate got a coroutine: write results = await fed.train(model, clients)")
         fold, memories = Fold(self._algorithm.uplink), dict[str, Memory]()
         for result in sorted(results, key=_order):
             weight = result.num_examples
