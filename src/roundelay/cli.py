@@ -22,6 +22,7 @@ from roundelay.history import History
 from roundelay.job import Job
 from roundelay.report.progress import final_table, shown
 from roundelay.report.runs import list_runs, plot_compared, plot_run, read_run, require_metric
+from roundelay.tracking.run_folder import require_run_folder
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 runs_app = typer.Typer(no_args_is_help=True, help="Look at finished and unfinished runs.")
@@ -29,6 +30,9 @@ app.add_typer(runs_app, name="runs")
 console = Console()
 
 JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).")]
+ACCURACIES = ("accuracy", "client_accuracy", "train_accuracy")
+"""By whoever measures: the server, the clients on a new model, the clients in training."""
+
 OfScripts = "Clients that are scripts"
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: learner.lr=0.05")
@@ -114,8 +118,7 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], set: Overrides = None
 ) -> None:
     """Go on with a run from its last checkpoint, to the same bits as if it had never stopped."""
-    if not (folder / "job.toml").exists():
-        raise ConfigError(f"{folder} is not a run folder: it has no job.toml")
+    require_run_folder(folder)
     _train(config.load(folder / "job.toml", set or []), folder)
 
 
@@ -151,8 +154,7 @@ def runs_list(root: Root = Path("runs")) -> None:
     """List the runs of a folder."""
     table = Table(Column("run", no_wrap=True), Column("started", max_width=10), "rounds", "accuracy", "state", "sha256")
     for record in list_runs(root):
-        measured = (record.last(name) for name in ("accuracy", "client_accuracy", "train_accuracy"))
-        accuracy = next((value for value in measured if value is not None), None)  # by whoever measures
+        accuracy = next((value for name in ACCURACIES if (value := record.last(name)) is not None), None)
         table.add_row(record.path.name, record.info.get("started", ""), str(len(record.rows)),
                       "" if accuracy is None else f"{accuracy:.4f}", record.state.get("state", "unknown"),
                       str(record.state.get("sha256", ""))[:12])  # fmt: skip
@@ -198,7 +200,7 @@ def runs_plot(
 ) -> None:
     """Draw a run's pictures into its folder."""
     record = read_run(folder)
-    usual = ("accuracy", "client_accuracy", "train_accuracy", "train_loss")
+    usual = (*ACCURACIES, "train_loss")
     chosen = metric or next((name for name in usual if record.last(name) is not None), usual[0])
     require_metric([record.rows], chosen)
     for picture in plot_run(folder, chosen):

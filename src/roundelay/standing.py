@@ -64,8 +64,9 @@ class Standing:
 
     def latest(self) -> Version:
         """Return the version that the last round led to, or the initial one."""
-        if self.version is not None:
-            return self.version
+        return self.version or self._initial()
+
+    def _initial(self) -> Version:
         vectors = self._layout.flatten(self._job.work.initial_module().state_dict())
         return Version(0, {"params": vectors.params}, vectors.buffers, vectors.integers)
 
@@ -120,7 +121,7 @@ class Standing:
 
     def finish_round(self, finished: Finished, row: Row, now_ns: int) -> None:
         """Stand at a round's end; checkpoint where one is due."""
-        begun_from = self.latest()
+        before = self.version
         self.version, self.flights, self.virtual_ns = finished.version, finished.flights, now_ns
         self.memory.finish_round()
         self.rows.append(row)
@@ -128,7 +129,7 @@ class Standing:
         if self.watched not in row and "train_loss" in row and stopping.target is None and stopping.patience is None:
             self.watched = "train_loss"  # what clients report shows when they do; nobody asked for the other one
         # what they report with their training speaks of the model that they received
-        self._keep_best(row, begun_from if self.watched.startswith("train_") else finished.version)
+        self._keep_best(row, before or self._initial() if self.watched.startswith("train_") else finished.version)
         if self._folder:
             self._folder.append(row, (_client_row(row["round"], report) for report in finished.reports))
             if self._board:

@@ -143,8 +143,7 @@ class Trainer:
             group=int(reply.group),
             metrics=scalars(fits[0].metrics) if fits else {},
         )
-        kept = {name: value for name, value in zip(PRIVATE, private or (), strict=False) if value.numel()}
-        return Answer(update, _on(CPU, {**reply.memory, **kept, **self._local()}))
+        return Answer(update, _on(CPU, {**reply.memory, **private_memory(private), **self._local()}))
 
     def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
         bound = self.bound
@@ -209,26 +208,36 @@ class Trainer:
             kept = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
             self.bound.load_local(kept)
         own = {name: value for name, value in memory.items() if name not in LOCAL + PRIVATE}
-        if not any(name in memory for name in PRIVATE):
-            return own, None
-        none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # some models have buffers of one kind
-        return own, (memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers))
+        return own, private_buffers(memory)
 
     def first_local(self) -> Memory:
         """Return what a client keeps for itself before its first task, as part of its memory."""
-        return self._as_memory(self._first_local)
+        return local_memory(self._first_local) if self.layout.local_names else {}
 
     def _local(self) -> Memory:
-        return self._as_memory(self.bound.local()) if self.layout.local_names else {}
-
-    def _as_memory(self, local: Vectors) -> Memory:
-        if not self.layout.local_names:
-            return {}
-        return dict(zip(LOCAL, (local.params, local.buffers, local.integers), strict=True))
+        return local_memory(self.bound.local()) if self.layout.local_names else {}
 
     def _evaluate(self, examples: Examples) -> Sums:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
+
+
+def local_memory(local: Vectors) -> Memory:
+    """Return what a client keeps for itself, as part of its memory."""
+    return dict(zip(LOCAL, (local.params, local.buffers, local.integers), strict=True))
+
+
+def private_buffers(memory: Memory) -> tuple[Tensor, Tensor] | None:
+    """Return the buffers of a client's private model, float and integer, or None where it remembers none."""
+    if not any(name in memory for name in PRIVATE):
+        return None
+    none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)  # some models have buffers of one kind
+    return memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers)
+
+
+def private_memory(buffers: tuple[Tensor, Tensor] | None) -> Memory:
+    """Return the buffers of a client's private model, as part of its memory."""
+    return {name: value for name, value in zip(PRIVATE, buffers or (), strict=False) if value.numel()}
 
 
 def _on(device: torch.device, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

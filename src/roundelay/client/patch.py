@@ -71,9 +71,9 @@ def patch(
         if any(given is not None for given in (*args[1:], kwargs.get("closure"))):  # args begin with the optimizer
             raise ClientError("a patched optimizer's step() takes no closure: gradients that are computed within it "
                               "cannot be corrected before it; call backward() first, then step()")  # fmt: skip
-        if steps.num_steps == 1 and model is None:
-            _check_order(shared, ask.start)
-        if not steps.num_steps > 1:  # a new fit: the vectors of the correction are where the algorithm has them
+        if steps.num_steps == 1:  # a new fit: the vectors of the correction are where the algorithm has them
+            if model is None:
+                _check_order(shared, ask.start)
             flat = torch.empty(layout.num_params, dtype=layout.dtype)
         _correct(ask, shared, flat)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from roundelay.errors import ClientError
 from roundelay.layout import Vectors
 from roundelay.messages import Memory
-from roundelay.trainer import LOCAL, PRIVATE
+from roundelay.trainer import LOCAL, PRIVATE, local_memory, private_buffers, private_memory
 
 TENSOR, NUMBER = "state tensor ", "state number "
 """Before the names of the script's own state; numbers lie there as tensors of shape ()."""
@@ -28,10 +28,6 @@ class Remembered:
     @staticmethod
     def read(memory: Memory) -> "Remembered":
         local = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else None
-        private = None
-        if any(name in memory for name in PRIVATE):  # some models have buffers of one kind only
-            none, no_integers = torch.empty(0), torch.empty(0, dtype=torch.int64)
-            private = memory.get(PRIVATE[0], none), memory.get(PRIVATE[1], no_integers)
         state: dict[str, Any] = {}
         for name, value in memory.items():
             if name.startswith(TENSOR):
@@ -40,28 +36,30 @@ class Remembered:
                 state[name.removeprefix(NUMBER)] = value.item()
         ours = (*LOCAL, *PRIVATE)
         rest = {k: v for k, v in memory.items() if k not in ours and not k.startswith((TENSOR, NUMBER))}
-        return Remembered(rest, local, private, state)
+        return Remembered(rest, local, private_buffers(memory), state)
 
-    def memory(self, client: str) -> Memory:
-        """Return all parts as one memory.
+    def memory(self, state: Memory) -> Memory:
+        """Return all parts as one memory; ``state`` is the script's, as ``kept_state`` gives it."""
+        local = {} if self.local is None else local_memory(self.local)
+        return {**self.algorithms, **local, **private_memory(self.private), **state}
 
-        Raises:
-            ClientError: the script's state holds what is neither a tensor nor a number; names it and the client.
-        """
-        memory = dict(self.algorithms)
-        if self.local is not None:
-            memory |= dict(zip(LOCAL, (self.local.params, self.local.buffers, self.local.integers), strict=True))
-        if self.private is not None:
-            memory |= {name: value for name, value in zip(PRIVATE, self.private, strict=True) if value.numel()}
-        for name, value in self.state.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor | bool | int | float):
-                raise ClientError(f"client {client!r}: fl.state[{name!r}] is a {type(value).__name__}; the state holds "
-                                  "tensors and numbers, by name")  # fmt: skip
-            if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                raise ClientError(f"client {client!r}: fl.state[{name!r}] is {value}; whole numbers have 64 bits here")
-            if isinstance(value, Tensor):
-                memory[TENSOR + name] = value.detach().cpu()
-            else:
-                dtype = torch.float64 if isinstance(value, float) else None
-                memory[NUMBER + name] = torch.as_tensor(value, dtype=dtype)
-        return memory
+
+def kept_state(state: Mapping[str, Any], client: str) -> dict[str, Tensor]:
+    """Return a script's state as its memory keeps it.
+
+    Raises:
+        ClientError: it holds what is neither a tensor nor a number; names it and the client.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor | bool | int | float):
+            raise ClientError(f"client {client!r}: fl.state[{name!r}] is a {type(value).__name__}; the state holds "
+                              "tensors and numbers, by name")  # fmt: skip
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ClientError(f"client {client!r}: fl.state[{name!r}] is {value}; whole numbers have 64 bits here")
+        if isinstance(value, Tensor):
+            kept[TENSOR + name] = value.detach().cpu()
+        else:
+            dtype = torch.float64 if isinstance(value, float) else None
+            kept[NUMBER + name] = torch.as_tensor(value, dtype=dtype)
+    return kept

@@ -17,7 +17,7 @@ from roundelay.algorithms.protocol import NUMBERS, Algorithm, Fit, Fitted, Losse
 from roundelay.channel import Channel
 from roundelay.client.exchange import Answered, Scalar, Site, read_task
 from roundelay.client.patch import Steps
-from roundelay.client.remembered import Remembered
+from roundelay.client.remembered import Remembered, kept_state
 from roundelay.components import build, namespace
 from roundelay.errors import ChannelClosed, ClientError, ConfigError
 from roundelay.layout import Vectors
@@ -154,7 +154,7 @@ class _Work:
             if not reported:
                 raise self.wrong("is to be evaluated (fl.is_evaluate()): send fl.FLModel(metrics={...})")
             return Answered(self.task.id, weight, weighted, reported)
-        Remembered({}, None, None, self._state).memory(self._site.name)  # refused while the half can still be answered
+        state = kept_state(self._state, self._site.name)  # refused while the half can still be answered
         came = self._came_to(model)
         fitted = self._fitted(came, weight, reported, model.meta)
         if self.ask.private:
@@ -168,7 +168,7 @@ class _Work:
             return None
         except StopIteration as stop:
             reply: Reply = stop.value
-        memory = Remembered(reply.memory, self._local, self._private, self._state).memory(self._site.name)
+        memory = Remembered(reply.memory, self._local, self._private, self._state).memory(state)
         return Answered(self.task.id, float(reply.num_examples), weighted, self._first.metrics,
                         Payload(reply.vectors, *self._buffers), memory, int(reply.group))  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from roundelay.components import unknown_message
 from roundelay.errors import ConfigError
 from roundelay.report.plots import plot_partition, plot_rounds
-from roundelay.tracking.run_folder import Row, read_rows
+from roundelay.tracking.run_folder import Row, read_rows, require_run_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,7 @@ def read_run(path: str | Path) -> RunRecord:
         ConfigError: it is none.
     """
     folder = Path(path)
-    if not (folder / "job.toml").exists():
-        raise ConfigError(f"{folder} is not a run folder: it has no job.toml")
+    require_run_folder(folder)
     return RunRecord(
         folder, read_rows(folder / "metrics.jsonl"), _json(folder / "run.json"), _json(folder / "state.json")
     )

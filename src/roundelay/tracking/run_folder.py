@@ -96,8 +96,7 @@ class RunFolder:
         Raises:
             ConfigError: it is no run folder, or its run is going on.
         """
-        if not (path / "job.toml").exists():
-            raise ConfigError(f"{path} is not a run folder: it has no job.toml")
+        require_run_folder(path)
         folder = RunFolder(path)
         remove_unfinished(path)
         return folder
@@ -133,6 +132,12 @@ class RunFolder:
         for table in self._tables:
             table.flush()
             os.fsync(table.fileno())
+
+
+def require_run_folder(path: Path) -> None:
+    """Raise a ConfigError where no run is kept."""
+    if not (path / "job.toml").exists():
+        raise ConfigError(f"{path} is not a run folder: it has no job.toml")
 
 
 def _close(lock: int, tables: Iterable[IO[str]]) -> None:
