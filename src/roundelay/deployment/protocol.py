@@ -1,0 +1,200 @@
+"""What a device and a server say to each other over HTTPS: paths, and messages in JSON. Tensors travel as frames.
+
+    device                                     server                       meaning
+    GET  /authority.crt                        PEM                          whose pin is this (pinning.py)
+    GET  /v1/hello                             Hello                        which run, which protocol
+    POST /v1/join            Join              Joined                       a token for a key, once
+  signed, from here on (signing.py):
+    GET  /v1/run                               Briefing                     what the run is about, for this client
+    POST /v1/work            Poll              Offer, or 204                something to do; waits a while for it
+    GET  /v1/blobs/{digest}                    a frame                      the model of an offered task; Range, ETag
+    POST /v1/beat            Beat              Beaten                       I am here; which of these are still wanted?
+    POST /v1/updates/{task}  Announce          Receipt                      I have this answer; where do I go on?
+    PUT  /v1/updates/{task}?digest&offset&size Receipt                      a part of it, raw bytes
+    POST /v1/failures/{task} Failure           Noted                        I cannot do this task
+    POST /v1/scalars         Scalars           Noted                        numbers that a script logged
+
+An answer that was refused for good has a status of 4xx and a ``Problem``. 429 and 503 say ``Retry-After``. A server that
+has nothing more to do answers 410, with a ``Problem`` that tells why.
+
+A request is about a run, and a signature says which. Whoever meets another run than the one it knows asks ``hello``.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from roundelay.deployment.records import Verdict
+
+PROTOCOL = 1
+"""Counts changes after which a device and a server of before do not understand each other."""
+
+HELLO, JOIN, RUN, WORK, BEAT, SCALARS = (
+    "/v1/hello", "/v1/join", "/v1/run", "/v1/work", "/v1/beat", "/v1/scalars",
+)  # fmt: skip
+BLOBS, UPDATES, FAILURES = "/v1/blobs", "/v1/updates", "/v1/failures"
+HEALTH, READY, STATS, OPENAPI = "/healthz", "/readyz", "/stats", "/openapi.json"
+
+MAX_MESSAGE_BYTES = 2**20
+"""Of a message in JSON to the server. A ``Briefing`` may be longer: it names every tensor of the model."""
+
+MAX_BRIEFING_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 2**20
+"""Of an answer's frame beside its tensors: its metrics have names of their senders' choice."""
+
+PART_BYTES = 8 * 2**20
+"""How much of an answer is sent, synced and acknowledged at a time: what a cut costs at most."""
+
+MAX_WAIT_S = 30.0
+"""How long a poll for work is kept waiting at most; below what proxies and NATs take for dead."""
+
+GONE_AFTER = 20
+"""So many heartbeats of silence, and a client counts as lost in the rounds that wait for it."""
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TaskId = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+
+
+class Message(BaseModel):
+    """Frozen, and nothing in it that is not named here; of the types that are named, not of similar ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Hello(Message):
+    """``joining`` tells whether somebody new may still join."""
+
+    protocol: int
+    version: str
+    run: str
+    joining: bool
+
+
+class Join(Message):
+    """``public_key`` as base64url. ``client`` is the name that the site chose, None to be given one. ``num_examples``
+    and ``label_counts`` are what it is willing to tell of its data.
+    """
+
+    token: Annotated[str, Field(max_length=128)]
+    public_key: Annotated[str, Field(max_length=64)]
+    client: Name | None = None
+
+
+class Joined(Message):
+    client: Name
+    run: str
+
+
+class Briefing(Message):
+    """What one client needs to know of a run. ``site`` is the welcome that scripts get too (client/exchange.py);
+    ``settings`` are the parts of the job that a device may use, as TOML: names of roundelay's own components only.
+    """
+
+    run: str
+    client: Name
+    heartbeat_s: Seconds
+    site: dict[str, Any]  # Any: JSON's types nest
+    settings: str
+
+
+class Poll(Message):
+    """``doing`` are the tasks that the device has already, in whatever stage; ``wait_s`` is how long it would wait."""
+
+    doing: Annotated[list[TaskId], Field(max_length=1_000)] = []
+    wait_s: Seconds = 0.0
+
+
+class Offer(Message):
+    """A task, the blob of the model that it begins from, and the task whose memory it begins from (None: none yet).
+
+    What the device remembers of earlier tasks than that one it may forget.
+    """
+
+    id: TaskId
+    round: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=0)]
+    kind: Literal["train", "evaluate", "submit"]
+    config: dict[str, Any]  # Any: settings of a learner
+    sent: Digest
+    size: Annotated[int, Field(ge=0)]
+    memory: TaskId | None
+
+
+class Beat(Message):
+    doing: Annotated[list[TaskId], Field(max_length=1_000)] = []
+
+
+class Beaten(Message):
+    """``over`` are those of the tasks that nobody waits for any more."""
+
+    over: list[TaskId]
+
+
+class Announce(Message):
+    digest: Digest
+    size: Annotated[int, Field(gt=0)]
+
+
+class Settled(Message):
+    """What became of an answer: only "accepted" says that it is on disk, once and for all."""
+
+    verdict: Verdict
+    number: int
+    duplicate: bool
+
+
+class Receipt(Message):
+    """``received`` bytes of the answer are on disk; ``settled`` is None until all of it is there."""
+
+    received: int
+    settled: Settled | None = None
+
+
+class Failure(Message):
+    reason: Annotated[str, Field(max_length=4_000)]
+    traceback: Annotated[str, Field(max_length=60_000)] = ""
+
+
+class LoggedScalar(Message):
+    name: Annotated[str, Field(max_length=512)]
+    value: float
+    step: int
+
+
+class Scalars(Message):
+    """Numbers that a script logged in a round, as it counts them."""
+
+    round: Annotated[int, Field(ge=0)]
+    scalars: Annotated[list[LoggedScalar], Field(max_length=1_000)]
+
+
+class Noted(Message):
+    """It was taken note of."""
+
+
+class Problem(Message):
+    """Why a request was refused: ``error`` for programs, one of ``ERRORS``; ``message`` for people. ``received`` says
+    where an upload goes on, where that is what was wrong.
+    """
+
+    error: str
+    message: str
+    received: int | None = None
+
+
+ERRORS = {
+    "signature": "401: the request is not signed by this client, was changed, or was made before",
+    "another_run": "409: the signature is for another run; ask hello, and sign anew",
+    "token": "403: the token is unknown, spent or too old, or the name is taken",
+    "message": "400: the message has not the form that is described here",
+    "too_large": "413: more bytes than this request may have",
+    "not_found": "404: there is no such thing for this client",
+    "upload": "409: the part does not fit what was announced; received says where to go on",
+    "digest": "422: the bytes have another digest; they were removed, send them again",
+    "busy": "503: too much is under way; come again after Retry-After seconds",
+    "disk": "503: the server's disk failed or is full; nothing was acknowledged",
+    "draining": "503: the server is about to stop, and starts again perhaps",
+    "over": "410: the run has ended; message says how",
+}
