@@ -136,7 +136,7 @@ class SimulatedFederation(Bookkeeping):
         self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
     ) -> None:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = [self._task(client, version.number + 1, attempt, kind) for client in clients]
+        tasks = self._tasks(clients, version.number + 1, attempt, sent, kind)
         self._launch([(Flight(task, sent, version.number), self._loop.now_ns + self._duration_ns(task))
                       for task in tasks])  # fmt: skip
 
@@ -187,7 +187,7 @@ class SimulatedFederation(Bookkeeping):
         self._memory.commit(outcome.memories)
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
-        tasks = [self._task(client, number, 0, "evaluate") for client in clients]
+        tasks = self._tasks(clients, number, 0, model, "evaluate")
         memories: dict[str, Memory] = {}
         work = self._trainer.work
         own_state = isinstance(work.algorithm, Personalised) or isinstance(work.learner, ScriptLearner)
