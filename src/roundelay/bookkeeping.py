@@ -96,6 +96,9 @@ class Bookkeeping(ABC):
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]: ...
 
     @abstractmethod
+    async def gather(self) -> None: ...
+
+    @abstractmethod
     def _now_s(self) -> float:
         """Return the federation's own time."""
 
@@ -181,9 +184,6 @@ class Bookkeeping(ABC):
         if self._failed_in_a_row >= min(HOPELESS, len(self.clients)):
             reason, trace = failures[0]
             raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
-
-    async def gather(self) -> None:
-        """Wait until the clients are there, where that takes waiting."""
 
     def _tasks(
         self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train"

@@ -57,6 +57,9 @@ class SimulatedFederation(Bookkeeping):
     def _under_way(self) -> Sequence[tuple[Flight, int]]:
         return tuple(self._flights.values())
 
+    async def gather(self) -> None:
+        """Simulated clients are there."""
+
     def restore(self) -> Version | None:
         if self._restored_flights:
             for flight, due_ns in self._restored_flights:

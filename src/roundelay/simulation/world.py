@@ -20,7 +20,7 @@ from roundelay.trainer import Trainer
 
 @dataclass(slots=True)
 class Simulated:
-    """``flights`` were under way at ``virtual_ns``, where the run begins; ``sites`` are for clients that are scripts."""
+    """``flights`` were under way at ``virtual_ns``, where the run begins; ``sites`` are for scripts."""
 
     simulation: Simulation
     trainer: Trainer
