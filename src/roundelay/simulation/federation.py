@@ -127,6 +127,10 @@ class SimulatedFederation(Bookkeeping):
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
 
+    async def stalled(self, number: int, why: str) -> bool:
+        """A simulated client that is lost does not come back: the round is over."""
+        return False
+
     @property
     def flying(self) -> Sequence[Flight]:
         return [flight for flight, _ in self._flights.values()]
