@@ -26,6 +26,7 @@ from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
 from roundelay.workflows.rounds import Rounds
+from roundelay.world import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Prepared:
     plan: Plan
     workflow: Workflow
     simulation: Simulation
+    deployment: Deployment
     guard: Guard
     tracking: Tracking | None
     client_config: ClientConfig | None

@@ -26,6 +26,7 @@ LAYERS = (
     ("prepared",),
     ("standing",),
     ("run",),
+    ("serving",),
     ("job",),
     ("config", "report", "templates"),
     ("site",),
