@@ -18,6 +18,7 @@ LAYERS = (
     ("intake",),
     ("federation",),
     ("bookkeeping",),
+    ("world",),
     ("workflows", "attacks"),
     ("simulation", "deployment"),
     ("tracking",),

@@ -82,6 +82,22 @@ def read_task(frame: Frame) -> tuple[Task, Payload, Memory]:
     return Task(**frame.fields), _payload(frame), _named(MEMORY, frame)
 
 
+def model_frame(payload: Payload) -> Frame:
+    """Return a payload by itself, as it is fetched by devices that were offered a task."""
+    return Frame("model", {}, _tensors(payload))
+
+
+def read_model(frame: Frame) -> Payload:
+    """Return what ``model_frame`` was given. The tensors are the frame's own.
+
+    Raises:
+        WireError: it is another kind of frame, or lacks a vector.
+    """
+    if frame.kind != "model":
+        raise WireError(f"expected a frame of kind 'model', got {frame.kind!r}")
+    return _payload(frame)
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """What a script came to. An evaluation has no ``payload``; ``weighted`` says that the script told its number of

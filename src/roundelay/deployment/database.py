@@ -85,8 +85,8 @@ SCHEMA = (
         received INTEGER NOT NULL DEFAULT 0
     ) STRICT
     """,
-    # the blobs that must be there, and who needs them: an update until it was refused, came too late, or a checkpoint
-    # holds the round that folded it; what a task was sent until the task is answered; every checkpoint. No round folds
+    # the blobs that must be there, and who needs them: an update until it came too late, or a checkpoint holds the
+    # round that folded or refused it; what a task was sent until the task is answered; every checkpoint. No round folds
     # the answers to "evaluate" and "submit" tasks: they are needed until there is a checkpoint of a later round than
     # they name, since a run that goes on from the checkpoint of round n may have asked what became of version n
     # already, as cross-site evaluation does after the last round
@@ -96,11 +96,13 @@ SCHEMA = (
             FROM updates
             JOIN tasks ON tasks.id = updates.task
             LEFT JOIN members ON members.task = updates.task
-            WHERE (updates.fate IS NULL OR updates.fate = 'admitted')
-                AND CASE tasks.kind
-                    WHEN 'train' THEN COALESCE(members.round > (SELECT MAX(round) FROM checkpoints), TRUE)
-                    ELSE COALESCE(tasks.round >= (SELECT MAX(round) FROM checkpoints), TRUE)
-                END
+            WHERE CASE
+                WHEN tasks.kind <> 'train' THEN COALESCE(tasks.round >= (SELECT MAX(round) FROM checkpoints), TRUE)
+                WHEN updates.fate IS NULL THEN TRUE
+                WHEN updates.fate = 'late' THEN FALSE
+                WHEN updates.fate = 'refused' THEN COALESCE(tasks.round > (SELECT MAX(round) FROM checkpoints), TRUE)
+                ELSE COALESCE(members.round > (SELECT MAX(round) FROM checkpoints), TRUE)
+            END
         UNION ALL SELECT sent, 'task ' || id FROM tasks WHERE state = 'open' AND sent IS NOT NULL
         UNION ALL SELECT digest, 'the checkpoint of round ' || round FROM checkpoints
     """,

@@ -69,7 +69,7 @@ class Journal:
             self.blobs = Blobs(folder, disk, self._fuse)
             self.uploads = Uploads(self._db, self.blobs, max_upload_bytes)
             self.clients, self.rounds = Clients(self._db), Rounds(self._db)
-            self.tasks = Tasks(self._db, self.blobs, self.clients, self.rounds)
+            self.tasks = Tasks(self._db, self.blobs, self.rounds)
             self._require_blobs(folder)
             self.collect()
             self._opened = opened.pop_all()

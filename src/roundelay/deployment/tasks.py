@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.clients import Clients
 from roundelay.deployment.database import Database
 from roundelay.deployment.records import KeptTask, TaskState
 from roundelay.deployment.rounds import Rounds
@@ -18,8 +17,8 @@ _MAX_ID = 2**63 - 1
 class Tasks:
     """A task is open until it was answered, taken back, or lost; then it stays as it is."""
 
-    def __init__(self, db: Database, blobs: Blobs, clients: Clients, rounds: Rounds) -> None:
-        self._db, self._blobs, self._clients, self._rounds = db, blobs, clients, rounds
+    def __init__(self, db: Database, blobs: Blobs, rounds: Rounds) -> None:
+        self._db, self._blobs, self._rounds = db, blobs, rounds
 
     def open(self, tasks: Sequence[Task], sent: str | None = None, memories: Mapping[str, int] = {}) -> None:
         """Note tasks before their clients hear of them. ``sent`` is the digest of the blob that they are sent, which is
@@ -27,8 +26,7 @@ class Tasks:
         that is known keeps its own: what was committed since may have changed.
 
         Raises:
-            JournalMismatch: a task of that id is another one, its client takes no part, or it is a training task of a
-                round that is not open.
+            JournalMismatch: a task of that id is another one, or it is a training task of a round that is not open.
             JournalError: the blob is not there.
         """
         sql = """
@@ -40,9 +38,6 @@ class Tasks:
             new = self._new(tasks, sent)
             for key in {(task.round, task.attempt) for task in new if task.kind == "train"}:
                 self._rounds.require_open(*key)
-            for task in new:
-                if not self._clients.takes_part(task.client):
-                    raise JournalMismatch(f"task {task.id} is for client {task.client!r}, which was not admitted")
             db.executemany(sql, (
                 (task.id, task.client, task.round, task.attempt, task.kind, json.dumps(dict(task.config)), sent,
                  memories.get(task.client))
