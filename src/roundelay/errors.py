@@ -55,6 +55,10 @@ class IdentityError(RoundelayError, ValueError):
     """A key, a token, a certificate or a name does not prove who somebody is; never quotes a secret."""
 
 
+class ServeError(RoundelayError, RuntimeError):
+    """A server cannot listen where it was told to; the message says why, and what to do."""
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 
