@@ -105,6 +105,7 @@ class TrainerHands:
             self._trainer = Trainer(replace(work, make_model=make_model))
             site.layout.require_same(self._trainer.layout, f"client {site.name!r}: the model that is built here")
             self._first = work.algorithm.first_memory(self._trainer.bound.params().clone())
+        self.examples = work.data.train(site.name)
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
         trace = ""
