@@ -143,6 +143,7 @@ class Run:
                     lengths=self._rehearsal.lengths, restored=standing.version, history=standing.rows,
                     on_round=partial(self._finish_round, loop), on_record=standing.keep_record,
                     client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
+                    epoch=job.epoch,
                 )  # fmt: skip
                 federation = SimulatedFederation(
                     given, executor=executor, loop=loop, memory=standing.memory, flights=standing.flights,
