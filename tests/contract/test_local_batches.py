@@ -1,5 +1,7 @@
 """Averaging after every few batches: who trains on what, and that nothing but a counted update moves a client on."""
 
+import re
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -14,6 +16,7 @@ import roundelay as rd
 from roundelay import seeds
 from roundelay.algorithms.protocol import Fit, Fitted
 from roundelay.attacks import Crash
+from roundelay.components import build, describe, namespace
 from roundelay.data import TensorExamples
 from roundelay.data.examples import Examples
 from roundelay.epochs import Epoch
@@ -146,6 +149,26 @@ def test_both_fits_of_a_task_go_on_from_the_same_place() -> None:
     rounds = by_round(job("continue", algorithm=rd.Ditto(strength=0.1), num_rounds=2))
     for one, part in zip(rounds, (FIRST, SECOND), strict=True):
         assert one["c"] == batches("c", 1)[part] + batches("c", 1, "shuffle-1")[part]
+
+
+def test_a_task_of_whole_epochs_leaves_the_place_in_the_epoch_as_it_was() -> None:
+    def whole(round: int, client: str) -> dict[str, int]:
+        return {"local_epochs": 1} if round == 2 else {}
+
+    rounds = by_round(job("continue", client_config=whole, num_rounds=3))
+    assert [one["c"] for one in rounds] == [batches("c", 1)[FIRST], batches("c", 2), batches("c", 1)[SECOND]]
+
+
+def test_a_learner_of_ones_own_may_remember_something_of_each_client(tmp_path: Path) -> None:
+    class Counting:
+        corrects, reports = False, frozenset[str]()
+
+        def fit(self, bound: Bound, own: Examples, ask: Fit, context: Context) -> Fitted:
+            turns = context.memory.get("turns", torch.zeros(1))
+            return Fitted(bound.params(), len(own), metrics={"turns": turns.item()}, memory={"turns": turns + 1})
+
+    history = job("continue", learner=Counting(), num_rounds=3, tracking=rd.Tracking(str(tmp_path))).run()
+    assert [row["train_turns"] for row in history.rows] == [0, 1, 2]
 
 
 def diverges_in_the_second_round(round: int, client: str) -> dict[str, float]:
@@ -421,8 +444,10 @@ def test_a_task_cannot_leave_the_epoch_of_all(config: dict[str, object]) -> None
     assert next(iter(config)) in lost.traceback
 
 
-def test_its_written_form_reads_into_the_same() -> None:
-    from roundelay.components import build, describe, namespace
-
-    learner = rd.LocalSGD(lr=0.1, local_batches=50, when_exhausted="skip")
-    assert build(describe(learner), namespace(rd.learner), "learner") == learner
+def test_the_page_shows_a_job_file_that_says_what_it_means() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text()
+    (shown,) = re.findall(r"```toml\n(\[learner\].*?)```", page, flags=re.S)
+    learner = rd.LocalSGD(lr=0.05, local_batches=50, when_exhausted="skip")
+    known = namespace(rd.learner)
+    assert build(tomllib.loads(shown)["learner"], known, "learner") == learner
+    assert build(describe(learner), known, "learner") == learner
