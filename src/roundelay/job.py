@@ -27,6 +27,7 @@ from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
+from roundelay.epochs import Epoch
 from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
@@ -218,6 +219,7 @@ class Job:
             label_counts=label_counts,
             aggregator=self.aggregator,
             roles=roles,
+            epoch=Epoch(learner.when_exhausted) if isinstance(learner, LocalSGD) and learner.ends_together else None,
         )
 
     def to_toml(self) -> str:

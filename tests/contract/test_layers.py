@@ -16,6 +16,7 @@ LAYERS = (
     ("client",),
     ("hosting",),
     ("intake",),
+    ("epochs",),
     ("federation",),
     ("bookkeeping",),
     ("world",),
