@@ -19,7 +19,7 @@ from roundelay.federation import Flight, Plan, Version
 from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
-from roundelay.intake import ClientReport, Intake, Outcome
+from roundelay.intake import WINDOW_BYTES, ClientReport, InMemory, Intake, Outcome, Window
 from roundelay.messages import Config, Payload, Task, TaskKind
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.privacy import CentralDP, Noised, noise_key
@@ -94,6 +94,9 @@ class Bookkeeping(ABC):
 
     @abstractmethod
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]: ...
+
+    @abstractmethod
+    async def gather(self) -> None: ...
 
     @abstractmethod
     def _now_s(self) -> float:
@@ -182,10 +185,22 @@ class Bookkeeping(ABC):
             reason, trace = failures[0]
             raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
 
-    def _task(self, client: str, number: int, attempt: int, kind: TaskKind = "train") -> Task:
-        self._last_task += 1
-        config = self._given.client_config(number, client) if self._given.client_config and kind != "evaluate" else {}
-        return Task(self._last_task, client, number, attempt, kind, config)
+    def _tasks(
+        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train"
+    ) -> list[Task]:
+        """Make a task for each client; all of them begin from ``sent``."""
+        tasks = []
+        for client in clients:
+            self._last_task += 1
+            tasks.append(Task(self._last_task, client, number, attempt, kind, self._config(client, number, kind)))
+        return tasks
+
+    def _config(self, client: str, number: int, kind: TaskKind) -> Config:
+        return self._given.client_config(number, client) if self._given.client_config and kind != "evaluate" else {}
+
+    def _window(self) -> Window:
+        """Return where a round's updates wait for their turn."""
+        return InMemory(WINDOW_BYTES)
 
     def _opened(
         self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None,
@@ -193,11 +208,11 @@ class Bookkeeping(ABC):
     ) -> tuple[list[Task], Payload, Intake]:  # fmt: skip
         """Return a round's tasks, what is sent with them, and what takes the answers in."""
         number = version.number + 1
-        tasks = [self._task(client, number, attempt) for client in cohort]
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
+        tasks = self._tasks(cohort, number, attempt, sent)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
-            release=release,
+            release=release, window=self._window(),
             fold=self._folding(algorithm, version, sent, len(tasks), attempt) if fold is None else fold,
         )  # fmt: skip
         return tasks, sent, intake

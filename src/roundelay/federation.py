@@ -192,8 +192,12 @@ class Federation(Protocol):
         fold: Folding | None = None,
     ) -> Outcome:
         """Let a cohort train on a version. The round closes when ``goal`` updates were admitted, at the deadline, or
-        when nobody is left to answer. ``fold`` takes the updates in; without it, what the job says does.
+        when nobody is left to answer. ``fold`` takes the updates in; without it, what the job says does. Calls for one
+        round and ``attempt`` ask different clients.
         """
+
+    async def stalled(self, number: int, why: str) -> bool:
+        """Say that all attempts at a round have failed. Return whether to try once more: real clients may come back."""
 
     @property
     def flying(self) -> Sequence[Flight]:

@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO
+from typing import IO, Protocol
 
 import torch
 from torch import Tensor
@@ -69,10 +69,11 @@ class Intake:
         guard: Guard,
         goal: int | None,
         release: Callable[[int], None],
+        window: "Window | None" = None,
         fold: Folding | None = None,
     ) -> None:
-        """``release(task id)`` is called once the tensors of an answer are no longer needed; ``fold`` is the streaming
-        mean unless it is given.
+        """``release(task id)`` is called once the tensors of an answer are no longer needed; early ones wait in
+        ``window``; ``fold`` is the streaming mean unless it is given.
         """
         self._tasks = {task.id: task for task in sorted(tasks, key=lambda task: (task.client, task.id))}
         self._order = list(self._tasks)
@@ -80,7 +81,7 @@ class Intake:
         self._expected, self._guard, self._release = expected, guard, release
         self._goal = len(self._order) if goal is None else goal
         self._fold: Folding = Fold(uplink) if fold is None else fold
-        self._window = Window(WINDOW_BYTES)
+        self._window = InMemory(WINDOW_BYTES) if window is None else window
         self._reports: dict[int, ClientReport] = {}
         self._memories: dict[str, Memory] = {}
         self._bytes_down, self._bytes_up = sent.num_bytes * len(self._order), 0
@@ -110,10 +111,7 @@ class Intake:
             return
         refusal = self._guard.check(update, asked, self._expected, answered=asked.id in self._reports)
         if refusal is not None:
-            self._release(asked.id)
-            if asked.id not in self._reports:
-                reason = f"{refusal.reason.value}: {refusal.message}"
-                self._settle(asked.id, ClientReport(asked.client, "refused", reason))
+            self.refuse(asked.id, f"{refusal.reason.value}: {refusal.message}")
             return
         self._num_admitted += 1
         if answer.memory:
@@ -129,6 +127,16 @@ class Intake:
             asked.id, ClientReport(asked.client, "admitted", "", update.num_examples, reported(update.metrics))
         )
 
+    def refuse(self, task_id: int, reason: str) -> None:
+        """Report an answer that is none; the first report of a task stands."""
+        self._release(task_id)
+        if task_id not in self._reports:
+            self._settle(task_id, ClientReport(self._tasks[task_id].client, "refused", reason))
+
+    def report(self, task_id: int) -> ClientReport | None:
+        """Return what a task has come to so far."""
+        return self._reports.get(task_id)
+
     def close(self) -> Outcome:
         """Decide the membership: whoever has not answered is late. Then fold what still waits, in order."""
         for task in self._tasks.values():
@@ -140,6 +148,11 @@ class Intake:
         return Outcome(
             self._number, self._attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up
         )
+
+    @property
+    def members(self) -> list[int]:
+        """The tasks whose updates were admitted, in the order of folding."""
+        return [i for i in self._order if i in self._reports and self._reports[i].status == "admitted"]
 
     @property
     def open_tasks(self) -> list[int]:
@@ -156,8 +169,23 @@ class Intake:
             self._next += 1
 
 
-class Window:
-    """Updates that wait for their turn: copies in memory up to a budget, in an unlinked temporary file beyond it."""
+class Window(Protocol):
+    """Where updates wait for their turn."""
+
+    def __contains__(self, task_id: int) -> bool: ...
+
+    def put(self, update: Update) -> None:
+        """Keep an update, whose tensors are valid until this returns."""
+
+    def take(self, task_id: int) -> Update:
+        """Return an update, and keep it no longer."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class InMemory:
+    """Copies in memory up to a budget, in an unlinked temporary file beyond it."""
 
     def __init__(self, budget: int) -> None:
         self._budget, self._held = budget, 0

@@ -26,13 +26,12 @@ from roundelay.errors import RoundelayError
 from roundelay.history import History, Round
 from roundelay.prepared import Prepared, check, watched_metric
 from roundelay.simulation.executors.scripts import Sites
-from roundelay.simulation.federation import SimulatedFederation
-from roundelay.simulation.intercepted import Intercepted
-from roundelay.simulation.loop import VirtualLoop
+from roundelay.simulation.world import Simulated
 from roundelay.standing import Standing
 from roundelay.tracking.run_folder import Row
 from roundelay.trainer import Trainer
 from roundelay.workflows.rounds import Rounds
+from roundelay.world import Inhabited, World
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +39,25 @@ log = logging.getLogger(__name__)
 class Run:
     """Iterate over it to train: each step is one round. Leaving the loop stops the run and closes what it holds."""
 
-    def __init__(self, job: Prepared, resume: Path | None = None) -> None:
-        """Check the parts against each other and open the run folder.
+    def __init__(
+        self, job: Prepared, resume: Path | None = None, world: "Callable[[Run], World] | None" = None
+    ) -> None:
+        """Check the parts against each other and open the run folder. ``world(run)`` says where its clients are;
+        without it they are simulated.
 
         Raises:
             ConfigError: a combination cannot mean what its name says, or ``resume`` is not a folder of this job.
         """
-        self._job = job
+        self.job = job
         job.workflow.check(job.plan, len(job.work.data.clients), job.work.algorithm)
-        self._trainer = Trainer(job.work)
-        self._layout = self._trainer.layout
-        initial = self._trainer.bound.params().clone()
+        self.trainer = Trainer(job.work)
+        self._layout = self.trainer.layout
+        initial = self.trainer.bound.params().clone()
         watched = watched_metric(job)
-        self._rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
-        check(job, self._layout, self._rehearsal, initial)
+        self.rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
+        check(job, self._layout, self.rehearsal, initial)
         clients = len(job.work.data.clients)
         self._sampling_rate = job.plan.cohort_size(clients) / clients
-        self._duration = slowed(job.simulation.duration, job.roles)
         first_memory = job.work.algorithm.first_memory(initial)
         self._standing = Standing(job, self._layout, first_memory, watched, resume)
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
@@ -64,6 +65,8 @@ class Run:
         self._interrupt: Callable[[], None] = _nothing
         self._begun, self._state, self._reason = False, "interrupted", ""
         self._lock = threading.Lock()  # a run is interrupted by another thread than the one that ends it
+        self._make_world = world or Run._simulated
+        self._world: World | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -109,7 +112,7 @@ class Run:
 
     def history(self) -> History:
         """Return what the run has come to so far."""
-        module = self._job.work.initial_module()
+        module = self.job.work.initial_module()
         version = self._standing.latest()
         module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
         return History(
@@ -126,29 +129,22 @@ class Run:
     def _train(self) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the number of threads changes sums: one per client everywhere, and on the server too
-        job, standing = self._job, self._standing
-        executor, ending = None, None
+        job, standing, ending = self.job, self._standing, None
         try:
-            executor = job.simulation.start(job.work, self._trainer, self._rehearsal, self._sites())
-            if job.roles:
-                executor = Intercepted(executor, job.roles, list(job.work.algorithm.uplink), job.work.seed)
-            self._interrupt = executor.interrupt
+            world = self._world = self._make_world(self)
+            world.open()
+            self._interrupt = world.interrupt
             if self._stop.is_set():  # the caller left while the workers were starting
                 raise _Left
-            with Runner(loop_factory=partial(VirtualLoop, standing.virtual_ns)) as runner:
-                loop = runner.get_loop()
-                assert isinstance(loop, VirtualLoop)
+            with Runner(loop_factory=world.loop) as runner:
+                runner.get_loop()  # which the world makes, and its federation asks for
                 given = Given(
-                    plan=job.plan, clients=job.work.data.clients, trainer=self._trainer, guard=job.guard,
-                    lengths=self._rehearsal.lengths, restored=standing.version, history=standing.rows,
-                    on_round=partial(self._finish_round, loop), on_record=standing.keep_record,
+                    plan=job.plan, clients=job.work.data.clients, trainer=self.trainer, guard=job.guard,
+                    lengths=self.rehearsal.lengths, restored=standing.version, history=standing.rows,
+                    on_round=partial(self._finish_round, world), on_record=standing.keep_record,
                     client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
                 )  # fmt: skip
-                federation = SimulatedFederation(
-                    given, executor=executor, loop=loop, memory=standing.memory, flights=standing.flights,
-                    duration=self._duration,
-                )  # fmt: skip
-                runner.run(job.workflow.run(federation, job.work.algorithm))
+                runner.run(self._work(world.federation(given)))
             self._state = "finished"
             self._reason = job.plan.stopping.reason(standing.rows) or _ended(self.num_rounds_done, job.plan.num_rounds)
         except _Left:
@@ -161,15 +157,20 @@ class Run:
         finally:
             with self._lock:
                 self._interrupt = _nothing
-            if executor is not None:
-                executor.close()
+            if self._world is not None:
+                self._world.close()
             torch.set_num_threads(threads)
             self._finished.put(ending)
 
-    def _finish_round(self, loop: VirtualLoop, finished: Finished) -> Row:
+    async def _work(self, federation: Inhabited) -> None:
+        await federation.gather()
+        await self.job.workflow.run(federation, self.job.work.algorithm)
+
+    def _finish_round(self, world: World, finished: Finished) -> Row:
         row = self._row(finished)
         log.info("round %d: %s", row["round"], row)
-        self._standing.finish_round(finished, row, loop.now_ns)
+        if self._standing.finish_round(finished, row, world.now_ns()):
+            world.checkpointed(finished.version)
         self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout))
         self._go_on.acquire()
         if self._stop.is_set():
@@ -177,7 +178,7 @@ class Run:
         return row
 
     def _row(self, finished: Finished) -> Row:
-        job, outcome = self._job, finished.outcome
+        job, outcome = self.job, finished.outcome
         row: dict[str, Any] = {
             "round": finished.version.number,
             "attempt": outcome.attempt,
@@ -196,9 +197,16 @@ class Run:
             row["kept_model"] = int(job.workflow.shortfall(outcome) is not None)
         return row
 
+    def _simulated(self) -> World:
+        job, standing = self.job, self._standing
+        return Simulated(
+            job.simulation, self.trainer, self.rehearsal, standing.memory, self._sites(), job.roles,
+            slowed(job.simulation.duration, job.roles), standing.flights, standing.virtual_ns,
+        )  # fmt: skip
+
     def _sites(self) -> Sites | None:
         """Return what scripts are told, where scripts train."""
-        job = self._job
+        job = self.job
         if not isinstance(job.work.learner, ScriptLearner):
             return None
         folder = self.folder

@@ -119,8 +119,8 @@ class Standing:
 
     # ---- keeping ----
 
-    def finish_round(self, finished: Finished, row: Row, now_ns: int) -> None:
-        """Stand at a round's end; checkpoint where one is due."""
+    def finish_round(self, finished: Finished, row: Row, now_ns: int) -> bool:
+        """Stand at a round's end; checkpoint where one is due, and return whether that was so."""
         before = self.version
         self.version, self.flights, self.virtual_ns = finished.version, finished.flights, now_ns
         self.memory.finish_round()
@@ -136,6 +136,8 @@ class Standing:
                 self._board.append(row)
             if self._clock.due():
                 self.checkpoint()
+                return True
+        return False
 
     def keep_scalar(self, client: str, number: int, scalar: Scalar) -> None:
         """Track a number that a client logged; called by the agents of several clients at once."""

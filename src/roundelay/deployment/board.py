@@ -40,7 +40,7 @@ class Board:
     # ---- the front --------------------------------------------------------------------------------------------------
 
     def listen_for_posts(self, on_posted: Callable[[Collection[str] | None], None]) -> None:
-        """``on_posted(clients)`` is called in the poster's thread; None: the phase changed, which concerns everybody."""
+        """``on_posted(clients)`` is called in the poster's thread; None: the phase changed."""
         self._on_posted = on_posted
 
     def saw(self, client: str) -> None:

@@ -14,8 +14,8 @@
     POST /v1/failures/{task} Failure           Noted                        I cannot do this task
     POST /v1/scalars         Scalars           Noted                        numbers that a script logged
 
-An answer that was refused for good has a status of 4xx and a ``Problem``. 429 and 503 say ``Retry-After``. A server that
-has nothing more to do answers 410, with a ``Problem`` that tells why.
+What is refused has a status of 4xx or 5xx and a ``Problem``; 503 says ``Retry-After``. A server that has nothing more
+to do answers 410.
 
 A request is about a run, and a signature says which. Whoever meets another run than the one it knows asks ``hello``.
 """

@@ -57,6 +57,9 @@ class SimulatedFederation(Bookkeeping):
     def _under_way(self) -> Sequence[tuple[Flight, int]]:
         return tuple(self._flights.values())
 
+    async def gather(self) -> None:
+        """Simulated clients are there."""
+
     def restore(self) -> Version | None:
         if self._restored_flights:
             for flight, due_ns in self._restored_flights:
@@ -124,6 +127,10 @@ class SimulatedFederation(Bookkeeping):
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
 
+    async def stalled(self, number: int, why: str) -> bool:
+        """A simulated client that is lost does not come back: the round is over."""
+        return False
+
     @property
     def flying(self) -> Sequence[Flight]:
         return [flight for flight, _ in self._flights.values()]
@@ -136,7 +143,7 @@ class SimulatedFederation(Bookkeeping):
         self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
     ) -> None:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = [self._task(client, version.number + 1, attempt, kind) for client in clients]
+        tasks = self._tasks(clients, version.number + 1, attempt, sent, kind)
         self._launch([(Flight(task, sent, version.number), self._loop.now_ns + self._duration_ns(task))
                       for task in tasks])  # fmt: skip
 
@@ -187,7 +194,7 @@ class SimulatedFederation(Bookkeeping):
         self._memory.commit(outcome.memories)
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
-        tasks = [self._task(client, number, 0, "evaluate") for client in clients]
+        tasks = self._tasks(clients, number, 0, model, "evaluate")
         memories: dict[str, Memory] = {}
         work = self._trainer.work
         own_state = isinstance(work.algorithm, Personalised) or isinstance(work.learner, ScriptLearner)

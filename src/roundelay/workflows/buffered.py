@@ -19,7 +19,7 @@ from roundelay.algorithms.protocol import Algorithm, num_groups
 from roundelay.errors import ConfigError
 from roundelay.federation import Arrived, Federation, Plan, Version
 from roundelay.fold import Fold
-from roundelay.intake import WINDOW_BYTES, ClientReport, Outcome, Window
+from roundelay.intake import WINDOW_BYTES, ClientReport, InMemory, Outcome
 from roundelay.messages import Lost, Memory, Payload, Update
 from roundelay.metrics import reported
 from roundelay.workflows.rounds import conclude, next_version
@@ -96,7 +96,7 @@ class Buffer:
 
     def __init__(self, version: Version, algorithm: Algorithm) -> None:
         self._version, self._uplink = version, algorithm.uplink
-        self._window = Window(WINDOW_BYTES)
+        self._window = InMemory(WINDOW_BYTES)
         self._admitted: dict[tuple[str, int], ClientReport] = {}
         self._others: list[ClientReport] = []
         self._memories: dict[str, Memory] = {}

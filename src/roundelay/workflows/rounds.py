@@ -1,5 +1,6 @@
 """Synchronous rounds: ask a cohort, wait until the round closes, make the server's step, evaluate."""
 
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ class Rounds:
     ``over_selection`` asks that share of clients beyond ``clients_per_round`` and closes at the first
     ``clients_per_round`` admitted updates; ``goal`` sets that number directly. ``deadline_s`` closes a round after so
     many seconds. With fewer than ``quorum`` updates the round is drawn again, ``attempts`` times in all; then the
-    model stays.
+    model stays in a simulation, and a run on real devices pauses until enough of them are back.
     """
 
     goal: int | None = None
@@ -85,7 +86,7 @@ class Rounds:
         number, wanted = version.number + 1, fed.plan.cohort_size(len(fed.clients))
         asked = self._asked(fed.plan, len(fed.clients))
         goal = wanted if self.over_selection else self.goal
-        for attempt in range(self.attempts):
+        for attempt in itertools.count():
             cohort = fed.sample(number, attempt, asked)
             outcome = await fed.train(
                 algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
@@ -94,6 +95,8 @@ class Rounds:
             if short is None:
                 break
             log.warning("round %d, attempt %d: %s", number, attempt, short)
+            if attempt + 1 >= self.attempts and not await fed.stalled(number, short):
+                break
         return outcome
 
     def shortfall(self, outcome: Outcome) -> str | None:
