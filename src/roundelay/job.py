@@ -277,7 +277,7 @@ class Job:
     ) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
         data = read(self.data, self.seed)
         if clients is not None:
-            held_out = data.held_out if isinstance(data, FederatedData) else None if data is None else data.test
+            held_out = data.held_out if isinstance(data, FederatedData) else getattr(data, "test", None)
             return FederatedData.elsewhere(clients, held_out), None, None
         if self.script is not None and (data is None or (isinstance(data, Data) and self.partition is None)):
             return self._scripts_data(data)

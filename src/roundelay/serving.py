@@ -78,8 +78,7 @@ class Place:
 
 
 class Serving:
-    """One run, its door open from the beginning; iterate over ``rounds()`` to train. ``join_line`` is what a site types.
-    """
+    """One run, its door open from the beginning; iterate over ``rounds()`` to train. Sites type ``join_line``."""
 
     def __init__(self, job: Prepared, place: Place) -> None:
         """Find the run that was going on, or begin one, and open the door.
@@ -236,7 +235,7 @@ def _check(job: Prepared) -> None:
 
 
 def _journal(folder: Path, job: Prepared) -> Journal:
-    """Open the run's journal, or begin it. A run's name is never used again: what was signed for it is worthless then."""
+    """Open the run's journal, or begin it. No run's name is used again: what was signed for it is worthless then."""
     wanted = tomli_w.dumps({**fixed_part(job.resolved), "clients": list(job.work.data.clients)})
     if not (folder / "journal.db").exists():
         name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.parent.name)[:50].strip("-.") or "run"

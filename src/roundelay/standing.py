@@ -209,9 +209,10 @@ def fixed_part(resolved: str) -> dict[str, Any]:  # Any: what TOML holds
 def _require_same_job(folder: Path, resolved: str) -> None:
     kept, given = fixed_part((folder / "job.toml").read_text()), fixed_part(resolved)
     for name in sorted({*kept, *given}):
-        if kept.get(name) != given.get(name):
+        then, now = kept.get(name), given.get(name)
+        if then != now:
             raise ConfigError(
-                f"{folder} is a run of another job: its {name} is {kept.get(name)!r}, this job's is {given.get(name)!r}; "
+                f"{folder} is a run of another job: its {name} is {then!r}, this job's is {now!r}; "
                 f"a resumed run can change {', '.join(sorted(FREE_TO_CHANGE))}"
             )
 

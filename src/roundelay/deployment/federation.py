@@ -287,9 +287,8 @@ class DeployedFederation(Bookkeeping):
         if new:
             assert sent is not None
             self._journal.tasks.open(new, self._blob(sent), self._committed)
-        joined = {participant.client for participant in self._journal.clients.all()}
         for task in tasks:
-            if task.client not in joined:
+            if not self._journal.clients.takes_part(task.client):
                 self._journal.tasks.lose(task.id, f"client {task.client!r} has never joined")
         self._board.post([task.client for task in tasks])
 
