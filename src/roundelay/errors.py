@@ -61,6 +61,10 @@ class DeviceError(RoundelayError, RuntimeError):
     """
 
 
+class ServeError(RoundelayError, RuntimeError):
+    """A server cannot listen where it was told to; the message says why, and what to do."""
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 

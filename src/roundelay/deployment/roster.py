@@ -4,8 +4,8 @@ It holds for all runs of a server. Which clients take part in one run, and which
 journal of that run.
 
 A token opens the door once, for the client that it was made for; that of an open invitation opens it as often as there
-are seats, for whoever comes first. It may be shown again with a key that it was shown with, since the answer to a device
-may have been lost on the way.
+are seats, for whoever comes first. It may be shown again with a key that it was shown with, since the answer may have
+been lost on the way.
 """
 
 import hashlib

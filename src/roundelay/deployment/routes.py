@@ -36,7 +36,7 @@ ROUTES = (
     Route("join", "POST", p.JOIN, "A token for a key, once.", p.Join, p.Joined, signed=False),
     Route("health", "GET", p.HEALTH, "The process lives.", signed=False),
     Route("ready", "GET", p.READY, "The server takes clients.", signed=False),
-    Route("stats", "GET", p.STATS, "How the server and its run stand.", signed=False),
+    Route("statistics", "GET", p.STATS, "How the server and its run stand.", signed=False),
     Route("openapi", "GET", p.OPENAPI, "This description.", signed=False),
     Route("run", "GET", p.RUN, "What the run is about, for this client.", gives=p.Briefing),
     Route("work", "POST", p.WORK, "Something to do; waits a while for it.", p.Poll, p.Offer),
