@@ -214,7 +214,9 @@ class FromFile:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What ``inner`` gives, in the hands of clients of these names: its k-th part, in order of id, is ``names[k]``'s."""
+    """What ``inner`` gives, in the hands of clients of these names: its k-th part, in order of id, is that of
+    ``names[k]``.
+    """
 
     names: Sequence[str]
     inner: Partitioner
