@@ -70,7 +70,7 @@ def test_simulation_and_deployment_know_nothing_of_each_other() -> None:
 
 def test_the_journal_needs_vocabulary_only() -> None:
     """So that it can be read, and recovered from, without an algorithm or a model at hand."""
-    for name in ("journal", "records", "rounds", "clients", "uploads", "blobs", "database", "disk"):
+    for name in ("journal", "records", "rounds", "tasks", "clients", "uploads", "blobs", "database", "disk"):
         rooms = rooms_imported(SOURCE / "deployment" / f"{name}.py")
         assert rooms <= {"deployment", "errors", "messages"}, name
 

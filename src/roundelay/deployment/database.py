@@ -29,10 +29,11 @@ SCHEMA = (
         goal INTEGER,
         deadline_s REAL,
         elapsed_s REAL NOT NULL DEFAULT 0,
-        state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed', 'abandoned')),
+        state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed')),
         PRIMARY KEY (number, attempt)
     ) STRICT
     """,
+    # no foreign key to rounds: "evaluate" and "submit" tasks name a model version, which need not be an opened round
     """
     CREATE TABLE tasks (
         id INTEGER PRIMARY KEY,
@@ -42,11 +43,14 @@ SCHEMA = (
         kind TEXT NOT NULL,
         config TEXT NOT NULL,
         sent TEXT,
-        state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'received', 'closed')),
-        FOREIGN KEY (round, attempt) REFERENCES rounds
+        memory INTEGER,
+        state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'received', 'closed', 'lost')),
+        reason TEXT NOT NULL DEFAULT '',
+        traceback TEXT NOT NULL DEFAULT ''
     ) STRICT
     """,
-    "CREATE INDEX tasks_by_round ON tasks (round, attempt)",
+    "CREATE INDEX tasks_by_round ON tasks (round, attempt, client)",
+    "CREATE INDEX tasks_by_client ON tasks (client) WHERE state = 'open'",
     "CREATE INDEX tasks_by_sent ON tasks (sent) WHERE state = 'open'",
     """
     CREATE TABLE updates (
@@ -70,6 +74,7 @@ SCHEMA = (
         FOREIGN KEY (round, attempt) REFERENCES rounds
     ) STRICT
     """,
+    "CREATE TABLE committed (client TEXT PRIMARY KEY, task INTEGER NOT NULL REFERENCES updates (task)) STRICT",
     "CREATE TABLE answers (number INTEGER PRIMARY KEY, kind TEXT NOT NULL, content TEXT NOT NULL) STRICT",
     "CREATE TABLE checkpoints (round INTEGER PRIMARY KEY, digest TEXT NOT NULL) STRICT",
     """
@@ -81,17 +86,21 @@ SCHEMA = (
     ) STRICT
     """,
     # the blobs that must be there, and who needs them: an update until it was refused, came too late, or a checkpoint
-    # holds the round that folded it; what a task was sent until the task is answered; every checkpoint
+    # holds the round that folded it; what a task was sent until the task is answered; every checkpoint. No round folds
+    # the answers to "evaluate" and "submit" tasks: they are needed until there is a checkpoint of a later round than
+    # they name, since a run that goes on from the checkpoint of round n may have asked what became of version n
+    # already, as cross-site evaluation does after the last round
     """
     CREATE VIEW needed (digest, holder) AS
         SELECT updates.digest, 'the update of task ' || tasks.id
             FROM updates
             JOIN tasks ON tasks.id = updates.task
-            JOIN rounds ON rounds.number = tasks.round AND rounds.attempt = tasks.attempt
             LEFT JOIN members ON members.task = updates.task
             WHERE (updates.fate IS NULL OR updates.fate = 'admitted')
-                AND rounds.state <> 'abandoned'
-                AND (members.round IS NULL OR members.round > (SELECT COALESCE(MAX(round), -1) FROM checkpoints))
+                AND CASE tasks.kind
+                    WHEN 'train' THEN COALESCE(members.round > (SELECT MAX(round) FROM checkpoints), TRUE)
+                    ELSE COALESCE(tasks.round >= (SELECT MAX(round) FROM checkpoints), TRUE)
+                END
         UNION ALL SELECT sent, 'task ' || id FROM tasks WHERE state = 'open' AND sent IS NOT NULL
         UNION ALL SELECT digest, 'the checkpoint of round ' || round FROM checkpoints
     """,

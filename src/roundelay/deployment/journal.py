@@ -8,11 +8,9 @@ and may be called from an event loop; those that move bytes (``blobs.put``, ``up
 import fcntl
 import json
 import os
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from roundelay.deployment.blobs import Blobs
 from roundelay.deployment.clients import Clients
@@ -25,14 +23,15 @@ from roundelay.deployment.records import (
     Fate,
     Fields,
     Received,
-    RoundState,
     Run,
     TaskState,
     Verdict,
 )
-from roundelay.deployment.rounds import Rounds, Tasks
+from roundelay.deployment.rounds import Rounds
+from roundelay.deployment.tasks import Tasks
 from roundelay.deployment.uploads import Uploads
 from roundelay.errors import JournalError, JournalMismatch
+from roundelay.messages import TaskKind
 
 _RECEIVED = """
     SELECT updates.number, updates.task, tasks.client, updates.digest, updates.size, updates.fields, updates.fate,
@@ -130,14 +129,38 @@ class Journal:
         rows = self._db.all(f"{_RECEIVED} WHERE updates.task = ?", task_id)
         return _received(*rows[0]) if rows else None
 
-    def updates(self, number: int | None = None, attempt: int = 0) -> tuple[Received, ...]:
-        """Return what was accepted for the tasks of a round, or of all rounds, in the order of arrival."""
+    def updates(self, number: int | None = None, attempt: int = 0, kind: TaskKind = "train") -> tuple[Received, ...]:
+        """Return what was accepted for the tasks of a round that are of this kind, or for all tasks of a run, in the
+        order of arrival.
+        """
         if number is None:
             rows = self._db.all(f"{_RECEIVED} ORDER BY updates.number")
         else:
-            where = "WHERE tasks.round = ? AND tasks.attempt = ? ORDER BY updates.number"
-            rows = self._db.all(f"{_RECEIVED} {where}", number, attempt)
+            where = "WHERE tasks.round = ? AND tasks.attempt = ? AND tasks.kind = ? ORDER BY updates.number"
+            rows = self._db.all(f"{_RECEIVED} {where}", number, attempt, kind)
         return tuple(_received(*row) for row in rows)
+
+    def commit(self, task_ids: Sequence[int]) -> None:
+        """Note that the model counts these updates: what their clients came to remember is theirs for good.
+
+        Raises:
+            JournalMismatch: one of the tasks has no admitted update; nothing was committed.
+        """
+        # by client the highest id: a call that is repeated after later ones takes nobody back
+        sql = """
+            INSERT INTO committed
+                SELECT client, id FROM tasks JOIN updates ON updates.task = tasks.id
+                WHERE id = ? AND fate = 'admitted'
+            ON CONFLICT (client) DO UPDATE SET task = max(task, excluded.task)
+        """
+        with self._db.writing(f"committing {len(task_ids)} updates") as db:
+            for task_id in task_ids:
+                if db.execute(sql, (task_id,)).rowcount != 1:
+                    raise JournalMismatch(f"task {task_id} has no admitted update that could be committed")
+
+    def committed(self) -> dict[str, int]:
+        """Return by client the last of its tasks that was committed: the memory that is its own now."""
+        return dict(self._db.all("SELECT client, task FROM committed ORDER BY client"))
 
     # ---- what a workflow was told, and where its model is ------------------------------------------------------------
 
@@ -199,7 +222,7 @@ class Journal:
             return run
         if run is not None and known != run:
             raise JournalMismatch(
-                f"the journal in {folder} is that of run {known.id!r}, not of this one: {_difference(known, run)}; "
+                f"the journal in {folder} is that of run {known.id!r}, not of this one: {known.difference(run)}; "
                 "give another folder, or the job that it was begun with"
             )
         return known
@@ -224,7 +247,7 @@ class Journal:
             if first.digest != digest:
                 return Ack(task_id, digest, Verdict.CONFLICT)
             return Ack(task_id, digest, Verdict.ACCEPTED, first.number, duplicate=True)
-        stale = self.rounds.state(known.task.round, known.task.attempt) is RoundState.ABANDONED
+        stale = known.task.kind == "train" and self.rounds.was_drawn_again(known.task.round, known.task.attempt)
         return Ack(task_id, digest, Verdict.STALE if stale else Verdict.LATE)
 
     def _is_needed(self, digest: str) -> bool:
@@ -256,22 +279,3 @@ def _received(
 ) -> Received:
     known = None if fate is None else Fate(fate)
     return Received(number, task_id, client, digest, size, json.loads(fields), known, reason)
-
-
-def _difference(known: Run, came: Run) -> str:
-    """Name what two runs differ in, up to five keys of the job."""
-    if known.job == came.job:
-        return f"this one has the id {came.id!r}"
-    ours, theirs = (dict(_flat(tomllib.loads(run.job))) for run in (known, came))
-    keys = [key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
-    shown = [f"{key} is {ours.get(key, 'not set')!r} there and {theirs.get(key, 'not set')!r} here" for key in keys[:5]]
-    more = f", and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return "; ".join(shown) + more if shown else "the jobs differ in how they are written only"
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:  # Any: what TOML holds
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

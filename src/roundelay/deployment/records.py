@@ -1,8 +1,10 @@
 """What a journal holds, as frozen values, and the typed answers that it gives to clients."""
 
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from roundelay.errors import RoundelayError
 from roundelay.messages import Task
@@ -20,6 +22,18 @@ class Run:
     id: str
     job: str
 
+    def difference(self, other: "Run") -> str:
+        """Name what another run differs in from this one, up to five keys of the job."""
+        if self.job == other.job:
+            return f"this one has the id {other.id!r}"
+        ours, theirs = (dict(_flat(tomllib.loads(run.job))) for run in (self, other))
+        keys = [key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
+        shown = [
+            f"{key} is {ours.get(key, 'not set')!r} there and {theirs.get(key, 'not set')!r} here" for key in keys[:5]
+        ]
+        more = f", and {len(keys) - 5} more" if len(keys) > 5 else ""
+        return "; ".join(shown) + more if shown else "the jobs differ in how they are written only"
+
 
 @dataclass(frozen=True, slots=True)
 class Participant:
@@ -35,7 +49,6 @@ class Participant:
 class RoundState(StrEnum):
     OPEN = "open"
     CLOSED = "closed"
-    ABANDONED = "abandoned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +79,24 @@ class TaskState(StrEnum):
     RECEIVED = "received"
     CLOSED = "closed"
     """It got no answer in time, and takes none any more."""
+    LOST = "lost"
+    """Its client said that it cannot, or was silent. It takes no answer any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptTask:
-    """A task, the digest of the blob that its client was sent (None: nothing large), and how it stands."""
+    """A task, the digest of the blob that its client was sent (None: nothing large), and how it stands.
+
+    ``memory`` is the id of the task that made the memory from which the client starts: it is kept on the device, under
+    that id (None: the first). ``reason`` and ``traceback`` are of a lost task.
+    """
 
     task: Task
     sent: str | None
     state: TaskState
+    memory: int | None = None
+    reason: str = ""
+    traceback: str = ""
 
 
 class Verdict(StrEnum):
@@ -85,9 +107,9 @@ class Verdict(StrEnum):
     CONFLICT = "conflict"
     """The task has another answer already, which stands."""
     LATE = "late"
-    """The task was closed, with its round or before."""
+    """The task was closed, with its round or before, or was lost."""
     STALE = "stale"
-    """The task's round was abandoned; a later attempt took its place."""
+    """The same, and the round was drawn again since: a later attempt took the place of the one that is closed."""
     UNKNOWN = "unknown"
     """This client has no such task; nor is it told whether another has."""
 
@@ -160,3 +182,11 @@ class RequestDenied(RoundelayError, ValueError):
     def __init__(self, denial: Denial, message: str) -> None:
         super().__init__(message)
         self.denial = denial
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:  # Any: what TOML holds
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,21 +1,18 @@
-"""The rounds of a run, and the tasks that clients have in them."""
+"""The rounds of a run, and who belongs to them."""
 
 import json
 import sqlite3
 from collections.abc import Sequence
 
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.clients import Clients
 from roundelay.deployment.database import Database
-from roundelay.deployment.records import Fate, KeptTask, Opening, Round, RoundState, TaskState
+from roundelay.deployment.records import Fate, Opening, Round, RoundState
 from roundelay.errors import JournalMismatch
-from roundelay.messages import Task
-
-_MAX_ID = 2**63 - 1
 
 
 class Rounds:
-    """A round is opened, and then either closed with its members or abandoned, once. Several may be open."""
+    """A round is opened, and then closed with its members, once. Several may be open. Training tasks belong to rounds,
+    tasks of other kinds do not, whatever round they name.
+    """
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -24,7 +21,7 @@ class Rounds:
         """Open a round; one that is open stays so, with the time that has passed of it.
 
         Raises:
-            JournalMismatch: it was closed or abandoned, and never opens again; or it was opened with other terms.
+            JournalMismatch: it was closed, and never opens again; or it was opened with other terms.
         """
         key = (opening.number, opening.attempt)
         with self._db.writing(f"opening {_name(*key)}") as db:
@@ -55,7 +52,8 @@ class Rounds:
 
         Raises:
             JournalMismatch: it is not open and had other members; or a member was never received, was refused or late,
-                or belongs to another round; or an admitted update of the round is not among them.
+                or belongs to another round, or is no training task; or an admitted update of the round is not among
+                them.
         """
         with self._db.writing(f"closing {_name(number, attempt)}") as db:
             known = self.get(number, attempt)
@@ -71,16 +69,6 @@ class Rounds:
             sql = "UPDATE rounds SET state = 'closed' WHERE number = ? AND attempt = ?"
             db.execute(sql, (number, attempt))
 
-    def abandon(self, number: int, attempt: int) -> None:
-        """End a round without a result: its tasks take no answers any more, and what has come of it is let go."""
-        with self._db.writing(f"abandoning {_name(number, attempt)}") as db:
-            if self.state(number, attempt) is RoundState.ABANDONED:
-                return
-            self.require_open(number, attempt)
-            key = (number, attempt)
-            db.execute("UPDATE tasks SET state = 'closed' WHERE state = 'open' AND round = ? AND attempt = ?", key)
-            db.execute("UPDATE rounds SET state = 'abandoned' WHERE number = ? AND attempt = ?", key)
-
     def get(self, number: int, attempt: int) -> Round | None:
         rounds = self._select("WHERE number = ? AND attempt = ?", number, attempt)
         return rounds[0] if rounds else None
@@ -89,6 +77,11 @@ class Rounds:
         """Return how a round stands, at the same small cost for a cohort of any size."""
         row = self._db.one("SELECT state FROM rounds WHERE number = ? AND attempt = ?", number, attempt)
         return None if row is None else RoundState(row[0])
+
+    def was_drawn_again(self, number: int, attempt: int) -> bool:
+        """Whether it is closed, and a later attempt was opened."""
+        sql = "SELECT 1 FROM rounds WHERE number = ? AND attempt > ? LIMIT 1"
+        return self.state(number, attempt) is RoundState.CLOSED and self._db.one(sql, number, attempt) is not None
 
     def all(self) -> tuple[Round, ...]:
         """Return every round, in the order of numbers and attempts."""
@@ -105,7 +98,7 @@ class Rounds:
 
     def _end_tasks(self, db: sqlite3.Connection, number: int, attempt: int) -> None:
         """What has come and is no member is late; what has not come is not waited for."""
-        of_round = "task IN (SELECT id FROM tasks WHERE round = ? AND attempt = ?)"
+        of_round = "task IN (SELECT id FROM tasks WHERE round = ? AND attempt = ? AND kind = 'train')"
         left_out = self._db.one(
             f"SELECT task FROM updates LEFT JOIN members USING (task) WHERE {of_round} AND fate = 'admitted' "
             "AND members.round IS NULL", number, attempt,
@@ -113,17 +106,15 @@ class Rounds:
         if left_out is not None:
             raise JournalMismatch(f"task {left_out[0]} was admitted, but is no member of {_name(number, attempt)}")
         db.execute(f"UPDATE updates SET fate = 'late' WHERE fate IS NULL AND {of_round}", (number, attempt))
-        db.execute(
-            "UPDATE tasks SET state = 'closed' WHERE state = 'open' AND round = ? AND attempt = ?", (number, attempt)
-        )
+        which = "state = 'open' AND round = ? AND attempt = ? AND kind = 'train'"
+        db.execute(f"UPDATE tasks SET state = 'closed' WHERE {which}", (number, attempt))
 
     def _require_member(self, task_id: int, number: int, attempt: int) -> None:
         row = self._db.one(
             """
-            SELECT fate, members.round, members.attempt, rounds.state
+            SELECT fate, members.round, members.attempt, tasks.kind
             FROM updates
                 JOIN tasks ON tasks.id = updates.task
-                JOIN rounds ON rounds.number = tasks.round AND rounds.attempt = tasks.attempt
                 LEFT JOIN members ON members.task = updates.task
             WHERE updates.task = ?
             """,
@@ -135,8 +126,8 @@ class Rounds:
             problem = f"its update was {row[0]}"
         elif row[1] is not None:
             problem = f"it is a member of {_name(row[1], row[2])}"
-        elif row[3] == RoundState.ABANDONED:
-            problem = "its own round was abandoned"
+        elif row[3] != "train":
+            problem = f"it is of kind {row[3]!r}, which no round folds"
         else:
             return
         raise JournalMismatch(f"task {task_id} cannot be a member of {_name(number, attempt)}: {problem}")
@@ -154,61 +145,6 @@ class Rounds:
     def _members(self, number: int, attempt: int) -> tuple[int, ...]:
         sql = "SELECT task FROM members WHERE round = ? AND attempt = ? ORDER BY position"
         return tuple(task for (task,) in self._db.all(sql, number, attempt))
-
-
-class Tasks:
-    def __init__(self, db: Database, blobs: Blobs, clients: Clients, rounds: Rounds) -> None:
-        self._db, self._blobs, self._clients, self._rounds = db, blobs, clients, rounds
-
-    def open(self, tasks: Sequence[Task], sent: str | None = None) -> None:
-        """Note tasks before their clients hear of them. ``sent`` is the digest of the blob that they are sent, which is
-        kept until the last of them is answered.
-
-        Raises:
-            JournalMismatch: a task of that id is another one, its round is not open, or its client takes no part.
-            JournalError: the blob is not there.
-        """
-        with self._db.writing(f"opening {len(tasks)} tasks") as db:
-            if sent is not None:
-                self._blobs.require(sent)
-            for task in tasks:
-                known = self.get(task.id)
-                if known is not None:
-                    if (known.task, known.sent) != (task, sent):
-                        raise JournalMismatch(f"task {task.id} is another one: {known.task}, not {task}")
-                    continue
-                self._rounds.require_open(task.round, task.attempt)
-                if not self._clients.takes_part(task.client):
-                    raise JournalMismatch(f"task {task.id} is for client {task.client!r}, which was not admitted")
-                sql = "INSERT INTO tasks (id, client, round, attempt, kind, config, sent) VALUES (?, ?, ?, ?, ?, ?, ?)"
-                config = json.dumps(dict(task.config))
-                db.execute(sql, (task.id, task.client, task.round, task.attempt, task.kind, config, sent))
-        if sent is not None:
-            self._blobs.release(sent)
-
-    def close(self, task_ids: Sequence[int]) -> None:
-        """Take open tasks back: their clients are lost, or no longer needed. Others stay as they are."""
-        with self._db.writing(f"closing {len(task_ids)} tasks") as db:
-            for task_id in task_ids:
-                db.execute("UPDATE tasks SET state = 'closed' WHERE state = 'open' AND id = ?", (task_id,))
-
-    def get(self, task_id: int) -> KeptTask | None:
-        """Return the task of that id, which may be any whole number."""
-        tasks = self._select("WHERE id = ?", task_id) if 0 <= task_id <= _MAX_ID else ()
-        return tasks[0] if tasks else None
-
-    def all(self, state: TaskState | None = None) -> tuple[KeptTask, ...]:
-        """Return the tasks that stand so, or all of them, by id."""
-        if state is None:
-            return self._select("ORDER BY id")
-        return self._select("WHERE state = ? ORDER BY id", state.value)
-
-    def _select(self, which: str, *values: object) -> tuple[KeptTask, ...]:
-        rows = self._db.all(f"SELECT id, client, round, attempt, kind, config, sent, state FROM tasks {which}", *values)
-        return tuple(
-            KeptTask(Task(number, client, round_, attempt, kind, json.loads(config)), sent, TaskState(state))
-            for number, client, round_, attempt, kind, config, sent, state in rows
-        )
 
 
 def _name(number: int, attempt: int) -> str:
