@@ -14,7 +14,6 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
-from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
@@ -25,7 +24,7 @@ from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import describe
 from roundelay.data.examples import Data
-from roundelay.data.federated import FederatedData
+from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError, LayoutError
@@ -239,17 +238,20 @@ class Job:
         state = self.init if isinstance(self.init, Mapping) else load_weights(self.init)
         return partial(_initialised, make, state)
 
+    def script_learner(self) -> ScriptLearner:
+        """Return the script that trains, where one does."""
+        assert self.script is not None
+        args = shlex.split(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
+        return ScriptLearner(Path(self.script).resolve(), tuple(args))
+
     def _trains(self) -> Learner:
         if self.script is not None:
-            args = shlex.split(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
-            return ScriptLearner(Path(self.script).resolve(), tuple(args))
+            return self.script_learner()
         assert self.learner is not None
         return self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
 
     def _federated_data(self) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
-        with seeds.preserved_globals():
-            seeds.seed_globals(seeds.key(self.seed, 0, 0, "", "data"))
-            data = self.data() if callable(self.data) else self.data
+        data = read(self.data, self.seed)
         if self.script is not None and (data is None or (isinstance(data, Data) and self.partition is None)):
             return self._scripts_data(data)
         if isinstance(data, FederatedData):

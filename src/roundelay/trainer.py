@@ -3,6 +3,7 @@
 A serial simulation has one trainer, a pool has one per worker, a device has one. Each gives the same bits.
 """
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,12 +18,15 @@ from roundelay.data.federated import FederatedData
 from roundelay.errors import ConfigError
 from roundelay.layout import Bound, Layout, Vectors
 from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
-from roundelay.messages import Memory, Payload, Task, Update
+from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
 
 CPU = torch.device("cpu")
 LOCAL = ("local params", "local buffers", "local integers")
 """Under these names a client's memory keeps the tensors that ``keep_local`` names."""
+
+TRIES = 2
+"""A task that fails is run again once, then its client counts as lost."""
 
 PRIVATE = ("private buffers", "private integers")
 """Under these names a client's memory keeps the buffers of a model that stays on the client."""
@@ -220,6 +224,22 @@ class Trainer:
     def _evaluate(self, examples: Examples) -> Sums:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
+
+
+def run_or_describe(trainer: Trainer, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated | str:
+    """Run one task; where the client's own code raises, return the traceback as text.
+
+    This is the border between us and code that we do not know, the one place where any exception becomes a value.
+    """
+    try:
+        return trainer.run(task, received, memory)
+    except Exception:
+        return traceback.format_exc()
+
+
+def lost(task: Task, trace: str) -> Lost:
+    """Describe a client that failed for the last time; the last line of the traceback is the reason."""
+    return Lost(task, f"client {task.client!r} failed {TRIES} times: {trace.strip().splitlines()[-1]}", trace)
 
 
 def local_memory(local: Vectors) -> Memory:
