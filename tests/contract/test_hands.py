@@ -1,5 +1,6 @@
 """What trains on a device comes to the bits of a simulated client, round after round, and can be stopped."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -301,6 +302,18 @@ def test_training_is_interrupted_at_the_next_call_of_the_model_whatever_the_user
         hands.do(Task(1, "c0", 1), hands.sent, {})
     interrupt[0] = lambda: None
     assert hands.do(Task(2, "c0", 2), hands.sent, {}).answered.task_id == 2
+
+
+def test_a_users_function_may_copy_and_save_the_model(tmp_path: Path) -> None:
+    def copying(model: nn.Module, data: rd.data.Examples, task: Task) -> tuple[int, dict[str, float]]:
+        teacher = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        saved = torch.load(tmp_path / "model.pt", weights_only=False)
+        assert torch.equal(teacher.eval()(torch.ones(1, 7)), saved.eval()(torch.ones(1, 7)))
+        return len(data), {}
+
+    hands = trainer_hands(small_job(learner=copying))
+    assert hands.do(Task(1, "c0", 1), hands.sent, {}).answered.num_examples == 10
 
 
 def test_another_model_than_the_servers_is_refused_by_the_tensor_that_differs() -> None:

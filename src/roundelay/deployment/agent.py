@@ -12,12 +12,13 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from roundelay.client.exchange import Scalar
 from roundelay.deployment.delivery import Delivery, Spoiled
 from roundelay.deployment.device import Device
 from roundelay.deployment.hands import CannotDo, Done, Hands
 from roundelay.deployment.identity import checked_name
 from roundelay.deployment.link import Link
-from roundelay.deployment.patience import LONGEST_S, UNSIGNED, Patience, Sleep
+from roundelay.deployment.patience import UNSIGNED, Patience, Sleep
 from roundelay.deployment.protocol import MAX_WAIT_S, PROTOCOL, Briefing, Hello, Offer
 from roundelay.deployment.pulse import Pulse, TaskOver
 from roundelay.deployment.records import Verdict
@@ -53,20 +54,24 @@ class Agent:
         sleep: Sleep = asyncio.sleep,
         now_s: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
-        longest_pause_s: float = LONGEST_S,
+        longest_pause_s: float | None = None,
     ) -> None:
         """``link`` is open, and its client the one that this device is. ``hands`` is called once for each run, in the
-        thread in which tasks are done. ``now_s`` must be monotonic.
+        thread in which tasks are done. ``now_s`` must be monotonic. ``longest_pause_s`` is that between two tries to
+        reach the server; None: as it fits the link.
         """
         self._link, self._device, self._make_hands, self._say = link, device, hands, say
         self._sleep, self._now_s = sleep, now_s
-        self._patience = Patience(say, sleep, now_s, draw, longest_pause_s)
+        longest_s = link.longest_pause_s if longest_pause_s is None else longest_pause_s
+        self._patience = Patience(say, sleep, now_s, draw, longest_s)
         self._pulse = Pulse(link, self._patience, sleep, now_s, draw)
         self._delivery = Delivery(link, self._patience, self._pulse)
 
-    def log(self, round: int, name: str, value: float, step: int) -> None:
-        """Have a number sent to the server soon. May be called from any thread."""
-        self._pulse.log(round, name, value, step)
+    def log(self, client: str, round: int, scalar: Scalar) -> None:
+        """Have a number that a script of this device's ``client`` logged sent to the server soon. May be called from
+        any thread.
+        """
+        self._pulse.log(round, scalar)
 
     async def run(self) -> str:
         """Take part until the run is over; return what the server says of its end. To stop earlier, cancel it: what is
@@ -274,6 +279,8 @@ class Agent:
                 "the client was shut out or has another key now, ask the server's administrator for a new token, and "
                 "join from a new folder"
             ) from refusal
+        if refusal.problem.error == "token":
+            raise DeviceError(f"{self._link.address}: {message}") from refusal
         raise DeviceError(f"{refusal}; are server and device of the same version?") from refusal
 
 

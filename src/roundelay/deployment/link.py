@@ -42,7 +42,7 @@ from roundelay.deployment.protocol import (
 )
 from roundelay.deployment.replies import PIECE_BYTES, Clock, Moved, body_of, digest_of, parsed, pieces, refused
 from roundelay.deployment.signing import Request, sign
-from roundelay.deployment.trouble import OwnDisk, Unreachable
+from roundelay.deployment.trouble import DIALLED_S, LONGEST_S, OwnDisk, Unreachable
 
 _QUICK_S = 2.0
 _M = TypeVar("_M", bound=Message)
@@ -84,6 +84,8 @@ class Link:
             lambda: aiohttp.TCPConnector(limit=1, ssl=context or True, keepalive_timeout=60)
         )
         self._base = str(address) if connector is None else f"http://{address.host}"  # a connector has its own TLS
+        # One that is dialled need not be spared: it costs nothing to wait for it.
+        self.longest_pause_s = LONGEST_S if connector is None else DIALLED_S
         self._alone = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
 

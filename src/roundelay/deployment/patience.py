@@ -3,9 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from roundelay.deployment.trouble import Again, OwnDisk, Refusal, Unreachable
+from roundelay.deployment.trouble import LONGEST_S, Again, OwnDisk, Refusal, Unreachable
 
-FIRST_S, LONGEST_S = 0.5, 30.0
+FIRST_S = 0.5
 SAY_S = 60.0
 TRIES = 3
 """A signature that was refused is made anew so often: an answer may have been lost after its request was counted."""
@@ -20,9 +20,9 @@ Sleep = Callable[[float], Awaitable[object]]
 class Backoff:
     """The next pause: twice the one before, up to a longest one."""
 
-    def __init__(self, longest_s: float = LONGEST_S) -> None:
+    def __init__(self, longest_s: float = LONGEST_S, first_s: float = FIRST_S) -> None:
         self._longest_s = longest_s
-        self._next_s = min(FIRST_S, longest_s)
+        self._next_s = min(first_s, longest_s)
 
     def pause_s(self, draw: float) -> float:
         """Return half to all of it, so that those who were cut off together do not come back together. ``draw`` is

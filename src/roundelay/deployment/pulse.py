@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from roundelay.client.exchange import Scalar
 from roundelay.deployment.link import Link
 from roundelay.deployment.patience import TRIES, TROUBLE, UNSIGNED, Patience, Sleep
 from roundelay.deployment.protocol import LoggedScalar
@@ -46,9 +47,9 @@ class Pulse:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def log(self, round: int, name: str, value: float, step: int) -> None:
+    def log(self, round: int, scalar: Scalar) -> None:
         """Have a number sent soon. May be called from any thread."""
-        self._logged.append((round, LoggedScalar(name=name[:512], value=float(value), step=step)))
+        self._logged.append((round, LoggedScalar(name=scalar.name[:512], value=float(scalar.value), step=scalar.step)))
 
     @property
     def shown(self) -> list[int]:

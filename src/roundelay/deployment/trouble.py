@@ -6,6 +6,9 @@ from roundelay.deployment.pinning import Address
 from roundelay.deployment.protocol import Problem
 from roundelay.errors import RoundelayError
 
+LONGEST_S, DIALLED_S = 30.0, 1.0
+"""Between two tries: to reach a server, and where the server is the one that dials."""
+
 
 class Unreachable(RoundelayError, RuntimeError):
     """No answer came, or none that a server of ours would give. Worth another try; the message says what to look at."""
