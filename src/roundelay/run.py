@@ -143,6 +143,7 @@ class Run:
                     lengths=self.rehearsal.lengths, restored=standing.version, history=standing.rows,
                     on_round=partial(self._finish_round, world), on_record=standing.keep_record,
                     client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
+                    epoch=job.epoch,
                 )  # fmt: skip
                 runner.run(self._work(world.federation(given)))
             self._state = "finished"

@@ -1,18 +1,14 @@
-"""A run on devices is the run of the simulator: same bits, same rows, whatever is interrupted, late, refused or lost."""
+"""A run on devices is the run of the simulator: same bits, same rows, whatever is interrupted, late or lost."""
 
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from devices import Answering, Deployment, deployed
+from devices import Answering, deployed
 from networks import Awkward, small_job
 
 import roundelay as rd
-from roundelay.deployment.board import Phase
-from roundelay.deployment.records import KeptTask, TaskState
-from roundelay.errors import JournalMismatch, RoundelayError
 from roundelay.tracking.run_folder import Row
 
 REAL = ("seconds", "virtual_s")

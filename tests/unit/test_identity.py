@@ -243,17 +243,21 @@ def test_a_roster_stays_as_it_was_when_it_cannot_be_written(tmp_path: Path, monk
     assert Roster(tmp_path / "roster.json").enrol(token, KEY_B, NOW_S) == "a"
 
 
+def table(clients: object, invitations: object = ()) -> str:
+    return json.dumps({"clients": clients, "invitations": invitations})
+
+
 def test_a_roster_that_is_none_is_named(tmp_path: Path) -> None:
     path = tmp_path / "roster.json"
     row = {"client": "a", "token_sha256": "", "expires_s": 0.0, "public_key": encode(KEY_A)}
     for wrong in (
-        "", "{}", "[1]", "\xff", json.dumps([{"client": "a"}]), json.dumps([row, row]),
-        json.dumps([{**row, "client": "../a"}]), json.dumps([{**row, "public_key": "A"}]),
+        "", "{}", "[1]", "\xff", "[]", table(clients=1), table([{"client": "a"}]), table([row, row]),
+        table([{**row, "client": "../a"}]), table([{**row, "public_key": "A"}]),
     ):  # fmt: skip
         write_secret(path, wrong.encode("latin-1"))
         with pytest.raises(IdentityError):
             Roster(path)
-    write_secret(path, json.dumps([row]).encode())
+    write_secret(path, table([row]).encode())
     assert Roster(path).public_key("a") == KEY_A
     path.chmod(0o644)
     with pytest.raises(IdentityError, match="chmod 600"):

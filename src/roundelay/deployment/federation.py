@@ -19,6 +19,7 @@ from roundelay.deployment.answers import CLAIM, Answers, Shelf, limits_of
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.calls import Calls
 from roundelay.deployment.records import Fate, Opening, RoundState, TaskState
+from roundelay.epochs import Epoch
 from roundelay.errors import WireError
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
@@ -260,8 +261,9 @@ class DeployedFederation(Bookkeeping):
         return Shelf(self._answers)
 
     def _tasks(
-        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train"
-    ) -> list[Task]:
+        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train",
+        epoch: Epoch | None = None,
+    ) -> list[Task]:  # fmt: skip
         """Return the tasks that the journal knows for just this, or new ones."""
         if self._recovering:
             digest = _digest(sent)
@@ -270,7 +272,7 @@ class DeployedFederation(Bookkeeping):
             if len(tasks) == len(clients):
                 return tasks
             self._recovering = bool(tasks)
-        return super()._tasks(clients, number, attempt, sent, kind)
+        return super()._tasks(clients, number, attempt, sent, kind, epoch)
 
     def _again(self, number: int, attempt: int, client: str, kind: TaskKind, digest: str) -> Task | None:
         known = self._journal.tasks.find(number, attempt, client, kind, digest)
@@ -285,9 +287,8 @@ class DeployedFederation(Bookkeeping):
         if new:
             assert sent is not None
             self._journal.tasks.open(new, self._blob(sent), self._committed)
-        joined = {participant.client for participant in self._journal.clients.all()}
         for task in tasks:
-            if task.client not in joined:
+            if not self._journal.clients.takes_part(task.client):
                 self._journal.tasks.lose(task.id, f"client {task.client!r} has never joined")
         self._board.post([task.client for task in tasks])
 

@@ -27,7 +27,8 @@ from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_desc
 @dataclass(frozen=True, slots=True)
 class Done:
     """A task's answer, whose own ``memory`` is empty, and beside it what the client would remember from then on, which
-    never travels. An evaluation changes nothing: its ``memory`` is empty.
+    never travels. An evaluation changes nothing: its ``memory`` is empty. Its ``metrics`` and ``num_examples``, as they
+    are, are a simulated client's, to the bit.
     """
 
     answered: Answered
@@ -105,6 +106,7 @@ class TrainerHands:
             self._trainer = Trainer(replace(work, make_model=make_model))
             site.layout.require_same(self._trainer.layout, f"client {site.name!r}: the model that is built here")
             self._first = work.algorithm.first_memory(self._trainer.bound.params().clone())
+        self.examples = work.data.train(site.name)
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
         trace = ""
@@ -158,7 +160,10 @@ class ScriptHands:
             outcome = tried(task, once, partial(self._end, 0.0), self._stop.asked)
             if isinstance(outcome, Lost):
                 raise CannotDo("interrupted") if self._stop.asked() else _cannot(outcome)
-        return Done(replace(outcome, memory={}), {} if task.kind == "evaluate" else outcome.memory)
+        if task.kind == "evaluate":
+            sums = outcome.sums
+            return Done(Answered(task.id, float(sums.count), outcome.weighted, sums.means()), {})
+        return Done(replace(outcome, memory={}), outcome.memory)
 
     def interrupt(self) -> None:
         with self._lock:
@@ -194,14 +199,31 @@ def _cannot(lost: Lost) -> CannotDo:
 
 
 def _interruptible(make_model: Callable[[], nn.Module], asked: Callable[[], bool]) -> nn.Module:
-    def check(module: nn.Module, arguments: Any) -> None:  # Any: what a user's model takes; a plain function: models
-        if asked():  # are copied
-            raise _Interrupted
-
     module = make_model()
     if isinstance(module, nn.Module):  # else whoever asked for it says so
-        module.register_forward_pre_hook(check)
+        module.register_forward_pre_hook(_Check(asked))
     return module
+
+
+class _Check:
+    """Raises in a model that is called when it is to stop. A copy that a user makes of a model has nothing of it."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __call__(self, module: nn.Module, arguments: Any) -> None:  # Any: what a user's model takes
+        if self._asked():
+            raise _Interrupted
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _never, ()
+
+
+def _never() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(module: nn.Module, arguments: Any) -> None: ...  # Any: see _Check
 
 
 @contextmanager

@@ -85,6 +85,12 @@ class Journal:
         self._fuse.close()
         self._opened.close()
 
+    def check(self) -> None:
+        """Raises:
+        JournalError: the disk failed in a way after which nothing can be written.
+        """
+        self._fuse.check()
+
     # ---- updates ----------------------------------------------------------------------------------------------------
 
     def accept(self, task_id: int, client: str, digest: str, size: int, fields: Fields) -> Ack:
@@ -95,7 +101,7 @@ class Journal:
             JournalError: the blob is not there, or the disk failed; nothing was accepted.
         """
         with self._db.writing(f"accepting the answer to task {task_id}") as db:
-            ack = self._known_answer(task_id, client, digest)
+            ack = self.known_answer(task_id, client, digest)
             if ack is None:
                 self.blobs.require(digest, size)
                 sql = "INSERT INTO updates (task, digest, size, fields) VALUES (?, ?, ?, ?)"
@@ -107,6 +113,22 @@ class Journal:
         # whoever else has put the same bytes and loses this pin too is asked for them again: a rare and safe case
         self.blobs.release(digest)
         return ack
+
+    def known_answer(self, task_id: int, client: str, digest: str) -> Ack | None:
+        """Return what a task's state says to an answer without a look at it, or None where the task waits for one."""
+        known = self.tasks.get(task_id)
+        if known is None or known.task.client != client:
+            return Ack(task_id, digest, Verdict.UNKNOWN)
+        if known.state is TaskState.OPEN:
+            return None
+        first = self.update(task_id)
+        if first is not None:
+            if first.digest != digest:
+                return Ack(task_id, digest, Verdict.CONFLICT)
+            return Ack(task_id, digest, Verdict.ACCEPTED, first.number, duplicate=True)
+        drawn = (known.task.round, known.task.attempt, known.group)
+        stale = known.task.kind == "train" and self.rounds.was_drawn_again(*drawn)
+        return Ack(task_id, digest, Verdict.STALE if stale else Verdict.LATE)
 
     def settle(self, task_id: int, fate: Fate, reason: str = "") -> None:
         """Note what became of an accepted update.
@@ -234,22 +256,6 @@ class Journal:
                     f"journal {folder}: blob {digest}, which {holder} needs, is not there; was something removed "
                     "by hand? Bring the whole folder back from a copy"
                 )
-
-    def _known_answer(self, task_id: int, client: str, digest: str) -> Ack | None:
-        """Return what a task's state says to an answer without a look at it, or None where the task waits for one."""
-        known = self.tasks.get(task_id)
-        if known is None or known.task.client != client:
-            return Ack(task_id, digest, Verdict.UNKNOWN)
-        if known.state is TaskState.OPEN:
-            return None
-        first = self.update(task_id)
-        if first is not None:
-            if first.digest != digest:
-                return Ack(task_id, digest, Verdict.CONFLICT)
-            return Ack(task_id, digest, Verdict.ACCEPTED, first.number, duplicate=True)
-        drawn = (known.task.round, known.task.attempt, known.group)
-        stale = known.task.kind == "train" and self.rounds.was_drawn_again(*drawn)
-        return Ack(task_id, digest, Verdict.STALE if stale else Verdict.LATE)
 
     def _is_needed(self, digest: str) -> bool:
         # an upload keeps the blob that it has become, so that a crash before ``accept`` costs no second upload

@@ -60,7 +60,7 @@ Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 class Message(BaseModel):
     """Frozen, and nothing in it that is not named here; of the types that are named, not of similar ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 class Hello(Message):
@@ -187,7 +187,7 @@ class Problem(Message):
 ERRORS = {
     "signature": "401: the request is not signed by this client, was changed, or was made before",
     "another_run": "409: the signature is for another run; ask hello, and sign anew",
-    "token": "403: the token is unknown, spent or too old, or the name is taken",
+    "token": "403: the token is unknown, spent or too old, the name is taken, or the run has no seat for this client",
     "message": "400: the message has not the form that is described here",
     "too_large": "413: more bytes than this request may have",
     "not_found": "404: there is no such thing for this client",

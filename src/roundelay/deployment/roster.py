@@ -3,30 +3,28 @@
 It holds for all runs of a server. Which clients take part in one run, and which requests they have made, is in the
 journal of that run.
 
-A token opens the door once. It may be shown again with the key that it was shown with first, since the answer to a
-device may have been lost on the way; with any other key it is spent.
+A token opens the door once, for the client that it was made for; that of an open invitation opens it as often as there
+are seats, for whoever comes first. It may be shown again with a key that it was shown with, since the answer may have
+been lost on the way.
 """
 
 import hashlib
 import hmac
-import json
 import math
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
-from roundelay.deployment.identity import PUBLIC_KEY_BYTES, checked_name, decode, encode, read_secret, write_secret
+from roundelay.deployment.identity import PUBLIC_KEY_BYTES, checked_name, decode, encode
+from roundelay.deployment.members import Invitation, Member, read_members, write_members
 from roundelay.errors import IdentityError
 
 TOKEN_BYTES = 32
-_MAX_BYTES = 256 * 2**20
-_FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    "client": str,
-    "token_sha256": str,
-    "expires_s": (int, float),
-    "public_key": str,
-}
+_REMEMBERED_S = 30 * 86_400.0
+"""For how long it is told of an open invitation that it ran out; then it is forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +44,9 @@ class Token:
         return "<token, not shown>"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One client. Texts are empty where there is nothing: no token was given out, or no key has come yet."""
-
-    client: str
-    token_sha256: str = ""
-    expires_s: float = 0.0
-    public_key: str = ""
-
-
 class Roster:
-    """The members, in one JSON file that is written whole at each change, before the change is answered for.
+    """The members and the open invitations, in one JSON file that is written whole at each change, before the change is
+    answered for. May be called from any thread.
 
     ``now_s`` is seconds since 1970 by the server's own clock. Made for the thousands; not for a million.
     """
@@ -69,7 +58,8 @@ class Roster:
             IdentityError: the file is not a roster, or others than its owner may open it.
         """
         self._path = path
-        self._members = _members(path) if path.exists() else {}
+        self._lock = threading.Lock()  # held from reading to writing: a seat is given once
+        self._members, self._invitations = read_members(path) if path.exists() else ({}, ())
 
     def __contains__(self, client: str) -> bool:
         return client in self._members
@@ -85,44 +75,74 @@ class Roster:
         Raises:
             IdentityError: the name or the time cannot be.
         """
-        if not (math.isfinite(valid_s) and valid_s > 0):
-            raise IdentityError(f"client {client!r}: a token must be valid for some seconds, got valid_s = {valid_s!r}")
+        _check_time(f"client {client!r}", valid_s)
         token = Token.new()
-        known = self._members.get(client, Member(checked_name(client)))
-        self._put(replace(known, token_sha256=_hash(token.reveal()), expires_s=now_s + valid_s))
+        with self._lock:
+            known = self._members.get(client, Member(checked_name(client)))
+            self._put(replace(known, token_sha256=_hash(token.reveal()), expires_s=now_s + valid_s))
+        return token
+
+    def open_door(self, names: Sequence[str] | None, seats: int, valid_s: float, now_s: float) -> Token:
+        """Return a token with which ``seats`` devices may enrol within ``valid_s``, each as another one of ``names``
+        (None: under any name). Those given out before stay good until they run out.
+
+        Raises:
+            IdentityError: a name or a number cannot be.
+        """
+        _check_time("an open invitation", valid_s)
+        if seats < 1 or (names is not None and not names):
+            raise IdentityError(f"an open invitation needs seats and names for them, got {seats} seats for {names}")
+        token = Token.new()
+        allowed = None if names is None else tuple(checked_name(name) for name in names)
+        made = Invitation(_hash(token.reveal()), now_s + valid_s, seats, allowed)
+        with self._lock:
+            kept = [one for one in self._invitations if now_s < one.expires_s + _REMEMBERED_S]
+            self._save(self._members, (*kept, made))
         return token
 
     def admit(self, client: str, public_key: bytes) -> None:
         """Enrol ``client`` without a token: its key was made together with its kit."""
-        self._put(Member(checked_name(client), public_key=_public_text(public_key)))
+        with self._lock:
+            self._put(Member(checked_name(client), public_key=_public_text(public_key)))
 
-    def enrol(self, token: str, public_key: bytes, now_s: float) -> str:
-        """Spend the token, bind the key to the client that it was made for, and return that client's name.
+    def bind(self, client: str, public_key: bytes) -> None:
+        """Enrol ``client`` without a token, as whoever is reached under its address; the first key that came stands.
 
         Raises:
-            IdentityError: the token is unknown, too old, or was used with another key.
+            IdentityError: the client has another key already.
         """
-        came, shown = _hash(token), _public_text(public_key)
-        found: Member | None = None
-        for member in self._members.values():  # all of them, each in constant time: how long it takes tells nothing
-            if hmac.compare_digest(member.token_sha256, came):
-                found = member
-        if found is None:
-            raise IdentityError(
-                "this token is not one that the server has given out, or a later one took its place; "
-                "was it copied whole? Otherwise ask the server's administrator for a new one"
-            )
-        who = f"client {found.client!r}"
-        if not found.expires_s:
-            if found.public_key == shown:
-                return found.client
-            raise IdentityError(f"{who}: this token has been used with another key; ask for a new one, and if nobody "
-                                "at your site has used it, say so")  # fmt: skip
-        if now_s >= found.expires_s:
-            late = _span(now_s - found.expires_s)
-            raise IdentityError(f"{who}: this token ran out {late} ago; ask the server's administrator for a new one")
-        self._put(replace(found, expires_s=0.0, public_key=shown))
-        return found.client
+        shown = _public_text(public_key)
+        with self._lock:
+            known = self._members.get(client, Member(checked_name(client)))
+            if known.public_key == shown:
+                return
+            if known.public_key:
+                raise IdentityError(f"client {client!r} came with another key before; if its machine was replaced, "
+                                    "have the server's administrator revoke it, so that it is met anew")  # fmt: skip
+            self._put(replace(known, public_key=shown))
+
+    def enrol(
+        self, token: str, public_key: bytes, now_s: float, client: str | None = None, taken: Collection[str] = ()
+    ) -> str:
+        """Bind the key to a client's name, spend the token or one of its seats, and return the name.
+
+        A personal token is for the client that it was made for, and ``client`` may only repeat it. With an open
+        invitation ``client`` is who the device would be; None: the first free name. ``taken`` are names that it does
+        not give, though they are not on this roster.
+
+        Raises:
+            IdentityError: the token is unknown, too old, was made for another client, or was used with another key; or
+                the name is taken, or no seat is left.
+        """
+        shown = _public_text(public_key)
+        with self._lock:
+            found = self._found(_hash(token))
+            if isinstance(found, Invitation):
+                return self._seat(found, shown, now_s, client, taken)
+            if client is not None and client != found.client:
+                raise IdentityError(f"this token was made for client {found.client!r}, not for {client!r}; join "
+                                    "without a name, or ask for a token of this name")  # fmt: skip
+            return self._spend(found, shown, now_s)
 
     def public_key(self, client: str) -> bytes:
         """Return the key that ``client`` signs with.
@@ -137,43 +157,91 @@ class Roster:
 
     def revoke(self, client: str) -> None:
         """Forget the client, its key and its token: nothing that it signs is taken from now on."""
-        if client in self._members:
-            self._save({name: member for name, member in self._members.items() if name != client})
+        with self._lock:
+            if client in self._members:
+                left = {name: member for name, member in self._members.items() if name != client}
+                self._save(left, self._invitations)
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def _found(self, came: str) -> Member | Invitation:
+        found: Member | Invitation | None = None
+        known: list[Member | Invitation] = [*self._members.values(), *self._invitations]
+        for one in known:  # all of them, each in constant time: how long it takes tells nothing
+            if hmac.compare_digest(one.token_sha256, came):
+                found = one
+        if found is None:
+            raise IdentityError(
+                "this token is not one that the server has given out, or a later one took its place; "
+                "was it copied whole? Otherwise ask the server's administrator for a new one"
+            )
+        return found
+
+    def _spend(self, found: Member, shown: str, now_s: float) -> str:
+        who = f"client {found.client!r}"
+        if not found.expires_s:
+            if found.public_key == shown:
+                return found.client
+            raise IdentityError(f"{who}: this token has been used with another key; ask for a new one, and if nobody "
+                                "at your site has used it, say so")  # fmt: skip
+        _check_date(who, found.expires_s, now_s)
+        self._put(replace(found, expires_s=0.0, public_key=shown))
+        return found.client
+
+    def _seat(self, found: Invitation, shown: str, now_s: float, client: str | None, taken: Collection[str]) -> str:
+        for name, member in self._members.items():
+            allowed = found.names is None or name in found.names
+            if member.public_key == shown and allowed and client in (None, name):
+                return name  # it has a seat: the answer was lost on the way
+        _check_date("an open invitation", found.expires_s, now_s)
+        if client is not None and found.names is not None and client not in found.names:
+            raise IdentityError(f"this token is for other clients than {client!r}; expected {_some(found.names)}, or "
+                                "no name, to be given one of these")  # fmt: skip
+        if not found.seats:
+            raise IdentityError("all seats of this invitation are taken; ask the server's administrator for a new one")
+        if client is None:
+            client = next((name for name in _proposed(found) if self._is_free(name, now_s, taken)), None)
+            if client is None:
+                raise IdentityError("all names of this invitation are taken; ask the server's administrator for "
+                                    "another one")  # fmt: skip
+        elif not self._is_free(checked_name(client), now_s, taken):
+            raise IdentityError(f"the name is taken: {client!r} is with another device, or a token of its own was made "
+                                "for it; join under another name, or without one, to be given one")  # fmt: skip
+        fewer = replace(found, seats=found.seats - 1)
+        invitations = tuple(fewer if one is found else one for one in self._invitations)
+        self._save({**self._members, client: Member(client, public_key=shown)}, invitations)
+        return client
+
+    def _is_free(self, name: str, now_s: float, taken: Collection[str]) -> bool:
+        known = self._members.get(name)
+        return name not in taken and (known is None or not (known.public_key or known.waits(now_s)))
 
     def _put(self, member: Member) -> None:
-        self._save({**self._members, member.client: member})
+        self._save({**self._members, member.client: member}, self._invitations)
 
-    def _save(self, members: dict[str, Member]) -> None:
+    def _save(self, members: dict[str, Member], invitations: tuple[Invitation, ...]) -> None:
         """Only what is on the disk is believed: should writing fail, the roster stays as it was."""
-        rows = [asdict(members[name]) for name in sorted(members)]
-        write_secret(self._path, (json.dumps(rows, indent=1) + "\n").encode())
-        self._members = members
+        write_members(self._path, members, invitations)
+        self._members, self._invitations = members, invitations
 
 
-def _members(path: Path) -> dict[str, Member]:
-    try:
-        rows = json.loads(read_secret(path, limit=_MAX_BYTES))
-    except ValueError as error:
-        if isinstance(error, IdentityError):
-            raise
-        raise IdentityError(f"{path}: expected a roster in JSON; restore it from a copy") from None
-    if not isinstance(rows, list):
-        raise IdentityError(f"{path}: expected a list of clients, got {type(rows).__name__}; restore it from a copy")
-    members = {}
-    for at, row in enumerate(rows):
-        if not (
-            isinstance(row, dict)
-            and row.keys() == _FIELDS.keys()
-            and all(isinstance(row[name], kind) for name, kind in _FIELDS.items())
-        ):
-            raise IdentityError(f"{path}: entry {at} is not a client with {sorted(_FIELDS)}; restore it from a copy")
-        member = Member(**row)
-        if checked_name(member.client) in members:
-            raise IdentityError(f"{path}: client {member.client!r} is there twice; restore the file from a copy")
-        if member.public_key:
-            decode(member.public_key, PUBLIC_KEY_BYTES, f"{path}: the key of {member.client!r}")
-        members[member.client] = member
-    return members
+def _proposed(invitation: Invitation) -> Iterator[str]:
+    return iter(invitation.names) if invitation.names is not None else (f"client-{number}" for number in count(1))
+
+
+def _check_time(who: str, valid_s: float) -> None:
+    if not (math.isfinite(valid_s) and valid_s > 0):
+        raise IdentityError(f"{who}: a token must be valid for some seconds, got valid_s = {valid_s!r}")
+
+
+def _check_date(who: str, expires_s: float, now_s: float) -> None:
+    if now_s >= expires_s:
+        late = _span(now_s - expires_s)
+        raise IdentityError(f"{who}: this token ran out {late} ago; ask the server's administrator for a new one")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _public_text(public_key: bytes) -> str:

@@ -88,6 +88,11 @@ class Tasks:
         """Return the open tasks of a client, by id, at the same small cost for a run of any length."""
         return self._select("WHERE client = ? AND state = 'open' ORDER BY id", client)
 
+    def num_open(self) -> int:
+        row = self._db.one("SELECT COUNT(*) FROM tasks WHERE state = 'open'")
+        assert row is not None
+        return int(row[0])
+
     def find(self, number: int, attempt: int, client: str, kind: TaskKind, sent: str | None) -> tuple[KeptTask, ...]:
         """Return the tasks in which a client was asked for just that, by id, however they stand."""
         which = "WHERE round = ? AND attempt = ? AND client = ? AND kind = ? AND sent IS ? ORDER BY id"

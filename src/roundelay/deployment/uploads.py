@@ -44,6 +44,13 @@ class Uploads:
                     db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", (client, digest, size, received))
             return received
 
+    def received(self, client: str, digest: str, size: int) -> int | None:
+        """Return where the client's upload goes on, None where it has begun no such upload."""
+        row = self._db.one(
+            "SELECT received FROM uploads WHERE client = ? AND digest = ? AND size = ?", client, digest, size
+        )
+        return None if row is None else int(row[0])
+
     def write(self, client: str, digest: str, offset: int, data: bytes) -> int:
         """Add a part; return the offset of the next one. The part is on disk when this returns.
 

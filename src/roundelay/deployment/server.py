@@ -1,0 +1,217 @@
+"""The thread in which an application answers: on a port, and on connections that were dialled from here."""
+
+import asyncio
+import concurrent.futures
+import errno
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from roundelay.errors import RoundelayError, ServeError
+
+log = logging.getLogger(__name__)
+
+DIALLED: web.AppKey[dict[object, str]] = web.AppKey("dialled", dict)
+"""Who was to be reached over a connection, by what a request calls its protocol."""
+
+DRAIN: web.AppKey[Callable[[float], Awaitable[None]]] = web.AppKey("drain")
+"""Called before connections are closed, with the seconds that requests may still take."""
+
+KEEP_ALIVE_S = 90.0
+RENEW_EVERY_S = 86_400.0
+_CONNECTIONS_WAITING = 1_024
+
+
+class Server:
+    """Runs an application in a thread of its own, with a loop of its own. Its methods are for other threads."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        host: str | None,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        *,
+        renew: Callable[[], None] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``host`` None: no port is opened, and all connections are adopted. ``renew`` is called once a day in the
+        server's thread, to load a new certificate into contexts that are in use; ``sleep`` counts the time until then.
+        """
+        self._app, self._host, self._port, self._tls = app, host, port, tls
+        self._renew, self._sleep = renew, sleep
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._turn, name="front", daemon=True)
+        self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
+        self._renewing: asyncio.Task[None] | None = None
+
+    def start(self) -> int:
+        """Return the port once it is open, 0 where none is. Once only.
+
+        Raises:
+            ServeError: it is taken, or not allowed.
+        """
+        self._thread.start()
+        try:
+            port: int = self._there(self._start())
+            return port
+        except BaseException:
+            self._finish()
+            raise
+
+    def adopt(
+        self, sock: socket.socket, client: str, tls: ssl.SSLContext | None = None
+    ) -> "concurrent.futures.Future[None]":
+        """Serve a connected socket, over which ``client`` was to be reached; with ``tls`` as its server. Return a
+        future that is done when the connection has ended, with what went wrong if it never began.
+        """
+        ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        sock.setblocking(False)
+
+        def failed(adopted: "concurrent.futures.Future[None]") -> None:
+            error = None if adopted.cancelled() else adopted.exception()
+            if adopted.cancelled() or error is not None:
+                sock.close()
+                if not ended.done():
+                    ended.set_exception(error or ConnectionAbortedError("the server has stopped"))
+
+        if not self._thread.is_alive():
+            sock.close()
+            ended.set_exception(ConnectionAbortedError("the server has stopped"))
+            return ended
+        asyncio.run_coroutine_threadsafe(self._adopt(sock, client, tls, ended), self._loop).add_done_callback(failed)
+        return ended
+
+    def stop(self, grace_s: float) -> None:
+        """Take no new connections, let requests end for ``grace_s`` seconds, then cut. May be repeated."""
+        if self._thread.is_alive():
+            self._there(self._stop(grace_s))
+            self._finish()
+
+    # ---- in the thread ----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            for task in (left := asyncio.all_tasks(self._loop)):
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
+
+    def _there(self, work: Coroutine[Any, Any, Any]) -> Any:  # Any: whatever it returns
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _finish(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    async def _start(self) -> int:
+        self._runner = web.AppRunner(
+            self._app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S,
+            auto_decompress=False, shutdown_timeout=0.1,
+        )  # fmt: skip
+        await self._runner.setup()
+        if self._renew is not None:
+            self._renewing = asyncio.create_task(self._renew_daily(self._renew))
+        if self._host is None:
+            return 0
+        self._site = web.TCPSite(
+            self._runner, self._host, self._port, ssl_context=self._tls, backlog=_CONNECTIONS_WAITING
+        )
+        try:
+            await self._site.start()
+        except (OSError, OverflowError) as error:
+            await self._runner.cleanup()
+            raise ServeError(_why(error, self._host, self._port)) from error
+        return int(self._runner.addresses[0][1])
+
+    async def _adopt(
+        self, sock: socket.socket, client: str, tls: ssl.SSLContext | None,
+        ended: "concurrent.futures.Future[None]",
+    ) -> None:  # fmt: skip
+        server = self._runner.server if self._runner is not None else None
+        if server is None:
+            raise ConnectionAbortedError("the server has stopped")
+        handler = server()
+
+        def over() -> None:
+            self._app[DIALLED].pop(handler, None)
+            if not ended.done():
+                ended.set_result(None)
+
+        self._app[DIALLED][handler] = client
+        try:
+            await self._loop.connect_accepted_socket(lambda: _Watched(handler, over), sock, ssl=tls)
+        except BaseException:
+            self._app[DIALLED].pop(handler, None)
+            raise
+
+    async def _stop(self, grace_s: float) -> None:
+        if self._renewing is not None:
+            self._renewing.cancel()
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+        drain = self._app.get(DRAIN)
+        if drain is not None:
+            await drain(grace_s)
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _renew_daily(self, renew: Callable[[], None]) -> None:
+        while True:
+            await self._sleep(RENEW_EVERY_S)
+            try:
+                renew()  # in this thread, where no handshake can be half way
+            except (OSError, RoundelayError) as error:
+                log.warning("the server's certificate was not renewed (%s); it is tried again in a day", error)
+
+
+class _Watched(asyncio.Protocol):
+    """Passes on what a transport says, and tells when it has ended."""
+
+    def __init__(self, inner: asyncio.Protocol, over: Callable[[], None]) -> None:
+        self._inner, self._over = inner, over
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._over()
+        self._inner.connection_lost(exc)
+
+
+def _why(error: Exception, host: str, port: int) -> str:
+    where = f"cannot listen on {host}, port {port}"
+    code = error.errno if isinstance(error, OSError) else None
+    if code == errno.EADDRINUSE:
+        return f"{where}: the port is taken; stop the program that has it, or give another port (0: any free one)"
+    if code in (errno.EACCES, errno.EPERM):
+        return f"{where}: not allowed; ports below 1024 are the system's, give a higher one"
+    if code == errno.EADDRNOTAVAIL:
+        return f"{where}: this machine has no such address; give one of its own, or 0.0.0.0 for all"
+    if isinstance(error, socket.gaierror):
+        return f"{where}: no such host; give an address of this machine, or 0.0.0.0 for all"
+    return f"{where}: {getattr(error, 'strerror', None) or error}"
