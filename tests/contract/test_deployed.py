@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from deployments import caught, require_same, silent
 from devices import Answering, deployed, eventually
 from networks import Awkward, Plain, federated, small_job
 from own_workflows import fedavg
 
 import roundelay as rd
-from roundelay.messages import Memory
-from roundelay.tracking.run_folder import Row
-
-REAL = ("seconds", "virtual_s")
-"""What real time decides."""
+from roundelay.deployment.asking import Asking
+from roundelay.deployment.federation import DeployedFederation
+from roundelay.messages import Memory, Task
 
 
 def job(tmp_path: Path, **changes: object) -> rd.Job:
@@ -23,25 +22,11 @@ def job(tmp_path: Path, **changes: object) -> rd.Job:
     return small_job(tracking=tracking, simulation=rd.Simulation(executor="serial"), **changes)
 
 
-def rows(history: rd.History) -> list[dict[str, object]]:
-    return [{name: value for name, value in row.items() if name not in REAL} for row in history.rows]
-
-
-def clients(history: rd.History) -> list[Row]:
-    return history.clients()
-
-
 def served(given: rd.Job, answering: Mapping[str, Answering] = {}) -> rd.History:
     with deployed(given.prepared(), answering=answering) as deployment:
         for _ in deployment.run:
             pass
     return deployment.run.history()
-
-
-def require_same(one: rd.History, other: rd.History) -> None:
-    assert one.sha256 == other.sha256
-    assert rows(one) == rows(other)
-    assert clients(one) == clients(other)
 
 
 EDGES = {"north": ("c0", "c3", "c4"), "south": ("c1", "c2", "c5")}
@@ -104,14 +89,15 @@ def test_a_server_that_went_away_is_followed_by_one_that_asks_nothing_twice(
     assert not set(asked) & set(again)
 
 
-@pytest.mark.parametrize("stop_after", [0, 3, 5, 7, 9, 11])
-def test_edges_that_are_not_equally_far_go_on_where_each_of_them_stood(tmp_path: Path, stop_after: int) -> None:
-    """One edge is in its second turn when the server goes away, the other is still in its first."""
-    given = job(tmp_path, num_rounds=1, workflow=rd.Hierarchical(EDGES, edge_rounds=2), clients_per_round=3)
+def check_edges(root: Path, stop_after: int = 5) -> None:
+    """The contract: one edge is in its second turn when the server goes away, the other is still in its first; after
+    the restart nobody is asked twice, and the bits are those of a run that nothing disturbed.
+    """
+    given = job(root, num_rounds=1, workflow=rd.Hierarchical(EDGES, edge_rounds=2), clients_per_round=3)
     given = replace(given, tracking=replace(given.tracking, checkpoint_every_s=1e9))
     undisturbed, memories = given.run(), dict[str, dict[int, Memory]]()
-    south_waits = {client: lambda task, answer: None for client in EDGES["south"]}
-    with deployed(given.prepared(), memories=memories, answering=south_waits if stop_after < 7 else {}) as deployment:
+    south_waits = dict.fromkeys(EDGES["south"], silent) if stop_after < 7 else {}
+    with deployed(given.prepared(), memories=memories, answering=south_waits) as deployment:
         folder, journal = deployment.run.folder, deployment.journal
         deployment.start()
         eventually(lambda: len(journal.updates()) >= stop_after)
@@ -126,19 +112,42 @@ def test_edges_that_are_not_equally_far_go_on_where_each_of_them_stood(tmp_path:
     require_same(undisturbed, history)
 
 
-@pytest.mark.parametrize(
-    "checkpoint_at", [None, 2], ids=["from the journal alone", "from a checkpoint with tasks under way"]
-)
-def test_buffered_rounds_go_the_same_way_again_given_the_same_arrivals(
-    tmp_path: Path, checkpoint_at: int | None
-) -> None:
-    given = job(tmp_path, num_rounds=4, workflow=rd.Buffered(buffer_size=2, concurrency=4), model=Plain)
+@pytest.mark.parametrize("stop_after", [0, 3, 5, 7, 9, 11])
+def test_edges_that_are_not_equally_far_go_on_where_each_of_them_stood(tmp_path: Path, stop_after: int) -> None:
+    check_edges(tmp_path, stop_after)
+
+
+def one_round_for_all_edges(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("roundelay.deployment.federation.min", lambda cohort, default: "", raising=False)
+
+
+def nothing_is_known_beyond_what_is_not(patch: pytest.MonkeyPatch) -> None:
+    """After the first thing that was not asked before, nothing is looked for any more."""
+    again, ended = Asking.again, set[int]()
+
+    def planted(self: Asking, *args: object) -> list[Task] | None:
+        found = None if id(self) in ended else again(self, *args)  # type: ignore[arg-type]
+        if found is None:
+            ended.add(id(self))
+        return found
+
+    patch.setattr(Asking, "again", planted)
+
+
+test_the_check_of_edges_catches = caught(check_edges, {
+    "rounds side by side are one": one_round_for_all_edges,
+    "who is behind ends the search for all": nothing_is_known_beyond_what_is_not,
+})  # fmt: skip
+
+
+def check_buffered(root: Path, checkpoint_at: int | None = None) -> None:
+    """The contract: given the same arrivals, a run goes the same way again, and asks nobody anything."""
+    given = job(root, num_rounds=4, workflow=rd.Buffered(buffer_size=2, concurrency=4), model=Plain)
     given = replace(given, tracking=replace(given.tracking, checkpoint_every_s=1e9))
     memories = dict[str, dict[int, Memory]]()
     with deployed(given.prepared(), memories=memories) as deployment:
         folder, standing = deployment.run.folder, deployment.run.standing
-        rounds = iter(deployment.run)
-        for finished in rounds:
+        for finished in deployment.run:
             if finished.number == checkpoint_at:
                 standing.checkpoint()
                 deployment.checkpointed()
@@ -151,3 +160,27 @@ def test_buffered_rounds_go_the_same_way_again_given_the_same_arrivals(
         assert again == list(range((checkpoint_at or 0) + 1, 5))
         assert not set(asked) & set(deployment.asked)
         require_same(first, deployment.run.history())
+
+
+@pytest.mark.parametrize("checkpoint_at", [None, 2], ids=["from the journal alone", "with tasks under way"])
+def test_buffered_rounds_go_the_same_way_again(tmp_path: Path, checkpoint_at: int | None) -> None:
+    check_buffered(tmp_path, checkpoint_at)
+
+
+def take_in_what_has_landed(patch: pytest.MonkeyPatch) -> None:
+    """Whom to ask next depends on what has come by chance, which after a restart is everything."""
+    patch.setattr(DeployedFederation, "arrived", property(lambda self: bool(self._landed)))
+
+
+def forget_what_was_told(patch: pytest.MonkeyPatch) -> None:
+    async def planted(self: DeployedFederation) -> int:
+        await self._calls.until(lambda: bool(self._landed))
+        return self._landed.pop()
+
+    patch.setattr(DeployedFederation, "_next_arrival", planted)
+
+
+test_the_check_of_buffered_rounds_catches = caught(check_buffered, {
+    "what has landed decides": take_in_what_has_landed,
+    "the order of arrivals is forgotten": forget_what_was_told,
+})  # fmt: skip
