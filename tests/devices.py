@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 import roundelay as rd
 from roundelay import wire
 from roundelay.client.exchange import Site, read_model
@@ -210,6 +212,10 @@ def deployed(
     heartbeat_s: float = HEARTBEAT_S,
 ) -> Iterator[Deployment]:  # fmt: skip
     """Begin, or go on with, a run on devices, all of which join but those that are absent."""
+    # a run that ends gives torch its threads back, and a device of this process may still be at work: their number is
+    # the process's, and changes sums
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     deployment = Deployment(prepared, folder, memories, answering, wait_s, heartbeat_s)
     try:
         for client in prepared.work.data.clients:
@@ -218,6 +224,7 @@ def deployed(
         yield deployment
     finally:
         deployment.leave()
+        torch.set_num_threads(threads)
 
 
 def _nobody_asks(kept: KeptTask) -> None: ...

@@ -1,6 +1,6 @@
 """A run on devices is the run of the simulator: same bits, same rows, whatever is interrupted, late or lost."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ from own_workflows import fedavg
 import roundelay as rd
 from roundelay.deployment.asking import Asking
 from roundelay.deployment.federation import DeployedFederation
+from roundelay.deployment.records import KeptTask
+from roundelay.errors import RoundelayError
 from roundelay.messages import Memory, Task
 
 
@@ -134,10 +136,46 @@ def nothing_is_known_beyond_what_is_not(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Asking, "again", planted)
 
 
-test_the_check_of_edges_catches = caught(check_edges, {
-    "rounds side by side are one": one_round_for_all_edges,
-    "who is behind ends the search for all": nothing_is_known_beyond_what_is_not,
-})  # fmt: skip
+def check_edge_behind(root: Path) -> None:
+    """The contract: the same where the edge that is asked first has not begun its second turn, and the other has
+    finished it: what the first asks is new, and what the other asks is not.
+    """
+    given = job(root, num_rounds=1, workflow=rd.Hierarchical(EDGES, edge_rounds=2), clients_per_round=3)
+    given = replace(given, tracking=replace(given.tracking, checkpoint_every_s=1e9))
+    undisturbed, memories, post = given.run(), dict[str, dict[int, Memory]](), Asking.post
+
+    def wait(kept: KeptTask, answer: bytes) -> bytes:
+        eventually(lambda: len(deployment.journal.updates()) >= 6)
+        return answer
+
+    def power_fails(self: Asking, tasks: Sequence[Task], *rest: object) -> None:
+        if any(task.attempt == 1 and task.client in EDGES["north"] for task in tasks):
+            raise RoundelayError("no power")
+        post(self, tasks, *rest)  # type: ignore[arg-type]
+
+    north_waits = dict.fromkeys(EDGES["north"], wait)
+    with deployed(given.prepared(), memories=memories, answering=north_waits) as deployment:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Asking, "post", power_fails)
+            deployment.start()
+            with pytest.raises(RoundelayError, match="no power"):
+                deployment.finished()
+        folder = deployment.run.folder
+    with deployed(given.prepared(), folder, memories) as deployment:
+        deployment.start()
+        history = deployment.finished()
+        assert len(deployment.asked) == 3, "somebody was asked twice"
+    require_same(undisturbed, history)
+
+
+def test_an_edge_that_is_behind_makes_nobody_be_asked_twice(tmp_path: Path) -> None:
+    check_edge_behind(tmp_path)
+
+
+test_the_check_of_edges_catches = caught(check_edges, {"rounds side by side are one": one_round_for_all_edges})
+test_the_check_of_an_edge_behind_catches = caught(
+    check_edge_behind, {"who is behind ends the search for all": nothing_is_known_beyond_what_is_not}
+)
 
 
 def check_buffered(root: Path, checkpoint_at: int | None = None) -> None:
