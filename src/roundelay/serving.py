@@ -35,7 +35,7 @@ from roundelay.deployment.roster import Roster
 from roundelay.deployment.server import Server
 from roundelay.deployment.world import Deployed
 from roundelay.errors import ConfigError, JournalMismatch, RoundelayError
-from roundelay.federation import Version
+from roundelay.federation import Plan, Version
 from roundelay.guard import Expected
 from roundelay.history import History, Round
 from roundelay.prepared import Prepared
@@ -112,6 +112,14 @@ class Serving:
         except BaseException:
             self.journal.close()
             raise
+
+    @property
+    def clients(self) -> Sequence[str]:
+        return self._job.work.data.clients
+
+    @property
+    def plan(self) -> Plan:
+        return self._job.plan
 
     @property
     def missing(self) -> list[str]:
