@@ -148,9 +148,9 @@ class Rounds:
         columns = "number, attempt, cohort, goal, deadline_s, round_group, state, elapsed_s"
         rows = self._db.all(f"SELECT {columns} FROM rounds {which}", *values)
         return tuple(
-            Round(Opening(number, attempt, tuple(json.loads(cohort)), *terms, group), RoundState(state), elapsed_s,
-                  self._members(number, attempt, group))
-            for number, attempt, cohort, *terms, group, state, elapsed_s in rows
+            Round(Opening(number, attempt, tuple(json.loads(cohort)), goal, deadline_s, group), RoundState(state),
+                  elapsed_s, self._members(number, attempt, group))
+            for number, attempt, cohort, goal, deadline_s, group, state, elapsed_s in rows
         )  # fmt: skip
 
     def _members(self, *key: object) -> tuple[int, ...]:
