@@ -119,7 +119,8 @@ class Said:
 
     @property
     def error(self) -> str:
-        return p.Problem.model_validate_json(self.body).error
+        """What a program reads of a refusal; "" where it is none."""
+        return p.Problem.model_validate_json(self.body).error if self.status >= 400 else ""
 
     def json(self) -> Any:
         return json.loads(self.body)

@@ -1,6 +1,5 @@
 """What a front answers to those who may ask, over real sockets and a real journal."""
 
-
 from fronts import MODEL, Device, place, within
 from journals import sha256
 

@@ -20,7 +20,7 @@ from roundelay.deployment.desk import Call, Desk, OnScalar
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.lobby import Lobby, Meters, as_json
 from roundelay.deployment.polls import Polls
-from roundelay.deployment.problems import Rejected, answer_to
+from roundelay.deployment.problems import Rejected, answer_to, is_of_the_disk
 from roundelay.deployment.protocol import Briefing, Message, Scalars
 from roundelay.deployment.receiving import Intake, read_message
 from roundelay.deployment.records import KeptTask
@@ -28,7 +28,6 @@ from roundelay.deployment.roster import Roster
 from roundelay.deployment.routes import ROUTES, Route
 from roundelay.deployment.server import DIALLED, DRAIN
 from roundelay.deployment.signing import Claim, Reason, Refused, Request, check_body
-from roundelay.errors import JournalError
 
 _MAX_TASK = 2**63 - 1
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -137,8 +136,7 @@ class Front:
                 raise Rejected("message", "a body must be sent as it is, without Content-Encoding")
             return await handler(request)
         except Exception as error:
-            if isinstance(error, JournalError):
-                self._meters.disk_failed = True
+            self._meters.disk_failed |= is_of_the_disk(error)
             return answer_to(error, request)
 
     async def _signed(

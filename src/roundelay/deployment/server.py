@@ -25,6 +25,7 @@ DRAIN: web.AppKey[Callable[[float], Awaitable[None]]] = web.AppKey("drain")
 KEEP_ALIVE_S = 90.0
 RENEW_EVERY_S = 86_400.0
 _CONNECTIONS_WAITING = 1_024
+_HANDSHAKE_S = 20.0
 
 
 class Server:
@@ -118,7 +119,7 @@ class Server:
     async def _start(self) -> int:
         self._runner = web.AppRunner(
             self._app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S,
-            auto_decompress=False, shutdown_timeout=0.1,
+            auto_decompress=False, shutdown_timeout=1.0,
         )  # fmt: skip
         await self._runner.setup()
         if self._renew is not None:
@@ -151,7 +152,10 @@ class Server:
 
         self._app[DIALLED][handler] = client
         try:
-            await self._loop.connect_accepted_socket(lambda: _Watched(handler, over), sock, ssl=tls)
+            await self._loop.connect_accepted_socket(
+                lambda: _Watched(handler, over), sock, ssl=tls,
+                ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
+            )  # fmt: skip
         except BaseException:
             self._app[DIALLED].pop(handler, None)
             raise
@@ -165,8 +169,14 @@ class Server:
         drain = self._app.get(DRAIN)
         if drain is not None:
             await drain(grace_s)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        server = self._runner.server if self._runner is not None else None
+        if self._runner is None or server is None:
+            return
+        transports = [connection.transport for connection in server.connections]
+        await self._runner.cleanup()
+        for transport in transports:
+            if transport is not None:
+                transport.abort()  # TLS would wait for a goodbye, for half a minute
 
     async def _renew_daily(self, renew: Callable[[], None]) -> None:
         while True:
