@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import itertools
 import json
 import ssl
@@ -164,8 +165,10 @@ class Device:
     async def send(self, method: str, path: str, body: bytes = b"", fields: Sequence[tuple[str, str]] = ()) -> Said:
         """Send just this."""
         url = URL(self.url + path, encoded=True)
-        async with self.session.request(method, url, data=body or None, headers=list(fields)) as answer:
-            return Said(answer.status, dict(answer.headers), await answer.read())
+        async with self.session.request(
+            method, url, data=io.BytesIO(body) if body else None, headers=list(fields)
+        ) as answer:
+            return Said(answer.status, answer.headers, await answer.read())
 
     async def ask(
         self, method: str, path: str, body: bytes | p.Message = b"", *, round: int = 0,

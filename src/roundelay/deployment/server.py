@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from roundelay.errors import RoundelayError, ServeError
 
@@ -119,7 +120,7 @@ class Server:
     async def _start(self) -> int:
         self._runner = web.AppRunner(
             self._app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S,
-            auto_decompress=False, shutdown_timeout=1.0,
+            auto_decompress=False, shutdown_timeout=1.0, logger=_Heard(logging.getLogger(f"{__name__}.http"), {}),
         )  # fmt: skip
         await self._runner.setup()
         if self._renew is not None:
@@ -185,6 +186,15 @@ class Server:
                 renew()  # in this thread, where no handshake can be half way
             except (OSError, RoundelayError) as error:
                 log.warning("the server's certificate was not renewed (%s); it is tried again in a day", error)
+
+
+class _Heard(logging.LoggerAdapter[logging.Logger]):
+    """What is no HTTP is somebody else's mistake, and no error of this server."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:  # Any: what logging takes
+        if isinstance(kwargs.get("exc_info"), HttpProcessingError):
+            level, kwargs = logging.DEBUG, {}
+        super().log(level, msg, *args, **kwargs)
 
 
 class _Watched(asyncio.Protocol):
