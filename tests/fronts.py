@@ -205,6 +205,16 @@ def part_of(task: int, answer: bytes, offset: int, length: int) -> tuple[str, li
     return path, [("Content-Range", f"bytes {offset}-{end - 1}/{len(answer)}")]
 
 
+def head(device: Device, task: int, answer: bytes, offset: int, length: int) -> bytes:
+    """The request line and header of a part, signed, as bytes to be sent by hand."""
+    path, fields = part_of(task, answer, offset, length)
+    body = answer[offset : offset + length]
+    signed = device.fields("PUT", path, body, round=1)
+    lines = [f"PUT {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}",
+             *(f"{name}: {value}" for name, value in [*signed, *fields])]  # fmt: skip
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 def joining(token: str, key: DeviceKey, client: str | None = None) -> p.Join:
     return p.Join(token=token, public_key=encode(key.public), client=client)
 

@@ -9,7 +9,7 @@ from typing import Any
 from roundelay.deployment.disk import Disk
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.records import Ack, Fate, Opening, RoundState, Run, Verdict
-from roundelay.messages import Task
+from roundelay.messages import Task, TaskKind
 
 JOB = "num_rounds = 3\n[learner]\nlr = 0.1\n"
 RUN = Run("one", JOB)
@@ -67,8 +67,8 @@ def task_id(client: str, number: int, attempt: int) -> int:
 
 
 def serve(journal: Journal, tell: Tell) -> None:
-    """Three rounds, as a server goes through them. ``tell`` hears what somebody was told, at once, and what is about to
-    be asked for.
+    """Three rounds, as a server goes through them: "a" evaluates version 2, and submits its model in the end. ``tell``
+    hears what somebody was told, at once, and what is about to be asked for.
     """
     admit(journal, CLIENTS)
     tell("admitted", CLIENTS)
@@ -79,32 +79,41 @@ def serve(journal: Journal, tell: Tell) -> None:
             model = file.read()
     for number in range(1 if done is None else done.round + 1, 4):
         if number == 2:
-            _abandoned(journal, tell, model)
+            _short(journal, tell, model)
         model = _finished(journal, tell, number, 1 if number == 2 else 0, model)
+    _asked_apart(journal, tell, "submit", 3, model)
+    journal.collect()
 
 
-def _opened(journal: Journal, number: int, attempt: int, model: bytes) -> None:
+def _opened(journal: Journal, tell: Tell, number: int, attempt: int, model: bytes) -> None:
     journal.rounds.open(Opening(number, attempt, tuple(CLIENTS), deadline_s=60.0))
     tasks = [Task(task_id(client, number, attempt), client, number, attempt) for client in CLIENTS]
-    journal.tasks.open(tasks, journal.blobs.put(model))
+    journal.tasks.open(tasks, journal.blobs.put(model), journal.committed())
+    kept = [journal.tasks.get(task.id) for task in tasks]
+    tell("opened", {one.task.id: one.memory for one in kept if one is not None})
 
 
-def _abandoned(journal: Journal, tell: Tell, model: bytes) -> None:
+def _short(journal: Journal, tell: Tell, model: bytes) -> None:
+    """Round 2, drawn for the first time: "b" cannot, and one answer of four is too few."""
     known = journal.rounds.get(2, 0)
+    members, lost = [task_id("a", 2, 0)], task_id("b", 2, 0)
     if known is None or known.state is RoundState.OPEN:
-        _opened(journal, 2, 0, model)
+        _opened(journal, tell, 2, 0, model)
         assert _answered(journal, tell, "a", 2, 0).verdict is Verdict.ACCEPTED
-        tell("let go", [task_id("a", 2, 0)])
-        journal.rounds.abandon(2, 0)
-    tell("abandoned", 2, 0)
-    assert accepted(journal, task_id("b", 2, 0), "b", answer_of("b", 2, 0)).verdict is Verdict.STALE
+        tell("lost", journal.tasks.lose(lost, "no memory left", "line 1"))
+        journal.rounds.tick(2, 0, 20.0)
+        assert journal.tasks.lose(lost, "was silent").reason == "no memory left"
+        journal.rounds.close(2, 0, members)
+    tell("closed", 2, 0, members)
+    late = Verdict.LATE if journal.rounds.get(2, 1) is None else Verdict.STALE
+    assert accepted(journal, lost, "b", answer_of("b", 2, 0)).verdict is late
 
 
 def _finished(journal: Journal, tell: Tell, number: int, attempt: int, model: bytes) -> bytes:
     known = journal.rounds.get(number, attempt)
     members = [task_id(client, number, attempt) for client in CLIENTS if client != "d"]
     if known is None or known.state is RoundState.OPEN:
-        _opened(journal, number, attempt, model)
+        _opened(journal, tell, number, attempt, model)
         for client in CLIENTS if number == 3 else CLIENTS[:3]:
             ack = _answered(journal, tell, client, number, attempt)
             assert ack.verdict is Verdict.ACCEPTED
@@ -120,17 +129,41 @@ def _finished(journal: Journal, tell: Tell, number: int, attempt: int, model: by
     if number < 3:
         assert accepted(journal, task_id("d", number, attempt), "d", b"came too late").verdict is Verdict.LATE
     for member in members:
-        update = journal.update(member)
-        assert update is not None
-        with journal.blobs.open(update.digest) as file:
-            model = hashlib.sha256(model + file.read()).digest() * 8
+        model = hashlib.sha256(model + _update_of(journal, member)).digest() * 8
+    journal.commit(members)
+    tell("committed", members)
+    if number == 2:
+        _asked_apart(journal, tell, "evaluate", number, model)
+        assert accepted(journal, task_id("d", 2, 0), "d", b"came too late").verdict is Verdict.STALE
     if all(one.content != number for one in journal.recorded()):
         tell("recorded", journal.record("round", number), number)
-    tell("let go", members)
+    tell("let go", [one.task_id for one in journal.updates() if one.task_id < task_id("a", number, 9)])
     journal.save_checkpoint(number, journal.blobs.put(model))
     tell("saved", number, model)
     journal.collect()
     return model
+
+
+def _asked_apart(journal: Journal, tell: Tell, kind: TaskKind, number: int, model: bytes) -> None:
+    """Ask "a" something that belongs to no round."""
+    task = Task(task_id("a", number, 9), "a", number, kind=kind)
+    sent = journal.blobs.put(model)
+    if journal.tasks.find(number, 0, "a", kind, sent):
+        journal.blobs.release(sent)
+    else:
+        journal.tasks.open([task], sent, journal.committed())
+    if not journal.updates(number, 0, kind):
+        assert journal.tasks.open_of("a")[0].task == task
+        assert _answered(journal, tell, "a", number, 9).verdict is Verdict.ACCEPTED
+    journal.settle(task.id, Fate.ADMITTED)
+    assert _update_of(journal, task.id) == answer_of("a", number, 9)
+
+
+def _update_of(journal: Journal, task: int) -> bytes:
+    update = journal.update(task)
+    assert update is not None
+    with journal.blobs.open(update.digest) as file:
+        return file.read()
 
 
 def _answered(journal: Journal, tell: Tell, client: str, number: int, attempt: int) -> Ack:
@@ -165,6 +198,7 @@ def check(journal: Journal, told: Sequence[tuple[Any, ...]]) -> None:
         return [rest for what, *rest in told if what == kind]  # type: ignore[misc]
 
     tried, gone = dict(heard("try")), {task for (tasks,) in heard("let go") for task in tasks}
+    tasks = {one.task.id: one for one in journal.tasks.all()}
     updates = {one.task_id: one for one in journal.updates()}
     assert len(updates) == len(journal.updates())
     for task, update in updates.items():
@@ -185,10 +219,12 @@ def check(journal: Journal, told: Sequence[tuple[Any, ...]]) -> None:
         closed = journal.rounds.get(number, attempt)
         assert closed is not None
         assert (closed.state, closed.members, closed.elapsed_s) == (RoundState.CLOSED, tuple(members), number * 10.0)
-    if heard("abandoned"):
-        abandoned = journal.rounds.get(2, 0)
-        assert abandoned is not None
-        assert abandoned.state is RoundState.ABANDONED
+    for (memories,) in heard("opened"):
+        assert {i: one.memory for i, one in tasks.items() if i in memories} == memories, "from another memory"
+    for (lost,) in heard("lost"):
+        assert tasks[lost.task.id] == lost
+    committed = journal.committed()
+    assert all(committed[tasks[one].task.client] >= one for (members,) in heard("committed") for one in members)
     answers = {one.number: one.content for one in journal.recorded()}
     assert all(answers[number] == content for number, content in heard("recorded"))
     if heard("saved"):
@@ -205,4 +241,5 @@ def result(journal: Journal) -> tuple[object, ...]:
     updates = sorted((one.task_id, one.client, one.digest, one.fate, one.reason) for one in journal.updates())
     answers = [one.content for one in journal.recorded()]
     blobs = set(journal.blobs.digests())
-    return journal.rounds.all(), journal.tasks.all(), updates, answers, journal.checkpoint(), blobs
+    tasks = journal.tasks.all(), journal.committed()
+    return journal.rounds.all(), tasks, updates, answers, journal.checkpoint(), blobs

@@ -13,7 +13,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -135,6 +135,21 @@ def reference(component: Any) -> str:  # Any: a class or function
     """Return "module:Name", or for our own exports the short name that ``find`` takes."""
     module, name = component.__module__, component.__qualname__
     return name.lower() if module.startswith("roundelay.") else f"{module}:{name}"
+
+
+def foreign(value: Any, where: str) -> Iterator[tuple[str, str]]:  # Any: what TOML can hold
+    """Yield (where, name) of all that building a table might import: whatever is no short name of our own. A table from
+    elsewhere is built only if each of them was allowed here.
+    """
+    if isinstance(value, str):
+        if ":" in value:
+            yield where, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from foreign(inner, where if name == "use" else f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from foreign(inner, where)
 
 
 def unknown_message(what: str, name: str, known: Iterable[str]) -> str:

@@ -21,12 +21,14 @@ from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
+from roundelay.world import Deployment
 
 FIXED = {
     "evaluation": Evaluation,
     "stopping": Stopping,
     "guard": Guard,
     "simulation": Simulation,
+    "deployment": Deployment,
     "tracking": Tracking,
     "privacy": CentralDP,
 }
@@ -43,8 +45,8 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
 
-INSIDE = namespace(learner)
-"""Where short names inside a table are looked up: schedules, measures; inside an aggregator's, the rules."""
+INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
+"""Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
     "comm_round": ("num_rounds", "FedML"),
@@ -119,7 +121,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str
     if attacked:
         document["attacks"] = [*document.get("attacks", []), *map(parse_attack, attacked)]
     beside = path.resolve().parent
-    _import_from(beside)
+    import_from(beside)
     if "script" in document:
         document["script"] = str(beside / document["script"])
     if (beside / "run.json").exists():  # a run folder: its modules lie where they lay when the run began
@@ -142,14 +144,18 @@ def for_script(
         document["attacks"] = [parse_attack(text) for text in attacked]
     if "partition" not in document:
         document.setdefault("simulation", {}).setdefault("num_clients", NUM_SITES)
-    _import_from(script.resolve().parent)
+    import_from(script.resolve().parent)
     return build_job(document)
 
 
 def build_job(document: Mapping[str, Any]) -> Job:
     """Make a job from what a job file holds."""
-    known = [f.name for f in fields(Job)]
-    _explain_unknown(document, known, "the job file")
+    return Job(**checked(Job, parts_of(document), {}, "job"))
+
+
+def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a job that a document describes, by the names that ``Job`` has for them."""
+    _explain_unknown(document, [f.name for f in fields(Job)], "the job file")
     parts: dict[str, Any] = {}
     for name, value in document.items():
         if name in CHOSEN:
@@ -164,7 +170,7 @@ def build_job(document: Mapping[str, Any]) -> Job:
             parts[name] = call(FIXED[name], table, INSIDE, name)
         else:
             parts[name] = value
-    return Job(**checked(Job, parts, {}, "job"))
+    return parts
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
@@ -234,7 +240,7 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if name in ("model", "data"):  # built when the job runs, in every process that needs it
         return partial(component, **checked(component, arguments, INSIDE, name))
     if isclass(component):
-        return call(component, arguments, known if name == "aggregator" else INSIDE, name)
+        return call(component, arguments, known if name in NESTING else INSIDE, name)
     parameters = inspect.signature(component).parameters  # of a user's own function, which is the component itself
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")
@@ -251,7 +257,8 @@ def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str)
         raise ConfigError(unknown_message(f"{where}: key {key!r}", key, known))
 
 
-def _import_from(folder: Path) -> None:
+def import_from(folder: Path) -> None:
+    """Let ``use = "module:Name"`` find the modules of a folder."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -59,6 +59,12 @@ class ServeError(RoundelayError, RuntimeError):
     """A server cannot listen where it was told to; the message says why, and what to do."""
 
 
+class DeviceError(RoundelayError, RuntimeError):
+    """A device cannot take part: its folder belongs to another client or server, is open already, or the server turned
+    it away for good; the message says what to do.
+    """
+
+
 class VirtualDeadlock(RoundelayError, RuntimeError):
     """In virtual time a workflow waits for something that no model will ever produce."""
 

@@ -14,7 +14,6 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 
-from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms import FedAvg
 from roundelay.algorithms.protocol import Algorithm
@@ -25,9 +24,10 @@ from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import describe
 from roundelay.data.examples import Data
-from roundelay.data.federated import FederatedData
+from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
+from roundelay.epochs import Epoch
 from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
@@ -43,6 +43,7 @@ from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
 from roundelay.workflows.own import OwnFunction, OwnObject, as_workflow
 from roundelay.workflows.rounds import Rounds
+from roundelay.world import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Job:
     stopping: Stopping = Stopping()
     guard: Guard = Guard()
     simulation: Simulation = field(default_factory=Simulation)
+    deployment: Deployment = Deployment()
     tracking: Tracking | None = field(default_factory=Tracking)
     client_config: ClientConfig | None = None
     aggregator: Rule | None = None
@@ -116,8 +118,6 @@ class Job:
                 raise ConfigError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...)")
         if (self.learner is None) == (self.script is None):
             raise ConfigError("say what trains on a client: either a learner, such as LocalSGD(lr=0.1), or a script")
-        if self.script is None and self.data is None:
-            raise ConfigError("data is missing: a Data, a FederatedData, or a function that returns one")
         if self.script is None and not (isinstance(self.learner, Learner) or callable(self.learner)):
             raise ConfigError(
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
@@ -142,6 +142,23 @@ class Job:
             pass
         return run.history()
 
+    def serve(
+        self, clients: Sequence[str] | None = None, *, folder: str | Path = ".roundelay/server", host: str = "0.0.0.0",
+        port: int = 8443, names: Sequence[str] = (), insecure: bool = False, say: Callable[[str], None] = print,
+    ) -> History:  # fmt: skip
+        """Train on real devices, which join over HTTPS; the line that they join with is said. Called again after a
+        crash, the run goes on. ``clients`` are their ids, where the job's data does not say who there is; ``folder``
+        keeps who is who, over all runs; ``names`` are what clients reach this machine under.
+
+        Raises:
+            MissingExtra: the extra ``serve`` is not installed.
+        """
+        from roundelay.serving import Place, Serving  # its extra is for those who serve
+
+        serving = Serving(self.prepared(clients), Place(Path(folder), host, port, names, insecure))
+        say(serving.join_line)
+        return serving.train()
+
     def rounds(self, resume: str | Path | None = None) -> Iterator[Round]:
         """Train round by round. Leaving the loop ends the run; it can be resumed."""
         return iter(self.start(resume))
@@ -154,10 +171,12 @@ class Job:
         """
         return Run(self.prepared(), Path(resume) if resume is not None else None)
 
-    def prepared(self) -> Prepared:
-        """Build the parts and check each of them."""
+    def prepared(self, clients: Sequence[str] | None = None) -> Prepared:
+        """Build the parts and check each of them. ``clients`` are those who have their data themselves, by id; without
+        them, the job's data says who there is.
+        """
         learner = self._trains()
-        data, split, label_counts = self._federated_data()
+        data, split, label_counts = self._federated_data(clients)
         stated = self.evaluation.loss or torch.nn.functional.cross_entropy
         train_loss = learner.loss if isinstance(learner, LocalSGD) else stated
         work = Work(
@@ -173,7 +192,7 @@ class Job:
             keep_local=self.keep_local,
         )
         number = self.simulation.num_clients
-        if self.script is not None and number not in (None, len(data.clients)):
+        if self.script is not None and clients is None and number not in (None, len(data.clients)):
             raise ConfigError(f"simulation.num_clients = {number}, but the data is split among {len(data.clients)} "
                               "clients: leave num_clients out")  # fmt: skip
         plan = self._plan()
@@ -188,6 +207,7 @@ class Job:
             plan=plan,
             workflow=as_workflow(self.workflow),
             simulation=self.simulation,
+            deployment=self.deployment,
             guard=self.guard,
             tracking=self.tracking,
             client_config=self.client_config,
@@ -199,6 +219,7 @@ class Job:
             label_counts=label_counts,
             aggregator=self.aggregator,
             roles=roles,
+            epoch=Epoch(learner.when_exhausted) if isinstance(learner, LocalSGD) and learner.ends_together else None,
         )
 
     def to_toml(self) -> str:
@@ -214,7 +235,7 @@ class Job:
             if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
-            if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking", "privacy"):
+            if f.name in ("evaluation", "stopping", "guard", "simulation", "deployment", "tracking", "privacy"):
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written
@@ -239,23 +260,33 @@ class Job:
         state = self.init if isinstance(self.init, Mapping) else load_weights(self.init)
         return partial(_initialised, make, state)
 
+    def script_learner(self) -> ScriptLearner:
+        """Return the script that trains, where one does."""
+        assert self.script is not None
+        args = shlex.split(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
+        return ScriptLearner(Path(self.script).resolve(), tuple(args))
+
     def _trains(self) -> Learner:
         if self.script is not None:
-            args = shlex.split(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
-            return ScriptLearner(Path(self.script).resolve(), tuple(args))
+            return self.script_learner()
         assert self.learner is not None
         return self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
 
-    def _federated_data(self) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
-        with seeds.preserved_globals():
-            seeds.seed_globals(seeds.key(self.seed, 0, 0, "", "data"))
-            data = self.data() if callable(self.data) else self.data
+    def _federated_data(
+        self, clients: Sequence[str] | None
+    ) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
+        data = read(self.data, self.seed)
+        if clients is not None:
+            held_out = data.held_out if isinstance(data, FederatedData) else getattr(data, "test", None)
+            return FederatedData.elsewhere(clients, held_out), None, None
         if self.script is not None and (data is None or (isinstance(data, Data) and self.partition is None)):
             return self._scripts_data(data)
         if isinstance(data, FederatedData):
             if self.partition is not None:
                 raise ConfigError("this data is already split among clients; leave partition out")
             return data, None, None
+        if data is None:
+            raise ConfigError("data is missing: a Data, a FederatedData, or a function that returns one")
         if not isinstance(data, Data):
             raise ConfigError(
                 f"data must be a Data, a FederatedData, or a function that returns one; got {type(data).__name__}"

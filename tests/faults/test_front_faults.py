@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from crashes import Model, Recorder, materialise, pictures
-from fronts import RUN, Device, Place, part_of, place, within
+from fronts import RUN, Device, Place, head, part_of, place, within
 from journals import quick_folder, sha256
 
 from roundelay.deployment import protocol as p
@@ -25,16 +25,6 @@ from roundelay.deployment.records import Verdict
 
 ANSWER = bytes(range(256)) * 20
 PART = 2_000
-
-
-def head(device: Device, task: int, answer: bytes, offset: int, length: int) -> bytes:
-    """The request line and header of a part, signed, as bytes to be sent by hand."""
-    path, fields = part_of(task, answer, offset, length)
-    body = answer[offset : offset + length]
-    signed = device.fields("PUT", path, body, round=1)
-    lines = [f"PUT {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}",
-             *(f"{name}: {value}" for name, value in [*signed, *fields])]  # fmt: skip
-    return "\r\n".join([*lines, "", ""]).encode()
 
 
 def dialled(here: Place) -> socket.socket:

@@ -5,16 +5,20 @@ run goes on to the same end. Each bug that is planted below must be caught by th
 """
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from crashes import Model, Picture, Recorder, Step, materialise, pictures
 from journals import check, opened, quick_folder, result, serve
 
+from roundelay.deployment import database
 from roundelay.deployment.database import Database
 from roundelay.deployment.journal import Journal
+from roundelay.deployment.records import KeptTask, TaskState
+from roundelay.deployment.tasks import Tasks
 
 
 def recorded(disk_of: type[Recorder] = Recorder) -> tuple[Recorder, tuple[object, ...]]:
@@ -217,6 +221,10 @@ def commit_each_statement(patch: pytest.MonkeyPatch) -> None:
             self._steps.append(Step("commit", data=self._connection.serialize()))
             return cursor
 
+        def executemany(self, sql: str, rows: Iterable[tuple[object, ...]]) -> None:
+            for row in rows:
+                self.execute(sql, row)
+
     writing = Database.writing
 
     @contextmanager
@@ -228,9 +236,43 @@ def commit_each_statement(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Database, "writing", planted)
 
 
+def commit_in_memory(patch: pytest.MonkeyPatch) -> None:
+    def planted(self: Journal, task_ids: Sequence[int]) -> None:
+        for task_id in task_ids:
+            self.committed()[self.tasks.get(task_id).task.client] = task_id  # type: ignore[union-attr]
+
+    patch.setattr(Journal, "commit", planted)
+    patch.setattr(Journal, "committed", lambda self: self.__dict__.setdefault("planted", {}))
+
+
+def lose_before_it_is_written(patch: pytest.MonkeyPatch) -> None:
+    lose = Tasks.lose
+    late: list[tuple[int, str, str]] = []
+
+    def planted(self: Tasks, task_id: int, reason: str, traceback: str = "") -> KeptTask:
+        for one in late:
+            lose(self, *one)
+        late[:] = [(task_id, reason, traceback)]
+        known = self.get(task_id)
+        assert known is not None
+        if known.state is not TaskState.OPEN:
+            return known
+        return replace(known, state=TaskState.LOST, reason=reason, traceback=traceback)
+
+    patch.setattr(Tasks, "lose", planted)
+
+
+def forget_what_no_round_folds(patch: pytest.MonkeyPatch) -> None:
+    """As soon as there is a checkpoint of the version that a task was about."""
+    tables = tuple(one.replace("tasks.round >= (", "tasks.round > (") for one in database.SCHEMA)
+    patch.setattr(database, "SCHEMA", tables)
+
+
 @pytest.mark.parametrize(
-    ("plant", "first"), [(collect_everything, 0), (let_go_before_the_commit, 220), (commit_each_statement, 100)]
-)
+    ("plant", "first"),
+    [(collect_everything, 0), (let_go_before_the_commit, 220), (commit_each_statement, 100), (commit_in_memory, 0),
+     (lose_before_it_is_written, 0), (forget_what_no_round_folds, 200)],
+)  # fmt: skip
 def test_the_check_of_crashes_catches(plant: Planting, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises(AssertionError, match="cut off after call"):

@@ -36,7 +36,7 @@ def test_a_script_that_was_killed_once_is_run_again_and_nothing_is_lost(tmp_path
 def test_the_test_of_killed_scripts_catches_a_task_that_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roundelay.simulation.executors.scripts.TRIES", 1)
+    monkeypatch.setattr("roundelay.hosting.tasks.TRIES", 1)
     with pytest.raises(AssertionError):
         test_a_script_that_was_killed_once_is_run_again_and_nothing_is_lost(tmp_path)
 

@@ -18,7 +18,7 @@ from roundelay.channel import Channel
 from roundelay.client.exchange import Answered, Scalar, Site, read_task
 from roundelay.client.patch import Steps
 from roundelay.client.remembered import Remembered, kept_state
-from roundelay.components import build, namespace
+from roundelay.components import build, foreign, namespace
 from roundelay.errors import ChannelClosed, ClientError, ConfigError
 from roundelay.layout import Vectors
 from roundelay.learner import Context
@@ -246,14 +246,14 @@ class _Work:
                     f"is to be trained by {algorithm}, which needs {name} ({NUMBERS[name]}): call fl.patch(optimizer) "
                     f"with a plain torch.optim.SGD, or send meta={{{STEPS!r}: n}} where a number of steps will do"
                 )
-        return Fitted(came.params, weight, **numbers, metrics=reported)
+        return Fitted(came.params, weight, numbers["num_steps"], numbers["lr_sum"], numbers["a_norm"], metrics=reported)
 
 
 def _algorithm(table: Mapping[str, Any], allowed: Collection[str]) -> Algorithm:  # Any: what TOML can hold
-    use = table.get("use")
-    if isinstance(use, str) and ":" in use and use not in allowed:
-        raise ClientError(f"the server asks for the algorithm {use!r}, which is not one of roundelay's; whoever starts "
-                          f"this script must allow it; allowed are {sorted(allowed)}")  # fmt: skip
+    for where, name in foreign(table, "algorithm"):
+        if name not in allowed:
+            raise ClientError(f"the server asks for the {where} {name!r}, which is not one of roundelay's; whoever "
+                              f"starts this script must allow it; allowed are {sorted(allowed)}")  # fmt: skip
     algorithm: Algorithm = build(table, namespace(algorithms), "algorithm")
     return algorithm
 

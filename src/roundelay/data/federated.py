@@ -171,6 +171,24 @@ class FederatedData:
         number = self._number(client)
         return None if self._test is None else self._test.part(number)
 
+    def among(self, clients: Sequence[str]) -> "FederatedData":
+        """Return data of which only these clients have a part.
+
+        Raises:
+            DataError: one of them has none here.
+        """
+        own = {client: test for client in clients if (test := self.test(client)) is not None}
+        return self.from_datasets({client: self.train(client) for client in clients}, self.held_out, own or None)
+
+    def held_by(self, holder: str, client: str) -> "FederatedData":
+        """Return data in which ``client`` is the only one, with what ``holder`` has here.
+
+        Raises:
+            DataError: there is no such holder.
+        """
+        own = self.test(holder)
+        return self.from_datasets({client: self.train(holder)}, self.held_out, None if own is None else {client: own})
+
     def seen_through(self, change: Callable[[str, Examples], Examples]) -> "FederatedData":
         """Return data whose clients train on ``change(client, part)``; what they are tested on stays."""
         return replace(self, _train=_Seen(self.clients, self._train, change))
@@ -183,6 +201,13 @@ class FederatedData:
 
     def __repr__(self) -> str:
         return f"FederatedData({len(self.clients)} clients: {_some(self.clients)})"
+
+
+def read(data: object, seed: int) -> object:
+    """Return data, called where it is a function, as every process of a job reads it: from the same random state."""
+    with seeds.preserved_globals():
+        seeds.seed_globals(seeds.key(seed, 0, 0, "", "data"))
+        return data() if callable(data) else data
 
 
 def _keep_for_test(split: Split, fraction: float, seed: int) -> Tensor:

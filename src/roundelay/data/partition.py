@@ -22,7 +22,7 @@ from roundelay.data.examples import Data
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
-__all__ = ["IID", "Dirichlet", "FromFile", "Natural", "QuantitySkew", "Replicate", "Shards"]
+__all__ = ["IID", "Dirichlet", "FromFile", "Named", "Natural", "QuantitySkew", "Replicate", "Shards"]
 """What a job file can name; the rest is for Python."""
 
 MAX_DRAWS = 1000
@@ -210,6 +210,17 @@ class FromFile:
             got = f"{split.num_examples} examples, {data.name} has {len(data.train)}"
             raise DataError(f"{self.path}: it splits {got}; was it made from another data set?")
         return split
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What ``inner`` gives, to clients of these names: its k-th part, in order of id, is ``names[k]``'s."""
+
+    names: Sequence[str]
+    inner: Partitioner
+
+    def split(self, data: Data, seed: int) -> Split:
+        return self.inner.split(data, seed).renamed(self.names)
 
 
 def client_ids(num_clients: int) -> tuple[str, ...]:

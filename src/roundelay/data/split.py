@@ -135,6 +135,18 @@ class Split(Mapping[str, Tensor]):
                     )
         return cls.from_parts(parts, num_examples)
 
+    def renamed(self, names: Sequence[str]) -> "Split":
+        """Return the same parts in other hands: the k-th of these, in order of client id, is ``names[k]``'s.
+
+        Raises:
+            DataError: there are not as many names as parts, or a name comes twice.
+        """
+        if len(names) != len(self.clients) or len(set(names)) != len(names):
+            raise DataError(f"split: expected {len(self.clients)} different names, one a part, got {list(names)}")
+        return Split.from_parts(
+            {name: self[client] for name, client in zip(names, self.clients, strict=True)}, self.num_examples
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the split as JSON; the file is either the old one or the whole new one, whatever interrupts."""
         indices = self.indices.tolist()

@@ -1,17 +1,34 @@
 """What does a device's tasks. Whoever talks to the server knows a ``Hands``, and nothing of models, data or scripts."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
-from roundelay.client.exchange import Answered
+import torch
+from torch import nn
+
+from roundelay import seeds
+from roundelay.client.exchange import Answered, Scalar, Site, task_frame
+from roundelay.client.launch import Script, ScriptLearner
 from roundelay.errors import RoundelayError
-from roundelay.messages import Memory, Payload, Task
+from roundelay.hosting.forkserver import context
+from roundelay.hosting.process import ScriptProcess
+from roundelay.hosting.talk import ScriptFailed, Watch
+from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, tried
+from roundelay.messages import Lost, Memory, Payload, Task
+from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_describe
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """A task's answer, whose own ``memory`` is empty, and beside it what the client would remember from then on, which
-    never travels. An evaluation changes nothing: its ``memory`` is empty.
+    never travels. An evaluation changes nothing: its ``memory`` is empty. Its ``metrics`` and ``num_examples``, as they
+    are, are a simulated client's, to the bit.
     """
 
     answered: Answered
@@ -40,3 +57,181 @@ class Hands(Protocol):
 
     def close(self) -> None:
         """Give back processes and memory; harmless when called twice."""
+
+
+class _Stop:
+    """Whether what is under way is to end. What was asked for while nothing was under way concerns nobody."""
+
+    def __init__(self) -> None:
+        self._asked, self._lock, self._under_way = threading.Event(), threading.Lock(), False
+        self.asked: Callable[[], bool] = self._asked.is_set
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        with self._lock:
+            self._asked.clear()
+            self._under_way = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way = False
+
+    def ask(self) -> bool:
+        """Return whether there is anything to end."""
+        with self._lock:
+            if self._under_way:
+                self._asked.set()
+            return self._under_way
+
+
+class _Interrupted(BaseException):
+    """No ``Exception``: a user's own code must not take it for a mistake of its own."""
+
+
+class TrainerHands:
+    """Trains with roundelay's own parts, to the bits of a simulated client. What interrupts it is seen when the model
+    is next called.
+    """
+
+    def __init__(self, work: Work, site: Site) -> None:
+        """``work.data`` holds the part of the client ``site.name``.
+
+        Raises:
+            LayoutError: the model here is not the one that the server trains; names the tensor.
+        """
+        self._stop = _Stop()
+        with _one_thread():
+            make_model = partial(_interruptible, work.make_model, self._stop.asked)
+            self._trainer = Trainer(replace(work, make_model=make_model))
+            site.layout.require_same(self._trainer.layout, f"client {site.name!r}: the model that is built here")
+            self._first = work.algorithm.first_memory(self._trainer.bound.params().clone())
+        self.examples = work.data.train(site.name)
+
+    def do(self, task: Task, received: Payload, memory: Memory) -> Done:
+        trace = ""
+        with self._stop.watched(), _one_thread():
+            for _ in range(TRIES):
+                try:
+                    with seeds.preserved_globals():
+                        outcome = run_or_describe(self._trainer, task, received, memory or self._first)
+                except _Interrupted:
+                    raise CannotDo("interrupted") from None
+                if isinstance(outcome, Evaluated):
+                    sums = outcome.sums
+                    return Done(Answered(task.id, float(sums.count), True, sums.means()), {})
+                if not isinstance(outcome, str):
+                    update = outcome.update
+                    answered = Answered(task.id, update.num_examples, True, update.metrics, update.payload,
+                                        group=update.group)  # fmt: skip
+                    return Done(answered, outcome.memory)
+                trace = outcome
+        raise _cannot(lost(task, trace))
+
+    def interrupt(self) -> None:
+        self._stop.ask()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ScriptHands:
+    """Lets a user's own script train, in a process that is started with the first task and kept for the next ones."""
+
+    def __init__(
+        self, script: ScriptLearner, site: Site, first_memory: Memory, allowed: Collection[str], folder: Path,
+        on_scalar: Callable[[str, int, Scalar], None],
+    ) -> None:  # fmt: skip
+        """``allowed`` names algorithms beyond our own that may run beside the script; what it logs goes to
+        ``on_scalar(client, round, scalar)``, in the thread of ``do``. It lives in a folder of its own below ``folder``.
+        """
+        self._script, self._site, self._first, self._folder = script, site, first_memory, folder
+        self._allowed, self._stop, self._lock = tuple(allowed), _Stop(), threading.Lock()
+        self._watch = Watch(on_scalar, None, self._stop.asked)
+        self._host: ScriptProcess | None = None
+
+    def do(self, task: Task, received: Payload, memory: Memory) -> Done:
+        frame = task_frame(task, received, memory or self._first)
+
+        def once(anew: bool) -> Answered:
+            return checked(task, self._waiting(task.round, anew).work(frame))
+
+        with self._stop.watched():
+            outcome = tried(task, once, partial(self._end, 0.0), self._stop.asked)
+            if isinstance(outcome, Lost):
+                raise CannotDo("interrupted") if self._stop.asked() else _cannot(outcome)
+        if task.kind == "evaluate":
+            sums = outcome.sums
+            return Done(Answered(task.id, float(sums.count), outcome.weighted, sums.means()), {})
+        return Done(replace(outcome, memory={}), outcome.memory)
+
+    def interrupt(self) -> None:
+        with self._lock:
+            if self._stop.ask() and self._host is not None:
+                self._host.kill()
+
+    def close(self) -> None:
+        """Tell a script that waits that nothing is left to do, and let it come to its own end for a while."""
+        self._end(FAREWELL_S)
+
+    def _waiting(self, first_round: int, anew: bool) -> ScriptProcess:
+        """Return where the script waits for a task."""
+        if self._host is not None and (anew or self._host.ended()):
+            self._end(FAREWELL_S)
+        if self._host is None:
+            script = Script(self._script.path, self._script.args, folder_of(self._folder, self._site.name))
+            host = ScriptProcess(script, self._site, first_round, self._allowed, self._watch, context(PRELOAD))
+            with self._lock:
+                self._host = host
+        if self._stop.asked():  # while the script was started, when there was none to end
+            raise ScriptFailed("interrupted", final=True)
+        return self._host
+
+    def _end(self, farewell_s: float) -> None:
+        with self._lock:
+            host, self._host = self._host, None
+        if host is not None:
+            host.close(time.monotonic() + farewell_s)
+
+
+def _cannot(lost: Lost) -> CannotDo:
+    return CannotDo(lost.reason, lost.traceback)
+
+
+def _interruptible(make_model: Callable[[], nn.Module], asked: Callable[[], bool]) -> nn.Module:
+    module = make_model()
+    if isinstance(module, nn.Module):  # else whoever asked for it says so
+        module.register_forward_pre_hook(_Check(asked))
+    return module
+
+
+class _Check:
+    """Raises in a model that is called when it is to stop. A copy that a user makes of a model has nothing of it."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __call__(self, module: nn.Module, arguments: Any) -> None:  # Any: what a user's model takes
+        if self._asked():
+            raise _Interrupted
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _never, ()
+
+
+def _never() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(module: nn.Module, arguments: Any) -> None: ...  # Any: see _Check
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: their number changes sums, and a client gives the same bits everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

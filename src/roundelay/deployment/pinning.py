@@ -9,6 +9,7 @@ A device that got the certificate in its kit starts at 3.
 
 import hmac
 import http.client
+import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ AUTHORITY_PATH = "/authority.crt"
 """Where a server offers its authority's certificate to everybody, in PEM. Needs no authentication: the pin is it."""
 
 PIN_BYTES = 32
-DEFAULT_PORT = 443
+DEFAULT_PORT, PLAIN_PORT = 443, 80
 _MAX_BYTES = 16 * 1024
 
 _EXPIRED, _NOT_YET, _UNTRUSTED, _HOST, _ADDRESS = 10, 9, {7, 18, 19, 20, 21}, 62, 64
@@ -35,10 +36,13 @@ _EXPIRED, _NOT_YET, _UNTRUSTED, _HOST, _ADDRESS = 10, 9, {7, 18, 19, 20, 21}, 62
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is: ``host`` is a name or an address without brackets."""
+    """Where a server is: ``host`` is a name or an address without brackets. One that is not ``secured`` speaks plain
+    HTTP, which only ``plain`` reads.
+    """
 
     host: str
     port: int
+    secured: bool = True
 
     @staticmethod
     def of(url: str) -> "Address":
@@ -47,19 +51,43 @@ class Address:
         Raises:
             IdentityError: it is something else.
         """
-        wrong = IdentityError(f"expected an address as https://fl.example.org:8443, got {url!r}")
+        return _address(url, "https", "https://fl.example.org:8443")
+
+    @staticmethod
+    def plain(url: str) -> "Address":
+        """Read ``http://host:port``, where nothing is encrypted and the server proves nothing.
+
+        Raises:
+            IdentityError: it is something else.
+        """
+        return _address(url, "http", "http://127.0.0.1:8080")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether what is said to it stays on this machine, without asking anybody what a name means."""
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, DEFAULT_PORT if parts.port is None else parts.port
+            return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            raise wrong from None
-        rest = (parts.username, parts.password, parts.path.strip("/"), parts.query, parts.fragment)
-        if parts.scheme != "https" or not host or not port or any(rest):
-            raise wrong
-        return Address(host, port)
+            return self.host == "localhost"
 
     def __str__(self) -> str:
-        return f"https://[{self.host}]:{self.port}" if ":" in self.host else f"https://{self.host}:{self.port}"
+        scheme = "https" if self.secured else "http"
+        return f"{scheme}://[{self.host}]:{self.port}" if ":" in self.host else f"{scheme}://{self.host}:{self.port}"
+
+
+def _address(url: str, scheme: str, example: str) -> Address:
+    wrong = IdentityError(f"expected an address as {example}, got {url!r}")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise wrong from None
+    if port is None:
+        port = DEFAULT_PORT if scheme == "https" else PLAIN_PORT
+    rest = (parts.username, parts.password, parts.path.strip("/"), parts.query, parts.fragment)
+    if parts.scheme != scheme or not host or not port or any(rest):
+        raise wrong
+    return Address(host, port, scheme == "https")
 
 
 def join_line(address: Address, pin: str, token: str = "") -> str:

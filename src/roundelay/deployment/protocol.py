@@ -60,7 +60,7 @@ Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 class Message(BaseModel):
     """Frozen, and nothing in it that is not named here; of the types that are named, not of similar ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 class Hello(Message):
@@ -114,7 +114,7 @@ class Offer(Message):
 
     id: TaskId
     round: Annotated[int, Field(ge=0)]
-    attempt: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=-1)]
     kind: Literal["train", "evaluate", "submit"]
     config: dict[str, Any]  # Any: settings of a learner
     sent: Digest

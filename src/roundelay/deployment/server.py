@@ -46,6 +46,8 @@ class Server:
         server's thread, to load a new certificate into contexts that are in use; ``sleep`` counts the time until then.
         """
         self._app, self._host, self._port, self._tls = app, host, port, tls
+        if DIALLED not in app:
+            app[DIALLED] = {}
         self._renew, self._sleep = renew, sleep
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._turn, name="front", daemon=True)

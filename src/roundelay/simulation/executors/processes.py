@@ -25,10 +25,10 @@ from roundelay.errors import RoundelayError
 from roundelay.hosting.forkserver import context, main_hidden
 from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.simulation.executors.arena import Arena, Packed, Region
-from roundelay.simulation.executors.protocol import TRIES, Result, lost
+from roundelay.simulation.executors.protocol import Result
 from roundelay.simulation.executors.shipping import pack
 from roundelay.simulation.executors.worker import Done, Names, Order, Ready, main, tensors_of
-from roundelay.trainer import Answer, Evaluated, Work
+from roundelay.trainer import TRIES, Answer, Evaluated, Work, lost
 
 log = logging.getLogger(__name__)
 

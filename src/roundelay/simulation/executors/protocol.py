@@ -1,16 +1,12 @@
 """Where simulated clients train. Executors differ in speed and never in bits."""
 
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from roundelay.messages import Lost, Memory, Payload, Task
-from roundelay.trainer import Answer, Evaluated, Trainer
+from roundelay.trainer import Answer, Evaluated
 
 Result = Answer | Evaluated | Lost
-
-TRIES = 2
-"""A task that fails is run again once, then its client counts as lost."""
 
 
 class Executor(Protocol):
@@ -35,19 +31,3 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back processes and memory; harmless when called twice."""
-
-
-def run_or_describe(trainer: Trainer, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated | str:
-    """Run one task; where the client's own code raises, return the traceback as text.
-
-    This is the border between us and code that we do not know, the one place where any exception becomes a value.
-    """
-    try:
-        return trainer.run(task, received, memory)
-    except Exception:
-        return traceback.format_exc()
-
-
-def lost(task: Task, trace: str) -> Lost:
-    """Describe a client that failed for the last time; the last line of the traceback is the reason."""
-    return Lost(task, f"client {task.client!r} failed {TRIES} times: {trace.strip().splitlines()[-1]}", trace)

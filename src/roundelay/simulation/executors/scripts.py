@@ -16,28 +16,27 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from roundelay.client.exchange import Answered, Scalar, Site, task_frame
 from roundelay.client.launch import Script, ScriptLearner
-from roundelay.components import describe
+from roundelay.components import describe, foreign
 from roundelay.errors import ConfigError
 from roundelay.hosting.forkserver import context
 from roundelay.hosting.process import ScriptProcess
 from roundelay.hosting.talk import Host, ScriptFailed, Watch
+from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, tried
 from roundelay.hosting.thread import ScriptThread
 from roundelay.messages import Lost, Memory, Payload, Task, Update
-from roundelay.simulation.executors.protocol import TRIES, Result
+from roundelay.simulation.executors.protocol import Result
 from roundelay.trainer import Answer, Evaluated, Trainer, Work
 
 log = logging.getLogger(__name__)
 
-PRELOAD = ["roundelay.hosting.process"]
 OPTIMISER = "torch._dynamo"
 """What torch imports, for a second or more, when a process makes its first optimiser."""
 
-FAREWELL_S, HURRIED_S = 30.0, 1.0
-"""How long scripts may go on when nothing is left to do: usually, and when the run was interrupted."""
+HURRIED_S = 1.0
+"""How long scripts may go on when the run was interrupted."""
 
 FEW = 2
 """With so few clients each may import it for itself, if it needs it; for more, the forkserver does it once."""
@@ -54,12 +53,6 @@ class Sites:
     folder: Path
     partition: Callable[[str], Mapping[str, Any]]  # Any: what JSON holds
     on_scalar: Callable[[str, int, Scalar], None]
-
-    def folder_of(self, client: str) -> Path:
-        name = quote(client, safe=" ")
-        folder = self.folder / (name if name.strip(".") else name.replace(".", "%2E"))
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +83,12 @@ class Scripts:
         assert isinstance(work.learner, ScriptLearner)
         self._work, self._sites, self._learner, self._layout = work, sites, work.learner, server.layout
         self._algorithm: Mapping[str, Any] = describe(work.algorithm)
-        self._allowed = tuple(use for use in [self._algorithm["use"]] if ":" in use)
+        self._allowed = tuple(name for _, name in foreign(self._algorithm, "algorithm"))  # our own job asks for them
         self._first_local = server.first_local()
         self._keep_alive = keep_alive
         self._interrupted = threading.Event()
         self._watch = Watch(sites.on_scalar, timeout_s, self._interrupted.is_set)
-        preload = PRELOAD if len(work.data.clients) <= FEW else [*PRELOAD, OPTIMISER]
+        preload = PRELOAD if len(work.data.clients) <= FEW else (*PRELOAD, OPTIMISER)
         self._context = None if threads else context(preload)
         self._pool = None if threads else ThreadPoolExecutor(max_concurrent, thread_name_prefix="roundelay-agent")
         self._waiting: dict[int, tuple[Task, Callable[[], Result], Callable[[], bool]]] = {}
@@ -199,20 +192,15 @@ class Scripts:
                 self._done(order.task.client)
 
     def _try(self, order: _Order) -> Result:
-        task, reason, trace = order.task, "", ""
-        for attempt in range(TRIES):
-            try:
-                host = self._host(task, order.fresh or attempt > 0)
-                if self._was_cancelled(task):  # while the script was started, when there was none to end
-                    raise ScriptFailed("cancelled", final=True)
-                return self._result(task, host.work(task_frame(task, order.received, order.memory)))
-            except ScriptFailed as failure:
-                self._end(task.client)
-                reason, trace = failure.reason, str(failure)
-                if failure.final or self._was_cancelled(task):
-                    return Lost(task, reason, trace)
-                log.info("client %s failed in round %d, its task is run again\n%s", task.client, task.round, trace)
-        return Lost(task, f"client {task.client!r} failed {TRIES} times: {reason}", trace)
+        task = order.task
+
+        def once(anew: bool) -> Answer | Evaluated:
+            host = self._host(task, order.fresh or anew)
+            if self._was_cancelled(task):  # while the script was started, when there was none to end
+                raise ScriptFailed("cancelled", final=True)
+            return self._result(task, checked(task, host.work(task_frame(task, order.received, order.memory))))
+
+        return tried(task, once, partial(self._end, task.client), partial(self._was_cancelled, task))
 
     def _was_cancelled(self, task: Task) -> bool:
         with self._lock:
@@ -220,11 +208,8 @@ class Scripts:
 
     def _result(self, task: Task, answered: Answered) -> Answer | Evaluated:
         if task.kind == "evaluate":
-            if not (math.isfinite(answered.num_examples) and answered.num_examples >= 0):
-                raise ScriptFailed(f"client {task.client!r} measured on num_examples = {answered.num_examples}")
             return Evaluated(task, answered.sums)
-        if answered.payload is None:
-            raise ScriptFailed(f"client {task.client!r} was asked for a model and sent metrics only")
+        assert answered.payload is not None
         if task.kind == "train":
             with self._lock:
                 first_without = not answered.weighted and False not in self._weighted
@@ -247,7 +232,7 @@ class Scripts:
         if entry.host is not None and (fresh or entry.host.ended()):
             self._end(client)
         if entry.host is None:
-            script = Script(self._learner.path, self._learner.args, self._sites.folder_of(client))
+            script = Script(self._learner.path, self._learner.args, folder_of(self._sites.folder, client))
             site = Site(
                 client, self._sites.job_id, self._work.seed, self._sites.num_rounds, self._algorithm, self._layout,
                 {"partition": self._sites.partition(client)},

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from roundelay import seeds
 from roundelay.messages import Memory, Payload, Task
-from roundelay.simulation.executors.protocol import TRIES, Result, lost, run_or_describe
-from roundelay.trainer import Trainer
+from roundelay.simulation.executors.protocol import Result
+from roundelay.trainer import TRIES, Trainer, lost, run_or_describe
 
 
 class Serial:

@@ -17,9 +17,8 @@ from torch import Tensor
 from roundelay.hosting.forkserver import die_with_parent
 from roundelay.messages import Memory, Payload, Task
 from roundelay.simulation.executors.arena import Arena, Packed, Region
-from roundelay.simulation.executors.protocol import run_or_describe
 from roundelay.simulation.executors.shipping import Shipment, unpack
-from roundelay.trainer import Answer, Evaluated, Trainer
+from roundelay.trainer import Answer, Evaluated, Trainer, run_or_describe
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameter numbers of glibc's malloc.h."""
