@@ -7,7 +7,7 @@ import itertools
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,16 +227,3 @@ def within(coroutine: Any, timeout_s: float = 30.0) -> Any:
             return await coroutine
 
     return asyncio.run(bounded())
-
-
-def eventually(holds: Callable[[], bool], what: str) -> Callable[[], Any]:
-    """Wait, in a loop, for what another thread is about to do."""
-
-    async def wait() -> None:
-        for _ in range(5_000):
-            if holds():
-                return
-            await asyncio.sleep(0.001)
-        raise AssertionError(f"{what} did not happen")
-
-    return wait

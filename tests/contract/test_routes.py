@@ -17,6 +17,7 @@ from roundelay.deployment.front import Front
 from roundelay.deployment.identity import DeviceKey
 from roundelay.deployment.records import TaskState, Verdict
 from roundelay.deployment.routes import ROUTES, openapi
+from roundelay.deployment.tasks import Tasks
 
 OPEN = {"/authority.crt", p.HELLO, p.JOIN, p.HEALTH, p.READY, p.STATS, p.OPENAPI}
 SIGNED = [route.name for route in ROUTES if route.signed]
@@ -237,3 +238,9 @@ def test_the_table_catches_a_route_that_is_on_no_list(monkeypatch: pytest.Monkey
     monkeypatch.setattr(Front, "_application", planted)
     with pytest.raises(AssertionError):
         test_every_route_is_signed_or_on_the_list_of_open_ones()
+
+
+def test_the_table_catches_a_blob_that_is_given_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tasks, "open_of", lambda self, _: self.all(TaskState.OPEN))
+    with pytest.raises(AssertionError):
+        test_what_is_anothers_is_not_there()

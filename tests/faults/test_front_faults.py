@@ -20,16 +20,17 @@ from roundelay.deployment import protocol as p
 from roundelay.deployment.desk import Desk
 from roundelay.deployment.disk import Disk
 from roundelay.deployment.journal import Journal
-from roundelay.deployment.receiving import Intake
+from roundelay.deployment.receiving import Intake, Part
 from roundelay.deployment.records import Verdict
+from roundelay.errors import JournalError
 
 ANSWER = bytes(range(256)) * 20
 PART = 2_000
 
 
-def dialled(here: Place) -> socket.socket:
+def dialled(here: Place, timeout_s: float = 10.0) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", here.port), 10)
-    sock.settimeout(10)
+    sock.settimeout(timeout_s)
     return sock
 
 
@@ -92,24 +93,35 @@ def test_the_check_of_cuts_catches_a_budget_that_leaks(monkeypatch: pytest.Monke
         check_a_cut(here)
 
 
-def test_who_sends_nothing_is_cut() -> None:
+def check_silence(patience_s: float = 0.05, timeout_s: float = 10.0) -> None:
+    """The contract: who stops in the middle of a body is hung up on, whatever it has sent until then."""
+
     async def go() -> None:
         async with Device.of(here) as device:
             await device.announce(1, ANSWER)
             for begun in (head(device, 1, ANSWER, 0, PART), head(device, 1, ANSWER, 0, PART) + ANSWER[:100]):
-                with dialled(here) as sock:
+                with dialled(here, timeout_s) as sock:
                     sock.sendall(begun)
                     assert await asyncio.to_thread(ended, sock)
             body = p.Poll().model_dump_json().encode()
             signed = "".join(f"{n}: {v}\r\n" for n, v in device.fields("POST", p.WORK, body))
-            with dialled(here) as sock:
+            with dialled(here, timeout_s) as sock:
                 sock.sendall(f"POST {p.WORK} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n{signed}\r\n{{".encode())
                 assert await asyncio.to_thread(ended, sock)
             assert (await device.deliver(1, ANSWER)).settled is not None
 
-    with place(patience_s=0.05) as here:
+    with place(patience_s=patience_s) as here:
         here.open_round()
         within(go())
+
+
+def test_who_sends_nothing_is_cut() -> None:
+    check_silence()
+
+
+def test_the_check_of_silence_catches_endless_patience() -> None:
+    with pytest.raises(TimeoutError):
+        check_silence(patience_s=3_600.0, timeout_s=0.2)
 
 
 def test_who_takes_nothing_is_cut() -> None:
@@ -183,7 +195,8 @@ class Slow(Disk):
         super().sync(file)
 
 
-def test_what_was_begun_on_disk_ends_there_whoever_hangs_up() -> None:
+def check_hanging_up() -> None:
+    """The contract: what is being written is written, counts as under way until then, and is told to the run."""
     disk = Slow()
 
     async def go() -> None:
@@ -210,6 +223,19 @@ def test_what_was_begun_on_disk_ends_there_whoever_hangs_up() -> None:
             within(go())
         finally:
             disk.going.set()
+
+
+def test_what_was_begun_on_disk_ends_there_whoever_hangs_up() -> None:
+    check_hanging_up()
+
+
+def test_the_check_of_hanging_up_catches_a_write_that_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def planted(self: Desk, write: Callable[..., p.Receipt], *args: object) -> p.Receipt:
+        return await asyncio.get_running_loop().run_in_executor(self.writers, write, *args)
+
+    monkeypatch.setattr(Desk, "_to_the_end", planted)
+    with pytest.raises(AssertionError):
+        check_hanging_up()
 
 
 def test_what_is_no_http_is_refused_and_no_error_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
@@ -257,8 +283,8 @@ class Moody(Disk):
         super().commit(connection)
 
 
-@pytest.mark.parametrize("failing", ["write", "replace", "commit"])
-def test_a_full_disk_acknowledges_nothing_and_all_goes_on_once_there_is_room(failing: str) -> None:
+def check_a_full_disk(failing: str) -> None:
+    """The contract: what fails is not acknowledged, is said to be the disk, and is taken once there is room."""
     disk = Moody()
 
     async def go() -> None:
@@ -266,7 +292,7 @@ def test_a_full_disk_acknowledges_nothing_and_all_goes_on_once_there_is_room(fai
             await device.announce(1, ANSWER)
             disk.failing = failing
             said = await device.part(1, ANSWER, 0, len(ANSWER))
-            assert (said.status, said.error, said.headers["Retry-After"]) == (503, "disk", "10")
+            assert (said.status, said.error, said.headers.get("Retry-After")) == (503, "disk", "10")
             assert str(here.root) not in said.json()["message"], "where its files are is nobody's business"
             assert here.journal.update(1) is None
             assert here.news in ([], [None])
@@ -282,6 +308,25 @@ def test_a_full_disk_acknowledges_nothing_and_all_goes_on_once_there_is_room(fai
     with place(disk=disk) as here:
         here.open_round()
         within(go())
+
+
+@pytest.mark.parametrize("failing", ["write", "replace", "commit"])
+def test_a_full_disk_acknowledges_nothing_and_all_goes_on_once_there_is_room(failing: str) -> None:
+    check_a_full_disk(failing)
+
+
+def test_the_check_of_full_disks_catches_a_failure_that_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Desk._written
+
+    def planted(self: Desk, client: str, task_id: int, part: Part, body: bytes) -> p.Receipt:
+        try:
+            return written(self, client, task_id, part, body)
+        except JournalError:
+            return p.Receipt(received=part.end)
+
+    monkeypatch.setattr(Desk, "_written", planted)
+    with pytest.raises(AssertionError):
+        check_a_full_disk("write")
 
 
 def test_a_disk_of_which_nothing_is_known_any_more_stops_everything() -> None:

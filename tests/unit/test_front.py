@@ -2,17 +2,22 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
-from fronts import DAY_S, MODEL, RUN, Device, Place, joining, part_of, place, within
+from fronts import DAY_S, MODEL, RUN, Device, Place, Said, joining, part_of, place, within
 from journals import sha256
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Phase
+from roundelay.deployment.desk import Desk
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.identity import DeviceKey
+from roundelay.deployment.journal import Journal
+from roundelay.deployment.polls import Polls
 from roundelay.deployment.problems import STATUS
 from roundelay.deployment.records import TaskState, Verdict
+from roundelay.deployment.uploads import Uploads
 
 ANSWER = bytes(range(256)) * 40
 ACCEPTED = p.Settled(verdict=Verdict.ACCEPTED, number=1, duplicate=False)
@@ -96,27 +101,28 @@ def test_who_is_enrolled_since_a_former_run_comes_in_by_its_signature_as_long_as
 # ---- waiting for work -----------------------------------------------------------------------------------------------
 
 
-def poll_and(here: Place, meanwhile: object, *doing: int, client: str = "a", wait_s: float = 30.0) -> object:
+def poll_and(here: Place, meanwhile: Callable[[], object], *doing: int) -> Said:
     """Poll, do something once the poll waits, and return what was said."""
 
-    async def go() -> object:
-        async with Device.of(here, client) as device:
-            polling = asyncio.create_task(device.poll(*doing, wait_s=wait_s))
-            while client not in here.front._polls._waiting:
+    async def go() -> Said:
+        async with Device.of(here) as device:
+            polling = asyncio.create_task(device.poll(*doing, wait_s=30))
+            while "a" not in here.front._polls._waiting:
                 await asyncio.sleep(0.001)
-            meanwhile()  # type: ignore[operator]
+            meanwhile()
             return await polling
 
-    return within(go(), 10.0)
+    said: Said = within(go(), 10.0)
+    return said
 
 
 def test_a_poll_waits_until_there_is_something() -> None:
     with place() as here:
         said = poll_and(here, lambda: here.open_round())
-        assert p.Offer.model_validate_json(said.body).id == 1  # type: ignore[attr-defined]
+        assert p.Offer.model_validate_json(said.body).id == 1
         here.open_round(2, "b", first=20)
         said = poll_and(here, lambda: (here.board.post("b"), here.open_round(3, "a", first=30)), 1)
-        assert p.Offer.model_validate_json(said.body).id == 30  # type: ignore[attr-defined]
+        assert p.Offer.model_validate_json(said.body).id == 30
 
 
 def test_a_poll_ends_with_its_time_and_never_takes_so_long_that_its_client_is_lost() -> None:
@@ -133,12 +139,12 @@ def test_a_poll_ends_with_its_time_and_never_takes_so_long_that_its_client_is_lo
 def test_a_poll_is_told_that_the_run_is_over_or_about_to_stop() -> None:
     with place() as here:
         said = poll_and(here, lambda: here.board.turn(Phase.DRAINING, "Ctrl+C"))
-        assert (said.status, said.error, said.headers["Retry-After"]) == (503, "draining", "5")  # type: ignore[attr-defined]
+        assert (said.status, said.error, said.headers["Retry-After"]) == (503, "draining", "5")
         assert here.front.told_over() == frozenset()
         here.board.turn(Phase.RUNNING)
         said = poll_and(here, lambda: here.board.turn(Phase.ENDED, "all 3 rounds are done"))
-        assert (said.status, said.error) == (410, "over")  # type: ignore[attr-defined]
-        assert "all 3 rounds are done" in said.json()["message"]  # type: ignore[attr-defined]
+        assert (said.status, said.error) == (410, "over")
+        assert "all 3 rounds are done" in said.json()["message"]
         assert here.front.told_over() == {"a"}
 
 
@@ -458,7 +464,8 @@ def test_what_anybody_may_ask() -> None:
     async def go() -> None:
         async with Device.of(here) as device:
             await device.poll()
-            assert (await device.send("GET", "/authority.crt")).body == b"PEM"
+            said = await device.send("GET", "/authority.crt")
+            assert (said.body, said.headers["Server"]) == (b"PEM", "roundelay")
             assert (await device.send("GET", p.READY)).json()["ready"] is True
             told = (await device.send("GET", p.STATS)).json()
             assert (told["run"], told["phase"], told["open_tasks"]) == (RUN, "running", 3)
@@ -470,3 +477,38 @@ def test_what_anybody_may_ask() -> None:
     with place() as here:
         here.open_round()
         within(go())
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_check_of_polls_catches_a_wake_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Polls, "_wake", lambda self, clients: None)
+    with place() as here:
+        here.board.heartbeat_s = 0.02  # so that it ends soon
+        assert poll_and(here, lambda: here.open_round()).status == 204, "what the test above would have met"
+
+
+def test_the_check_of_answers_catches_one_that_counts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Journal, "known_answer", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_an_answer_counts_once()
+
+
+def test_the_check_of_orders_catches_a_part_that_is_taken_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    standing, write = Desk._standing, Uploads.write
+
+    def planted(self: Desk, client: str, task_id: int, digest: str, size: int) -> p.Receipt | None:
+        known = standing(self, client, task_id, digest, size)
+        return known and known.model_copy(update={"received": AnyNumber()})
+
+    monkeypatch.setattr(Desk, "_standing", planted)
+    monkeypatch.setattr(Uploads, "write", lambda self, client, digest, at, data: write(
+        self, client, digest, self.received(client, digest, len(ANSWER)) or 0, data))  # fmt: skip
+    with pytest.raises(AssertionError):
+        test_parts_come_in_order()
+
+
+class AnyNumber(int):
+    def __ne__(self, other: object) -> bool:
+        return False

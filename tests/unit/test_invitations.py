@@ -1,11 +1,13 @@
 """Open invitations, and who may take part in a run."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from roundelay.deployment import roster as rosters
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.roster import Roster
 from roundelay.errors import IdentityError
@@ -125,6 +127,15 @@ def test_of_a_crowd_as_many_get_in_as_there_are_seats(tmp_path: Path) -> None:
     roster = roster_in(tmp_path)
     inside = rush(roster, roster.open_door(None, 3, DAY_S, NOW_S).reveal())
     assert sorted(inside) == roster_in(tmp_path).clients() == ["client-1", "client-2", "client-3"]
+
+
+def test_the_check_of_crowds_catches_a_roster_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roster = roster_in(tmp_path)
+    token = roster.open_door(None, 3, DAY_S, NOW_S).reveal()
+    together = threading.Barrier(8)
+    monkeypatch.setattr(roster, "_lock", contextlib.nullcontext())
+    monkeypatch.setattr(rosters, "write_members", lambda *_: together.wait(10))
+    assert len(rush(roster, token)) == 8, "what the test above would have met"
 
 
 def test_a_seat_that_could_not_be_written_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

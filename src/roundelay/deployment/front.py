@@ -87,6 +87,7 @@ class Front:
             app.router.add_route(route.method, route.path, handler)
         app[DRAIN], app[DIALLED] = self._drain, {}
         app.on_startup.append(self._begin)
+        app.on_response_prepare.append(_unbranded)
         app.on_cleanup.append(self._end)
         return app
 
@@ -174,6 +175,11 @@ class Front:
 
     async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: whatever ``work`` takes and gives
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+
+
+async def _unbranded(_: web.Request, response: web.StreamResponse) -> None:
+    """Which versions of what run here is for no stranger to know."""
+    response.headers["Server"] = "roundelay"
 
 
 def _check_round(route: Route, claim: Claim, message: Message | None, kept: KeptTask | None) -> None:
