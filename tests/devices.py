@@ -113,9 +113,7 @@ class Party:
         return party
 
     def link(self, device: Device) -> Link:
-        return Link(
-            Address.plain(self.url), None, device.key(), device.counter, client=self.client, limits=self.limits
-        )
+        return Link(Address.plain(self.url), None, device.key(), device.counter, client=self.client, limits=self.limits)
 
     async def take_part(self, device: Device | None = None) -> str:
         """Run an agent until it ends."""
@@ -194,7 +192,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-# ---- a proxy that cuts ------------------------------------------------------------------------------------------------
+# ---- a proxy that cuts -----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -211,8 +209,8 @@ class Proxy:
     def __init__(self, port: int, cuts: Sequence[Cut] = ()) -> None:
         self.target, self.cuts = port, list(cuts)
         self.num_up, self.num_down, self.num_connections = 0, 0, 0
-        self.heard = bytearray()
         self.stalled = False
+        self.dies = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -261,6 +259,9 @@ class Proxy:
     ) -> None:
         left = limit
         while data := await reader.read(65_536):
+            if self.dies.is_set():
+                self.dies.clear()
+                return
             while self.stalled:
                 await asyncio.sleep(0.01)
             if left is not None and len(data) >= left:
@@ -277,7 +278,6 @@ class Proxy:
     def _count(self, data: bytes, is_up: bool) -> None:
         if is_up:
             self.num_up += len(data)
-            self.heard += data[:0]
         else:
             self.num_down += len(data)
 

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from devices import Party, answer_in, answered, beside, model, over, payload, tensors, until
-from fronts import RUN, briefing_for, place, within
+from devices import Party, answer_in, answered, beside, model, over, payload, sha256, tensors, until
+from fronts import RUN, Place, briefing_for, place, within
 
-from roundelay.client.exchange import Scalar
+from roundelay.client.exchange import Answered, Scalar
+from roundelay.deployment import agent
+from roundelay.deployment.agent import Agent
 from roundelay.deployment.board import Phase
 from roundelay.deployment.device import Device
+from roundelay.deployment.doors import Doors
 from roundelay.deployment.link import Link
+from roundelay.deployment.protocol import Briefing, Offer
 from roundelay.deployment.records import Fate, TaskState
 from roundelay.errors import DeviceError
 from roundelay.messages import Task
@@ -73,8 +77,9 @@ def test_memory_goes_forward_only_when_a_later_offer_names_it(tmp_path: Path) ->
     check_memory(tmp_path)
 
 
-def test_an_agent_that_goes_on_from_what_it_did_last_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from roundelay.deployment.agent import Agent
+def test_an_agent_that_goes_on_from_what_it_did_last_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     honest = Agent._remembered
 
@@ -172,8 +177,8 @@ def test_a_blob_that_is_no_model_is_a_task_that_cannot_be_done(tmp_path: Path) -
 # ---- tasks that come to nothing -------------------------------------------------------------------------------------
 
 
-def _state(here: object, task: int) -> TaskState | None:
-    kept = here.journal.tasks.get(task)  # type: ignore[attr-defined]
+def _state(here: Place, task: int) -> TaskState | None:
+    kept = here.journal.tasks.get(task)
     return None if kept is None else kept.state
 
 
@@ -291,12 +296,10 @@ def test_another_run_takes_the_place_of_the_first_and_its_answers_are_dropped(tm
     device_folder = tmp_path / "device"
     with place(root=tmp_path, members="a") as here:
         party = Party.of(here, device_folder)
-        keys, port = here.keys, here.port
+        keys = here.keys
         here.open_round(1, "a", 1, model())
         with Device(device_folder) as device:  # one that was kept, and whose server is gone
-            offer = _offer(here, model())
-            from roundelay.client.exchange import Answered
-
+            offer = _offer(model())
             device.answers.keep("older", offer, Answered(9, 1, True, {}).frame())
 
         async def first() -> None:
@@ -305,7 +308,6 @@ def test_another_run_takes_the_place_of_the_first_and_its_answers_are_dropped(tm
 
         within(beside(party.take_part(), first))
     assert party.heard("1 finished answers for other runs than 'one' were dropped")
-    assert port
 
     with place(root=tmp_path, members="a", run="two", keys=keys, briefing=_briefing_two) as here:
         party.url = here.url
@@ -321,23 +323,15 @@ def test_another_run_takes_the_place_of_the_first_and_its_answers_are_dropped(tm
         assert device.memories.read("one", 1) is not None, "a server may go back to a run"
 
 
-def _briefing_two(client: str) -> object:
+def _briefing_two(client: str) -> Briefing:
     return briefing_for(client).model_copy(update={"run": "two"})
 
 
-def _offer(here: object, data: bytes) -> object:
-    from devices import sha256
-
-    from roundelay.deployment.protocol import Offer
-
-    return Offer(
-        id=9, round=1, attempt=0, kind="train", config={}, sent=sha256(data), size=len(data), memory=None
-    )
+def _offer(data: bytes) -> Offer:
+    return Offer(id=9, round=1, attempt=0, kind="train", config={}, sent=sha256(data), size=len(data), memory=None)
 
 
 def test_a_server_of_another_protocol_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import roundelay.deployment.agent as agent
-
     monkeypatch.setattr(agent, "PROTOCOL", 2)
     with place(members="a") as here:
         party = Party.of(here, tmp_path)
@@ -351,8 +345,6 @@ def test_a_run_that_has_ended_already_is_over_at_once(tmp_path: Path) -> None:
 
 
 def test_who_is_not_taken_into_a_run_is_told_why(tmp_path: Path) -> None:
-    from roundelay.deployment.doors import Doors
-
     with place(members="a") as first:
         party = Party.of(first, tmp_path)
         keys = first.keys
