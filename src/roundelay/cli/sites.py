@@ -55,6 +55,9 @@ Allow = Annotated[
     typer.Option(metavar="MODULE:NAME", help="What the server may ask for beyond roundelay's own parts.",
                  rich_help_panel=OfSites),
 ]  # fmt: skip
+TellLabels = Annotated[
+    bool, typer.Option("--tell-labels", help="Tell how many examples of each class are here, not only how many.")
+]
 
 
 @app.command()
@@ -99,6 +102,7 @@ def join(
     script: ScriptFile = None,
     script_args: ScriptArgs = "",
     allow: Allow = None,
+    tell_labels: TellLabels = False,
     folder: Folder = None,
     insecure: Insecure = False,
     verbose: Verbose = False,
@@ -116,7 +120,7 @@ def join(
         link = await enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
         async with link:
             say(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
-            say(f"over: {await _agent(link, device, brought)}")
+            say(f"over: {await _agent(link, device, brought, tell_labels)}")
 
     _quiet_unless(verbose)
     with Device(folder or Path(".roundelay") / (id or "client")) as device:
@@ -136,6 +140,7 @@ def worker(
     script_args: ScriptArgs = "",
     allow: Allow = None,
     pin: Pin = "",
+    tell_labels: TellLabels = False,
     folder: Folder = None,
     insecure: Insecure = False,
     verbose: Verbose = False,
@@ -152,21 +157,21 @@ def worker(
         async with Listener(device, say, pin=pin, insecure=insecure) as listener:
             there = await listener.start(host, port)
             say(f"worker {id!r} waits on {host}:{there}")
-            await worker_loop(listener, device, lambda link: _agent(link, device, brought), say)
+            await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)
 
     _quiet_unless(verbose)
     with Device(folder or Path(".roundelay") / id) as device:
         _until_stopped(lambda: wait(device))
 
 
-async def _agent(link: "Link", device: "Device", brought: "Brought") -> str:
+async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels: bool) -> str:
     from roundelay.deployment.agent import Agent
-    from roundelay.site import hands_for
+    from roundelay.site import hands_for, holding
 
     def hands(briefing: "Briefing") -> "Hands":
         return hands_for(brought, briefing, device.folder / "script", agent.log)
 
-    agent = Agent(link, device, hands, say)
+    agent = Agent(link, device, hands, say, holding=lambda hands: holding(hands, tell_labels))
     return await agent.run()
 
 
