@@ -105,7 +105,7 @@ class Standing:
         return ClientMemory(self._first_memory, Disk(None if folder is None else folder / "memory"))
 
     def _go_on_from(self, folder: RunFolder) -> None:
-        _require_same_job(folder.path, self._job.resolved)
+        require_same_job(folder.path, self._job.resolved)
         self.memory = self._client_memory(folder.path)
         kept = folder.path / "checkpoint.pt"
         if kept.exists():
@@ -206,7 +206,10 @@ def fixed_part(resolved: str) -> dict[str, Any]:  # Any: what TOML holds
     return {**fixed, **{name: value for name, value in inside.items() if value is not None}}
 
 
-def _require_same_job(folder: Path, resolved: str) -> None:
+def require_same_job(folder: Path, resolved: str) -> None:
+    """Raises:
+    ConfigError: the run in ``folder`` is one of another job than this resolved one.
+    """
     kept, given = fixed_part((folder / "job.toml").read_text()), fixed_part(resolved)
     for name in sorted({*kept, *given}):
         then, now = kept.get(name), given.get(name)
