@@ -423,7 +423,8 @@ def test_what_is_no_message_is_refused_and_never_a_bug() -> None:
         async with Device.of(here) as device:
             for body in (
                 b"", b"{", b"[]", b"null", b"\xff", b'{"doing": [-1]}', b'{"doing": "1"}', b'{"wait_s": NaN}',
-                b'{"doing": [99999999999999999999999]}', b'{"more": 1}', b'{"wait_s": 1e999}', b"[" * 100_000,
+                b'{"doing": [' + b"9" * 9_000 + b"]}", b'{"doing": [99999999999999999999999]}', b'{"more": 1}',
+                b'{"wait_s": 1e999}', b"[" * 100_000,
             ):  # fmt: skip
                 said = await device.ask("POST", p.WORK, body)
                 assert (said.status, said.error) == (400, "message"), body[:50]

@@ -153,6 +153,25 @@ def test_a_seat_that_could_not_be_written_is_not_given(tmp_path: Path, monkeypat
     assert roster.enrol(token, KEYS[1], NOW_S) == "a"
 
 
+def test_what_another_process_writes_holds_from_the_next_call_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving, command = roster_in(tmp_path), roster_in(tmp_path)
+    token = command.open_door(["a", "b"], 2, DAY_S, NOW_S).reveal()
+    assert serving.enrol(token, KEYS[0], NOW_S) == "a"
+    own = command.invite("c", DAY_S, NOW_S).reveal()
+    command.revoke("a")
+    with pytest.raises(IdentityError, match="not enrolled"):
+        serving.public_key("a")
+    assert serving.enrol(own, KEYS[2], NOW_S) == "c"
+    assert serving.enrol(token, KEYS[1], NOW_S) == "a", "the one who is revoked is forgotten"
+    assert command.clients() == ["a", "c"]
+    (tmp_path / "roster.json").write_text("edited by hand, and not well")
+    assert serving.public_key("c") == KEYS[2]
+    assert serving.clients() == ["a", "c"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"], "said once"
+
+
 # ---- doors ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ been lost on the way.
 
 import hashlib
 import hmac
+import logging
 import math
 import secrets
 import threading
@@ -21,6 +22,8 @@ from pathlib import Path
 from roundelay.deployment.identity import PUBLIC_KEY_BYTES, checked_name, decode, encode
 from roundelay.deployment.members import Invitation, Member, read_members, write_members
 from roundelay.errors import IdentityError
+
+log = logging.getLogger(__name__)
 
 TOKEN_BYTES = 32
 _REMEMBERED_S = 30 * 86_400.0
@@ -46,7 +49,8 @@ class Token:
 
 class Roster:
     """The members and the open invitations, in one JSON file that is written whole at each change, before the change is
-    answered for. May be called from any thread.
+    answered for. May be called from any thread. What another process has written meanwhile holds from the next call on,
+    so that whoever is revoked while a server runs is shut out at its next request.
 
     ``now_s`` is seconds since 1970 by the server's own clock. Made for the thousands; not for a million.
     """
@@ -59,13 +63,14 @@ class Roster:
         """
         self._path = path
         self._lock = threading.Lock()  # held from reading to writing: a seat is given once
-        self._members, self._invitations = read_members(path) if path.exists() else ({}, ())
+        self._stamp = _stamp(path)
+        self._members, self._invitations = read_members(path) if self._stamp is not None else ({}, ())
 
     def __contains__(self, client: str) -> bool:
-        return client in self._members
+        return client in self._now()
 
     def clients(self) -> list[str]:
-        return sorted(self._members)
+        return sorted(self._now())
 
     def invite(self, client: str, valid_s: float, now_s: float) -> Token:
         """Return a token with which ``client`` may enrol within ``valid_s``; one given out before is void.
@@ -78,6 +83,7 @@ class Roster:
         _check_time(f"client {client!r}", valid_s)
         token = Token.new()
         with self._lock:
+            self._read_anew()
             known = self._members.get(client, Member(checked_name(client)))
             self._put(replace(known, token_sha256=_hash(token.reveal()), expires_s=now_s + valid_s))
         return token
@@ -96,6 +102,7 @@ class Roster:
         allowed = None if names is None else tuple(checked_name(name) for name in names)
         made = Invitation(_hash(token.reveal()), now_s + valid_s, seats, allowed)
         with self._lock:
+            self._read_anew()
             kept = [one for one in self._invitations if now_s < one.expires_s + _REMEMBERED_S]
             self._save(self._members, (*kept, made))
         return token
@@ -103,6 +110,7 @@ class Roster:
     def admit(self, client: str, public_key: bytes) -> None:
         """Enrol ``client`` without a token: its key was made together with its kit."""
         with self._lock:
+            self._read_anew()
             self._put(Member(checked_name(client), public_key=_public_text(public_key)))
 
     def bind(self, client: str, public_key: bytes) -> None:
@@ -113,6 +121,7 @@ class Roster:
         """
         shown = _public_text(public_key)
         with self._lock:
+            self._read_anew()
             known = self._members.get(client, Member(checked_name(client)))
             if known.public_key == shown:
                 return
@@ -136,6 +145,7 @@ class Roster:
         """
         shown = _public_text(public_key)
         with self._lock:
+            self._read_anew()
             found = self._found(_hash(token))
             if isinstance(found, Invitation):
                 return self._seat(found, shown, now_s, client, taken)
@@ -150,7 +160,7 @@ class Roster:
         Raises:
             IdentityError: nobody of that name is enrolled.
         """
-        member = self._members.get(client)
+        member = self._now().get(client)
         if member is None or not member.public_key:
             raise IdentityError(f"client {client!r} is not enrolled; it must join with a token first")
         return decode(member.public_key, PUBLIC_KEY_BYTES, f"the key of {client!r}")
@@ -158,11 +168,29 @@ class Roster:
     def revoke(self, client: str) -> None:
         """Forget the client, its key and its token: nothing that it signs is taken from now on."""
         with self._lock:
+            self._read_anew()
             if client in self._members:
                 left = {name: member for name, member in self._members.items() if name != client}
                 self._save(left, self._invitations)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def _now(self) -> dict[str, Member]:
+        if _stamp(self._path) != self._stamp:
+            with self._lock:
+                self._read_anew()
+        return self._members
+
+    def _read_anew(self) -> None:
+        """Read what another process has written. A file that cannot be read changes nothing, but is spoken of."""
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._members, self._invitations = read_members(self._path) if stamp is not None else ({}, ())
+        except IdentityError as error:
+            log.error("the roster was changed, and stays as it was before: %s", error)
 
     def _found(self, came: str) -> Member | Invitation:
         found: Member | Invitation | None = None
@@ -222,7 +250,17 @@ class Roster:
     def _save(self, members: dict[str, Member], invitations: tuple[Invitation, ...]) -> None:
         """Only what is on the disk is believed: should writing fail, the roster stays as it was."""
         write_members(self._path, members, invitations)
+        self._stamp = _stamp(self._path)
         self._members, self._invitations = members, invitations
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what differs after each change, as a file is always a new one; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _proposed(invitation: Invitation) -> Iterator[str]:
