@@ -1,6 +1,7 @@
 """A coordinator's side of workers that listen: one connection to each is kept, and made anew whenever it ends."""
 
 import asyncio
+import os
 import random
 import socket
 import time
@@ -127,5 +128,5 @@ def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer in {CONNECT_S:.0f} s"
     if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or type(error).__name__
     return str(error)
