@@ -14,12 +14,14 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
+from roundelay.epochs import Epoch
 from roundelay.errors import ClientFailed
 from roundelay.federation import Flight, Plan, Version
 from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard
 from roundelay.intake import WINDOW_BYTES, ClientReport, InMemory, Intake, Outcome, Window
+from roundelay.learner.cursor import EPOCH
 from roundelay.messages import Config, Payload, Task, TaskKind
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.privacy import CentralDP, Noised, noise_key
@@ -56,7 +58,8 @@ class Finished:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
     """What a federation is given of a run. ``lengths`` are those of the uplink vectors; ``on_round`` records a finished
-    round and returns its row of metrics for ``history``; without a ``rule``, updates are averaged as they come.
+    round and returns its row of metrics for ``history``; without a ``rule``, updates are averaged as they come. An
+    ``epoch`` is the first one of clients that end theirs together.
     """
 
     plan: Plan
@@ -71,6 +74,7 @@ class Given:
     client_config: ClientConfig | None = None
     rule: Rule | None = None
     privacy: CentralDP | None = None
+    epoch: Epoch | None = None
 
 
 class Bookkeeping(ABC):
@@ -107,8 +111,8 @@ class Bookkeeping(ABC):
         """Return the tasks under way, each with its nanosecond of arrival."""
 
     def begin(self, algorithm: Algorithm) -> Version:
-        first = self._initial
-        return Version(0, algorithm.init(first.state["params"], len(self.clients)), first.buffers, first.integers)
+        first, state = self._initial, algorithm.init(self._initial.state["params"], len(self.clients))
+        return Version(0, state, first.buffers, first.integers, epoch=self._given.epoch)
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
         if self._given.privacy is not None:  # a draw of its own for every client, as the accountant reckons
@@ -186,17 +190,18 @@ class Bookkeeping(ABC):
             raise ClientFailed(f"the last {self._failed_in_a_row} clients all failed. {reason}\n{trace}")
 
     def _tasks(
-        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train"
-    ) -> list[Task]:
+        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train",
+        epoch: Epoch | None = None,
+    ) -> list[Task]:  # fmt: skip
         """Make a task for each client; all of them begin from ``sent``."""
-        tasks = []
+        tasks, tell = [], self._given.client_config
         for client in clients:
             self._last_task += 1
-            tasks.append(Task(self._last_task, client, number, attempt, kind, self._config(client, number, kind)))
+            config = tell(number, client) if tell and kind != "evaluate" else {}
+            if epoch is not None:
+                config = {**config, EPOCH: epoch.number}
+            tasks.append(Task(self._last_task, client, number, attempt, kind, config))
         return tasks
-
-    def _config(self, client: str, number: int, kind: TaskKind) -> Config:
-        return self._given.client_config(number, client) if self._given.client_config and kind != "evaluate" else {}
 
     def _window(self) -> Window:
         """Return where a round's updates wait for their turn."""
@@ -209,7 +214,7 @@ class Bookkeeping(ABC):
         """Return a round's tasks, what is sent with them, and what takes the answers in."""
         number = version.number + 1
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = self._tasks(cohort, number, attempt, sent)
+        tasks = self._tasks(cohort, number, attempt, sent, epoch=version.epoch)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
             release=release, window=self._window(),

@@ -21,12 +21,14 @@ from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
+from roundelay.world import Deployment
 
 FIXED = {
     "evaluation": Evaluation,
     "stopping": Stopping,
     "guard": Guard,
     "simulation": Simulation,
+    "deployment": Deployment,
     "tracking": Tracking,
     "privacy": CentralDP,
 }

@@ -55,14 +55,14 @@ class IdentityError(RoundelayError, ValueError):
     """A key, a token, a certificate or a name does not prove who somebody is; never quotes a secret."""
 
 
+class ServeError(RoundelayError, RuntimeError):
+    """A server cannot listen where it was told to; the message says why, and what to do."""
+
+
 class DeviceError(RoundelayError, RuntimeError):
     """A device cannot take part: its folder belongs to another client or server, is open already, or the server turned
     it away for good; the message says what to do.
     """
-
-
-class ServeError(RoundelayError, RuntimeError):
-    """A server cannot listen where it was told to; the message says why, and what to do."""
 
 
 class VirtualDeadlock(RoundelayError, RuntimeError):

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from roundelay.algorithms.protocol import Algorithm, State
+from roundelay.epochs import Epoch
 from roundelay.errors import ConfigError
 from roundelay.fold import Folding
 from roundelay.guard import Refusal
@@ -24,7 +25,7 @@ class Version:
 
     ``number`` counts the rounds behind it, 0 for the initial model. ``last`` is the step that the round's aggregate
     made, of all uplink vectors end to end, where an aggregation rule was used; ``clip_norm`` is the next round's where
-    updates are clipped.
+    updates are clipped; ``epoch`` is the next round's where clients end their epochs together.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Version:
     integers: Tensor
     last: Tensor | None = None
     clip_norm: float | None = None
+    epoch: Epoch | None = None
 
     @property
     def vectors(self) -> Vectors:

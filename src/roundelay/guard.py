@@ -20,6 +20,7 @@ from roundelay.messages import Payload, Task, Update
 class Reason(Enum):
     """Why an update was refused."""
 
+    MALFORMED = "malformed"
     WRONG_ROUND = "wrong round"
     DUPLICATE = "second answer"
     WRONG_VECTORS = "wrong vectors"
@@ -91,6 +92,12 @@ class Expected:
     num_integers: int
     dtype: torch.dtype
     num_groups: int = 1
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes the vectors of one update have."""
+        floats = sum(self.vectors.values()) + self.num_buffers
+        return floats * self.dtype.itemsize + self.num_integers * torch.int64.itemsize
 
     @staticmethod
     def of(layout: Layout, lengths: Mapping[str, int], num_groups: int = 1) -> "Expected":

@@ -27,6 +27,7 @@ from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
+from roundelay.epochs import Epoch
 from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
@@ -42,6 +43,7 @@ from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
 from roundelay.workflows.own import OwnFunction, OwnObject, as_workflow
 from roundelay.workflows.rounds import Rounds
+from roundelay.world import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Job:
     stopping: Stopping = Stopping()
     guard: Guard = Guard()
     simulation: Simulation = field(default_factory=Simulation)
+    deployment: Deployment = Deployment()
     tracking: Tracking | None = field(default_factory=Tracking)
     client_config: ClientConfig | None = None
     aggregator: Rule | None = None
@@ -115,8 +118,6 @@ class Job:
                 raise ConfigError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...)")
         if (self.learner is None) == (self.script is None):
             raise ConfigError("say what trains on a client: either a learner, such as LocalSGD(lr=0.1), or a script")
-        if self.script is None and self.data is None:
-            raise ConfigError("data is missing: a Data, a FederatedData, or a function that returns one")
         if self.script is None and not (isinstance(self.learner, Learner) or callable(self.learner)):
             raise ConfigError(
                 f"learner is a {type(self.learner).__name__}; expected a LocalSGD(...), your own function(model, data, "
@@ -141,6 +142,23 @@ class Job:
             pass
         return run.history()
 
+    def serve(
+        self, clients: Sequence[str] | None = None, *, folder: str | Path = ".roundelay/server", host: str = "0.0.0.0",
+        port: int = 8443, names: Sequence[str] = (), insecure: bool = False, say: Callable[[str], None] = print,
+    ) -> History:  # fmt: skip
+        """Train on real devices, which join over HTTPS; the line that they join with is said. Called again after a
+        crash, the run goes on. ``clients`` are their ids, where the job's data does not say who there is; ``folder``
+        keeps who is who, over all runs; ``names`` are what clients reach this machine under.
+
+        Raises:
+            MissingExtra: the extra ``serve`` is not installed.
+        """
+        from roundelay.serving import Place, Serving  # its extra is for those who serve
+
+        serving = Serving(self.prepared(clients), Place(Path(folder), host, port, names, insecure))
+        say(serving.join_line)
+        return serving.train()
+
     def rounds(self, resume: str | Path | None = None) -> Iterator[Round]:
         """Train round by round. Leaving the loop ends the run; it can be resumed."""
         return iter(self.start(resume))
@@ -153,10 +171,12 @@ class Job:
         """
         return Run(self.prepared(), Path(resume) if resume is not None else None)
 
-    def prepared(self) -> Prepared:
-        """Build the parts and check each of them."""
+    def prepared(self, clients: Sequence[str] | None = None) -> Prepared:
+        """Build the parts and check each of them. ``clients`` are those who have their data themselves, by id; without
+        them, the job's data says who there is.
+        """
         learner = self._trains()
-        data, split, label_counts = self._federated_data()
+        data, split, label_counts = self._federated_data(clients)
         stated = self.evaluation.loss or torch.nn.functional.cross_entropy
         train_loss = learner.loss if isinstance(learner, LocalSGD) else stated
         work = Work(
@@ -172,7 +192,7 @@ class Job:
             keep_local=self.keep_local,
         )
         number = self.simulation.num_clients
-        if self.script is not None and number not in (None, len(data.clients)):
+        if self.script is not None and clients is None and number not in (None, len(data.clients)):
             raise ConfigError(f"simulation.num_clients = {number}, but the data is split among {len(data.clients)} "
                               "clients: leave num_clients out")  # fmt: skip
         plan = self._plan()
@@ -187,6 +207,7 @@ class Job:
             plan=plan,
             workflow=as_workflow(self.workflow),
             simulation=self.simulation,
+            deployment=self.deployment,
             guard=self.guard,
             tracking=self.tracking,
             client_config=self.client_config,
@@ -198,6 +219,7 @@ class Job:
             label_counts=label_counts,
             aggregator=self.aggregator,
             roles=roles,
+            epoch=Epoch(learner.when_exhausted) if isinstance(learner, LocalSGD) and learner.ends_together else None,
         )
 
     def to_toml(self) -> str:
@@ -213,7 +235,7 @@ class Job:
             if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
-            if f.name in ("evaluation", "stopping", "guard", "simulation", "tracking", "privacy"):
+            if f.name in ("evaluation", "stopping", "guard", "simulation", "deployment", "tracking", "privacy"):
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written
@@ -250,14 +272,21 @@ class Job:
         assert self.learner is not None
         return self.learner if isinstance(self.learner, Learner) else FunctionLearner(self.learner)
 
-    def _federated_data(self) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
+    def _federated_data(
+        self, clients: Sequence[str] | None
+    ) -> tuple[FederatedData, Split | None, list[list[int]] | None]:
         data = read(self.data, self.seed)
+        if clients is not None:
+            held_out = data.held_out if isinstance(data, FederatedData) else getattr(data, "test", None)
+            return FederatedData.elsewhere(clients, held_out), None, None
         if self.script is not None and (data is None or (isinstance(data, Data) and self.partition is None)):
             return self._scripts_data(data)
         if isinstance(data, FederatedData):
             if self.partition is not None:
                 raise ConfigError("this data is already split among clients; leave partition out")
             return data, None, None
+        if data is None:
+            raise ConfigError("data is missing: a Data, a FederatedData, or a function that returns one")
         if not isinstance(data, Data):
             raise ConfigError(
                 f"data must be a Data, a FederatedData, or a function that returns one; got {type(data).__name__}"

@@ -16,6 +16,7 @@ from roundelay.bookkeeping import ClientConfig
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import build, describe, namespace, unknown_message
 from roundelay.data.split import Split
+from roundelay.epochs import Epoch
 from roundelay.errors import ConfigError
 from roundelay.federation import Plan, Workflow
 from roundelay.guard import Guard
@@ -25,17 +26,20 @@ from roundelay.privacy import CentralDP
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
+from roundelay.workflows.cross_site import CrossSite
 from roundelay.workflows.rounds import Rounds
+from roundelay.world import Deployment
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job's parts, checked and built, ready to run."""
+    """A job's parts, checked and built, ready to run. ``epoch`` is the first of clients that end theirs together."""
 
     work: Work
     plan: Plan
     workflow: Workflow
     simulation: Simulation
+    deployment: Deployment
     guard: Guard
     tracking: Tracking | None
     client_config: ClientConfig | None
@@ -47,6 +51,7 @@ class Prepared:
     label_counts: Sequence[Sequence[int]] | None
     aggregator: Rule | None = None
     roles: Roles = field(default_factory=dict)
+    epoch: Epoch | None = None
 
 
 def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) -> None:
@@ -63,6 +68,8 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
     if job.aggregator is not None:
         _check_rule(job, job.aggregator, rehearsal, initial)
     _check_attacks(job, rehearsal, initial)
+    if job.epoch is not None:
+        _check_epoch(job, job.epoch)
     if job.privacy is not None:
         _check_privacy(job, job.privacy, layout, rehearsal, initial)
 
@@ -192,6 +199,24 @@ def _check_privacy(job: Prepared, privacy: CentralDP, layout: Layout, rehearsal:
         raise ConfigError(
             "privacy does not cover what clients measure on their own data: set evaluation.clients_every = 0"
         )
+
+
+def _check_epoch(job: Prepared, epoch: Epoch) -> None:
+    """Refuse what lets clients train without the others, or looks for them where they wait."""
+    who = f'learner when_exhausted = "{epoch.when_exhausted}"'
+    workflow = job.workflow.then if isinstance(job.workflow, CrossSite) else job.workflow
+    if not isinstance(workflow, Rounds):
+        raise ConfigError(
+            f"{who} speaks of an epoch that all clients end together, which only synchronous rounds have; "
+            f'{type(workflow).__name__} has none: use "continue", where every client goes through its own epochs'
+        )
+    if job.privacy is not None:
+        raise ConfigError(f"{who} lets clients' numbers of batches decide who takes part, and privacy is reckoned for "
+                          'draws by chance alone: use "continue"')  # fmt: skip
+    root = root_of(job.aggregator)
+    if root is not None and epoch.when_exhausted == "skip":
+        raise ConfigError(f"{who} would skip the root client {root!r} too, and the aggregator {job.aggregator} needs "
+                          'it in every round: use "continue" or "stop"')  # fmt: skip
 
 
 def _check_steps(who: str, job: Prepared, rehearsal: Rehearsal, initial: Tensor) -> None:

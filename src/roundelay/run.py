@@ -59,7 +59,7 @@ class Run:
         clients = len(job.work.data.clients)
         self._sampling_rate = job.plan.cohort_size(clients) / clients
         first_memory = job.work.algorithm.first_memory(initial)
-        self._standing = Standing(job, self._layout, first_memory, watched, resume)
+        self.standing = Standing(job, self._layout, first_memory, watched, resume)
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
         self._interrupt: Callable[[], None] = _nothing
@@ -70,16 +70,16 @@ class Run:
 
     @property
     def folder(self) -> Path | None:
-        return self._standing.folder
+        return self.standing.folder
 
     @property
     def num_rounds_done(self) -> int:
-        return self._standing.num_rounds_done
+        return self.standing.num_rounds_done
 
     @property
     def watched(self) -> str:
         """The metric by which ``best.pt`` is chosen."""
-        return self._standing.watched
+        return self.standing.watched
 
     def __iter__(self) -> Iterator[Round]:
         if self._begun:
@@ -91,7 +91,7 @@ class Run:
 
     def _rounds(self) -> Iterator[Round]:
         thread = threading.Thread(target=self._train, name="roundelay-run", daemon=True)
-        self._standing.note("running")
+        self.standing.note("running")
         thread.start()
         try:
             while True:
@@ -108,20 +108,20 @@ class Run:
                 self._interrupt()
             self._go_on.release()
             thread.join()
-            self._standing.close(self._state, self._reason)
+            self.standing.close(self._state, self._reason)
 
     def history(self) -> History:
         """Return what the run has come to so far."""
         module = self.job.work.initial_module()
-        version = self._standing.latest()
+        version = self.standing.latest()
         module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
         return History(
-            tuple(self._standing.rows),
+            tuple(self.standing.rows),
             module,
             self._layout.sha256(version.vectors),
             self.folder,
             self._reason,
-            dict(self._standing.records),
+            dict(self.standing.records),
         )
 
     # ---- the private thread -----------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class Run:
     def _train(self) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the number of threads changes sums: one per client everywhere, and on the server too
-        job, standing, ending = self.job, self._standing, None
+        job, standing, ending = self.job, self.standing, None
         try:
             world = self._world = self._make_world(self)
             world.open()
@@ -143,6 +143,7 @@ class Run:
                     lengths=self.rehearsal.lengths, restored=standing.version, history=standing.rows,
                     on_round=partial(self._finish_round, world), on_record=standing.keep_record,
                     client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
+                    epoch=job.epoch,
                 )  # fmt: skip
                 runner.run(self._work(world.federation(given)))
             self._state = "finished"
@@ -169,7 +170,7 @@ class Run:
     def _finish_round(self, world: World, finished: Finished) -> Row:
         row = self._row(finished)
         log.info("round %d: %s", row["round"], row)
-        if self._standing.finish_round(finished, row, world.now_ns()):
+        if self.standing.finish_round(finished, row, world.now_ns()):
             world.checkpointed(finished.version)
         self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout))
         self._go_on.acquire()
@@ -198,7 +199,7 @@ class Run:
         return row
 
     def _simulated(self) -> World:
-        job, standing = self.job, self._standing
+        job, standing = self.job, self.standing
         return Simulated(
             job.simulation, self.trainer, self.rehearsal, standing.memory, self._sites(), job.roles,
             slowed(job.simulation.duration, job.roles), standing.flights, standing.virtual_ns,
@@ -225,7 +226,7 @@ class Run:
             return told if split_file is None else {**told, "file": str(split_file)}
 
         return Sites(job.name if self.folder is None else self.folder.name, job.plan.num_rounds,
-                     folder.resolve() / "sites", partition, self._standing.keep_scalar)  # fmt: skip
+                     folder.resolve() / "sites", partition, self.standing.keep_scalar)  # fmt: skip
 
 
 def _nothing() -> None: ...

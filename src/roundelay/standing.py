@@ -186,7 +186,7 @@ class Standing:
             self._folder.close()
 
 
-FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation"}
+FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation", "deployment"}
 """Parts of a job that a resumed run may give anew: they say how long and how it runs, not what has come out so far."""
 
 FIXED_INSIDE = (
@@ -198,12 +198,18 @@ FIXED_INSIDE = (
 """What in those parts decides who there is, is in time, trains on what, or where the checkpoint's memories are."""
 
 
+def fixed_part(resolved: str) -> dict[str, Any]:  # Any: what TOML holds
+    """Return what a resumed run cannot change of a resolved job, by dotted key."""
+    given = tomllib.loads(resolved)
+    fixed = {key: value for key, value in given.items() if key not in FREE_TO_CHANGE}
+    inside = {f"{table}.{key}": given.get(table, {}).get(key) for table, key in FIXED_INSIDE}
+    return {**fixed, **{name: value for name, value in inside.items() if value is not None}}
+
+
 def _require_same_job(folder: Path, resolved: str) -> None:
-    kept, given = (tomllib.loads(text) for text in ((folder / "job.toml").read_text(), resolved))
-    fixed = [(key, kept.get(key), given.get(key)) for key in sorted({*kept, *given} - FREE_TO_CHANGE)]
-    for table, key in FIXED_INSIDE:
-        fixed.append((f"{table}.{key}", kept.get(table, {}).get(key), given.get(table, {}).get(key)))
-    for name, then, now in fixed:
+    kept, given = fixed_part((folder / "job.toml").read_text()), fixed_part(resolved)
+    for name in sorted({*kept, *given}):
+        then, now = kept.get(name), given.get(name)
         if then != now:
             raise ConfigError(
                 f"{folder} is a run of another job: its {name} is {then!r}, this job's is {now!r}; "

@@ -31,6 +31,9 @@ TRIES = 2
 PRIVATE = ("private buffers", "private integers")
 """Under these names a client's memory keeps the buffers of a model that stays on the client."""
 
+LEARNER = "learner "
+"""Before the names of what the learner remembers of a client."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -120,6 +123,7 @@ class Trainer:
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
         own, private = self._load_local(memory)
+        learned = {name.removeprefix(LEARNER): value for name, value in memory.items() if name.startswith(LEARNER)}
         client = work.algorithm.client(_on(bound.device, received.vectors), own)
         fits: list[Fitted] = []
         try:
@@ -133,7 +137,7 @@ class Trainer:
                 if ask.private:
                     shared = bound.buffers().clone(), bound.integers().clone()
                     bound.load_buffers(*private or (received.buffers, received.integers))
-                fits.append(self._fit(ask, task, len(fits)))
+                fits.append(self._fit(ask, Context(task, work.seed, len(fits), learned)))
                 if ask.private:
                     private = bound.buffers().clone(), bound.integers().clone()
                     bound.load_buffers(*shared)
@@ -147,15 +151,17 @@ class Trainer:
             group=int(reply.group),
             metrics=scalars(fits[0].metrics) if fits else {},
         )
-        return Answer(update, _on(CPU, {**reply.memory, **private_memory(private), **self._local()}))
+        if fits:
+            learned = {**learned, **fits[-1].memory}
+        kept = {LEARNER + name: value for name, value in learned.items()}
+        return Answer(update, _on(CPU, {**reply.memory, **private_memory(private), **self._local(), **kept}))
 
-    def _fit(self, ask: Fit, task: Task, index: int) -> Fitted:
+    def _fit(self, ask: Fit, context: Context) -> Fitted:
         bound = self.bound
         bound.load_params(ask.start)
         bound.start_training()
-        context = Context(task, self.work.seed, index)
         seeds.seed_globals(context.key("training"))
-        return self.work.learner.fit(bound, self._part(task.client), ask, context)
+        return self.work.learner.fit(bound, self._part(context.task.client), ask, context)
 
     def _losses(self, ask: Losses, task: Task) -> Tensor:
         bound, work, means = self.bound, self.work, []
@@ -207,7 +213,7 @@ class Trainer:
         """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its
         private model.
         """
-        memory = _on(self.bound.device, memory)
+        memory = _on(self.bound.device, {k: v for k, v in memory.items() if not k.startswith(LEARNER)})
         if self.layout.local_names:
             kept = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
             self.bound.load_local(kept)

@@ -1,10 +1,31 @@
 """Where a run's clients are: simulated on this machine, or real. A run is the same in every world."""
 
+import math
 from asyncio import AbstractEventLoop
+from dataclasses import dataclass
 from typing import Protocol
 
 from roundelay.bookkeeping import Given
+from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """How a run on real devices waits: ``heartbeat_s`` is how often a device that is at work shows that it lives; after
+    20 heartbeats of silence its client is lost in the rounds that wait for it, until it comes back.
+    ``wait_for_clients_s`` is how long a run that begins waits for all of its clients to join; then it goes on with
+    those that have. The third time there is, a round's deadline, is the workflow's.
+    """
+
+    heartbeat_s: float = 15.0
+    wait_for_clients_s: float = 3_600.0
+
+    def __post_init__(self) -> None:
+        for name in ("heartbeat_s", "wait_for_clients_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"deployment {name} must be a positive number of seconds, got {value!r}")
 
 
 class Inhabited(Federation, Protocol):

@@ -1,6 +1,7 @@
 """What trains on a device comes to the bits of a simulated client, round after round, and can be stopped."""
 
 import copy
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -304,11 +305,10 @@ def test_training_is_interrupted_at_the_next_call_of_the_model_whatever_the_user
     assert hands.do(Task(2, "c0", 2), hands.sent, {}).answered.task_id == 2
 
 
-def test_a_users_function_may_copy_and_save_the_model(tmp_path: Path) -> None:
+def test_a_users_function_may_copy_and_pickle_the_model() -> None:
     def copying(model: nn.Module, data: rd.data.Examples, task: Task) -> tuple[int, dict[str, float]]:
         teacher = copy.deepcopy(model)
-        torch.save(model, tmp_path / "model.pt")
-        saved = torch.load(tmp_path / "model.pt", weights_only=False)
+        saved = pickle.loads(pickle.dumps(model))
         assert torch.equal(teacher.eval()(torch.ones(1, 7)), saved.eval()(torch.ones(1, 7)))
         return len(data), {}
 

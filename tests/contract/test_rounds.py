@@ -69,7 +69,7 @@ def test_an_answer_at_the_deadline_is_in_time_however_late_it_is(days: int) -> N
     learner = rd.LocalSGD(lr=0.1, local_batches=1)
     job = small_job(num_rounds=20, workflow=rd.Rounds(deadline_s=0.1), simulation=last_moment, learner=learner)
     run = job.start()
-    run._standing.virtual_ns = round((days * 86_400 + 0.3) * 1e9)
+    run.standing.virtual_ns = round((days * 86_400 + 0.3) * 1e9)
     assert {finished.row["late"] for finished in run} == {0}
 
 

@@ -103,7 +103,7 @@ def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
     assert shown_settings.keys() == known.keys()
     for name, settings in shown_settings.items():
         assert settings[: len(known[name])] == [field.name for field in known[name]]
-    (table,) = re.findall(r"```toml\n(.*?)```", page, flags=re.S)
+    (table,) = re.findall(r"```toml\n(\[workflow\].*?)```", page, flags=re.S)
     (tmp_path / "my_module.py").write_text(by_hand.split("def run")[0])
     job = (ROOT / "examples" / "digits" / "job.toml").read_text()
     (tmp_path / "job.toml").write_text(job + table)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import (
+from agents import (
     Cut,
     Party,
     Proxy,

@@ -137,13 +137,13 @@ def check_interrupt(line: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     text = BODY.replace("    loss = train", f"    note('pid', os.getpid())\n    {line}\n    loss = train")
     job = script_job(root, text, processes(1, max_concurrent=1), num_rounds=1)
     run, pid_file = job.start(), root / "run-1" / "run" / "sites" / "site-1" / "pid"
-    works, on_scalar = threading.Event(), run._standing.keep_scalar
+    works, on_scalar = threading.Event(), run.standing.keep_scalar
 
     def noting(*arguments: object) -> None:
         works.set()
         on_scalar(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run._standing, "keep_scalar", noting)
+    monkeypatch.setattr(run.standing, "keep_scalar", noting)
     rounds = iter(run)
     interrupted = threading.Event()
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count, islice
 
 import pytest
 import torch
@@ -60,8 +61,11 @@ def by_hand(
     stepper, loss_sum, num_seen = optimizer(list(module.parameters())), 0.0, 0
     shuffle = seeds.generator(SEED, round, 0, "ann", "shuffle")
     seeds.seed_globals(seeds.key(SEED, round, 0, "ann", "training"))
+    epoch = 0
     while (steps is None and epochs) or steps:
-        epochs -= 1
+        epochs, epoch = epochs - 1, epoch + 1
+        if steps is not None:  # a few batches at a time: epochs are the client's own, whatever the round
+            shuffle = seeds.generator(SEED, epoch, 0, "ann", "shuffle")
         for picked in torch.randperm(len(data), generator=shuffle).split(size):
             stepper.zero_grad()
             loss = nn.functional.cross_entropy(module(data.inputs[picked]), data.targets[picked])
@@ -111,9 +115,9 @@ def test_how_long_a_client_trains(settings: dict, reference: dict, num_steps: in
     assert told.metrics["train_loss"] == pytest.approx(train_loss, rel=1e-5)
 
 
-def test_local_batches_are_a_prefix_of_local_epochs() -> None:
-    whole, _ = fitted(replace(SGD, local_epochs=2))
-    assert_same(whole, fitted(replace(SGD, local_batches=8))[0])
+def test_the_first_epoch_in_batches_is_that_of_the_first_round() -> None:
+    whole, _ = fitted(replace(SGD, local_epochs=1))
+    assert_same(whole, fitted(replace(SGD, local_batches=4))[0])
 
 
 OPTIMIZERS: dict[str, tuple[dict, Optimizer]] = {
@@ -243,6 +247,13 @@ def test_a_wrong_configuration_is_named(config: dict, message: str) -> None:
         fitted(SGD, **config)
 
 
+def one_by_one(client: str, num_examples: int) -> Iterator[torch.Tensor]:
+    """Yield the batches of a client's epochs, for ever."""
+    for epoch in count(1):
+        shuffle = seeds.generator(SEED, epoch, 0, client, "shuffle")
+        yield from torch.randperm(num_examples, generator=shuffle).split(4)
+
+
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_every_client_can_have_its_own_configuration_in_every_round(executor: str) -> None:
     def own(round: int, client: str) -> dict[str, int | float]:
@@ -254,20 +265,18 @@ def test_every_client_can_have_its_own_configuration_in_every_round(executor: st
     with seeds.preserved_globals():
         seeds.seed_globals(seeds.key(SEED, 0, 0, "", "model"))
         model = Plain()
+    going_on = {client: one_by_one(client, len(data.train(client))) for client in data.clients}
     for finished in job.rounds():
         ends, sizes = [], []
         for report in finished.clients:
             local = Plain()
             local.load_state_dict(model.state_dict())
             stepper = torch.optim.SGD(local.parameters(), lr=0.02 * finished.number)
-            part, left = data.train(report.client), 1 + int(report.client[1:])
-            shuffle = seeds.generator(SEED, finished.number, 0, report.client, "shuffle")
-            while left:
-                for picked in torch.randperm(len(part), generator=shuffle).split(4)[:left]:
-                    stepper.zero_grad()
-                    nn.functional.cross_entropy(local(part.inputs[picked]), part.targets[picked]).backward()
-                    stepper.step()
-                    left -= 1
+            part = data.train(report.client)
+            for picked in islice(going_on[report.client], 1 + int(report.client[1:])):
+                stepper.zero_grad()
+                nn.functional.cross_entropy(local(part.inputs[picked]), part.targets[picked]).backward()
+                stepper.step()
             ends.append(local.state_dict())
             sizes.append(len(part))
         share = sizes[1] / sum(sizes)

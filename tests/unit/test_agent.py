@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import Party, answer_in, answered, beside, model, over, payload, sha256, tensors, until
+from agents import Party, answer_in, answered, beside, model, over, payload, sha256, tensors, until
 from fronts import RUN, Place, briefing_for, place, within
 
 from roundelay.client.exchange import Answered, Scalar

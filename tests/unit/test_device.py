@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import payload, sha256
+from agents import payload, sha256
 
 from roundelay import wire
 from roundelay.client.exchange import Answered, model_frame

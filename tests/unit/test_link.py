@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from devices import Clock
+from agents import Clock
 from fronts import DAY_S, RUN, Place, place, within
 
 from roundelay.deployment import replies

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from devices import Clock, Doubler, answered, model, over, until
+from agents import Clock, Doubler, answered, model, over, until
 from fronts import RUN, Place, briefing_for, place, within
 
 from roundelay.deployment.agent import Agent

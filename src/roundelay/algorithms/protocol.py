@@ -69,6 +69,8 @@ class Fitted:
     did not tell, and where they mean nothing. ``lr_sum`` is the sum of the learning rates of plain gradient steps:
     (start - params) / lr_sum is their mean gradient. ``a_norm`` is the L1 norm of the vector a with which start -
     params = lr * sum of a_k * gradient_k: the number of steps for plain SGD, more with momentum, less with a pull.
+    ``memory`` is what the learner will remember, and no affair of the algorithm's; what it does not name stays as it
+    was.
     """
 
     params: Tensor
@@ -77,6 +79,7 @@ class Fitted:
     lr_sum: Scalar = math.nan
     a_norm: Scalar = math.nan
     metrics: Mapping[str, float] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
 
 
 NUMBERS: Mapping[str, str] = {

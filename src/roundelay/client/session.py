@@ -246,7 +246,7 @@ class _Work:
                     f"is to be trained by {algorithm}, which needs {name} ({NUMBERS[name]}): call fl.patch(optimizer) "
                     f"with a plain torch.optim.SGD, or send meta={{{STEPS!r}: n}} where a number of steps will do"
                 )
-        return Fitted(came.params, weight, **numbers, metrics=reported)
+        return Fitted(came.params, weight, numbers["num_steps"], numbers["lr_sum"], numbers["a_norm"], metrics=reported)
 
 
 def _algorithm(table: Mapping[str, Any], allowed: Collection[str]) -> Algorithm:  # Any: what TOML can hold

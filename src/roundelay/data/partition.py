@@ -214,9 +214,7 @@ class FromFile:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What ``inner`` gives, in the hands of clients of these names: its k-th part, in order of id, is that of
-    ``names[k]``.
-    """
+    """What ``inner`` gives, to clients of these names: its k-th part, in order of id, is ``names[k]``'s."""
 
     names: Sequence[str]
     inner: Partitioner

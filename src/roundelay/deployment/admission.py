@@ -22,7 +22,6 @@ class Admission:
         self._board, self._journal = board, board.journal
         self._roster, self._doors, self._now_s = roster, doors, now_s
         self._lock = threading.Lock()  # a seat of the run is given once
-        self._met: set[str] = set()
 
     def has_room(self) -> bool:
         return self._doors.has_room(self._inside())
@@ -48,7 +47,7 @@ class Admission:
             except IdentityError as error:
                 raise Rejected("token", str(error)) from None
             self._admit(client, key, inside)
-        self._show(client)
+        self._board.saw(client)
         return client
 
     def enter(self, request: Request, headers: Headers) -> Claim:
@@ -75,7 +74,7 @@ class Admission:
                 Reason.REPLAYED,
                 f"client {claim.client!r}: sequence number {claim.sequence} was used, or a higher one; sign it anew",
             )
-        self._show(claim.client)
+        self._board.saw(claim.client)
         return claim
 
     def _enrolled(self, message: Join, key: bytes, dialled: str | None, inside: Collection[str]) -> str:
@@ -97,14 +96,6 @@ class Admission:
 
     def _inside(self) -> set[str]:
         return {one.client for one in self._journal.clients.all()}
-
-    def _show(self, client: str) -> None:
-        """Say that it is here; for the first time since the server started it is news."""
-        if client in self._met:
-            self._board.saw(client)
-        else:
-            self._met.add(client)
-            self._board.joined(client)
 
 
 def require_open(phase: Phase, reason: str) -> None:

@@ -18,6 +18,7 @@ from roundelay.deployment.disk import Disk, Fuse, write_all
 from roundelay.errors import JournalError
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
+Buffer = bytes | bytearray | memoryview
 _PIECE = 4 * 2**20
 _NEW, _PART = ".new", ".part"
 
@@ -35,7 +36,7 @@ class Blobs:
                 disk.make_folder(made)
             disk.sync_folder(folder)
 
-    def put(self, data: bytes | Iterable[bytes]) -> str:
+    def put(self, data: bytes | Iterable[Buffer]) -> str:
         """Keep these bytes; return their SHA-256 once they are on disk.
 
         No collection takes the blob from then on until it was referred to (by ``Journal.accept`` and the like, which

@@ -46,7 +46,10 @@ class Board:
     def saw(self, client: str) -> None:
         """Note that a client has shown itself, by a request whose signature was good."""
         with self._lock:
-            self._seen[client] = self._now_s()
+            now, before = self._now_s(), self._seen.get(client)
+            self._seen[client] = now
+        if before is None or now - before > self.gone_after_s:
+            self._on_news(None)
 
     def next_task(self, client: str, doing: Collection[int]) -> KeptTask | None:
         """Return the client's first open task that it does not have yet."""
@@ -58,15 +61,10 @@ class Board:
         """Say that a task was answered, or lost; the journal has it."""
         self._on_news(task_id)
 
-    def joined(self, client: str) -> None:
-        """Say that a client takes part now; the journal has admitted it."""
-        self.saw(client)
-        self._on_news(None)
-
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def listen_for_news(self, on_news: Callable[[int | None], None]) -> None:
-        """``on_news(task id)`` is called in the front's thread; None: a client has joined."""
+        """``on_news(task id)`` is called in one of the front's threads; None: somebody is there who was not before."""
         self._on_news = on_news
 
     def post(self, clients: Collection[str]) -> None:

@@ -50,7 +50,7 @@ class Disk:
         connection.execute("COMMIT")
 
 
-def write_all(disk: Disk, file: int, data: bytes, offset: int) -> None:
+def write_all(disk: Disk, file: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     """Write until nothing is left.
 
     Raises:

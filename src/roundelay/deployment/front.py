@@ -20,7 +20,7 @@ from roundelay.deployment.desk import Call, Desk, OnScalar
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.lobby import Lobby, Meters, as_json
 from roundelay.deployment.polls import Polls
-from roundelay.deployment.problems import Rejected, answer_to
+from roundelay.deployment.problems import Rejected, answer_to, is_of_the_disk
 from roundelay.deployment.protocol import Briefing, Message, Scalars
 from roundelay.deployment.receiving import Intake, read_message
 from roundelay.deployment.records import KeptTask
@@ -28,7 +28,6 @@ from roundelay.deployment.roster import Roster
 from roundelay.deployment.routes import ROUTES, Route
 from roundelay.deployment.server import DIALLED, DRAIN
 from roundelay.deployment.signing import Claim, Reason, Refused, Request, check_body
-from roundelay.errors import JournalError
 
 _MAX_TASK = 2**63 - 1
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -88,6 +87,7 @@ class Front:
             app.router.add_route(route.method, route.path, handler)
         app[DRAIN], app[DIALLED] = self._drain, {}
         app.on_startup.append(self._begin)
+        app.on_response_prepare.append(_unbranded)
         app.on_cleanup.append(self._end)
         return app
 
@@ -137,8 +137,7 @@ class Front:
                 raise Rejected("message", "a body must be sent as it is, without Content-Encoding")
             return await handler(request)
         except Exception as error:
-            if isinstance(error, JournalError):
-                self._meters.disk_failed = True
+            self._meters.disk_failed |= is_of_the_disk(error)
             return answer_to(error, request)
 
     async def _signed(
@@ -176,6 +175,11 @@ class Front:
 
     async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: whatever ``work`` takes and gives
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+
+
+async def _unbranded(_: web.Request, response: web.StreamResponse) -> None:
+    """Which versions of what run here is for no stranger to know."""
+    response.headers["Server"] = "roundelay"
 
 
 def _check_round(route: Route, claim: Claim, message: Message | None, kept: KeptTask | None) -> None:

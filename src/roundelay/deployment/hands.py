@@ -27,8 +27,8 @@ from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_desc
 @dataclass(frozen=True, slots=True)
 class Done:
     """A task's answer, whose own ``memory`` is empty, and beside it what the client would remember from then on, which
-    never travels. An evaluation changes nothing: its ``memory`` is empty. Its ``metrics`` and ``num_examples`` are those
-    of a simulated client's report, to the bit.
+    never travels. An evaluation changes nothing: its ``memory`` is empty. Its ``metrics`` and ``num_examples``, as they
+    are, are a simulated client's, to the bit.
     """
 
     answered: Answered
@@ -206,7 +206,7 @@ def _interruptible(make_model: Callable[[], nn.Module], asked: Callable[[], bool
 
 
 class _Check:
-    """Raises in a model that is called when it is to stop. Users copy and save models: what they get of it is nothing."""
+    """Raises in a model that is called when it is to stop. A copy that a user makes of a model has nothing of it."""
 
     def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked = asked

@@ -114,7 +114,7 @@ class Offer(Message):
 
     id: TaskId
     round: Annotated[int, Field(ge=0)]
-    attempt: Annotated[int, Field(ge=0)]
+    attempt: Annotated[int, Field(ge=-1)]
     kind: Literal["train", "evaluate", "submit"]
     config: dict[str, Any]  # Any: settings of a learner
     sent: Digest

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from roundelay.algorithms.protocol import Fit, Fitted
+from roundelay.components import unknown_message
 from roundelay.data.examples import Examples
-from roundelay.errors import ConfigError
+from roundelay.errors import ConfigError, DataError
 from roundelay.layout import Bound
+from roundelay.learner.cursor import EPOCH, LEFT, Cursor, Stretch
 from roundelay.learner.protocol import Context, LossFunction, on_device
 from roundelay.learner.schedules import Constant
 from roundelay.messages import Task
+
+WHEN_EXHAUSTED = ("continue", "stop", "skip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,10 @@ class LocalSGD:
     """Mini-batch training on the client, a new optimiser for every task.
 
     ``local_epochs`` (1 unless given) or ``local_batches`` says how much; ``batch_size`` of 0 or less is the full batch.
+    With ``local_batches`` a client goes on in its epoch where its last update that counted stopped, and
+    ``when_exhausted`` says what happens where it has fewer batches left: "continue" begins its next epoch within the
+    task; under "stop" and "skip" the task ends with the epoch, and a client that has no batch left ends the epoch for
+    everybody, or is not asked until nobody has one.
     ``optimizer`` is the name of a class in ``torch.optim`` or a factory ``(params, lr) -> optimizer``;
     ``optimizer_args`` go to the named class beside lr, momentum and weight_decay. ``schedule(round)`` scales lr, rounds
     count from 1. ``loss(outputs, targets)`` is a mean over the batch. A task's ``config`` may override any plain field.
@@ -34,6 +42,7 @@ class LocalSGD:
     batch_size: int = 32
     local_epochs: int | None = None
     local_batches: int | None = None
+    when_exhausted: str = "continue"
     optimizer: str | Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer] = "SGD"
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -51,6 +60,12 @@ class LocalSGD:
             amount = getattr(self, name)
             if amount is not None and amount < 1:
                 raise ConfigError(f"learner {name} must be at least 1, got {amount!r}")
+        given = self.when_exhausted
+        if given not in WHEN_EXHAUSTED:
+            raise ConfigError(unknown_message(f"learner when_exhausted {given!r}", str(given), WHEN_EXHAUSTED))
+        if self.ends_together and self.local_batches is None:
+            raise ConfigError(f'learner when_exhausted = "{given}" says what happens to an epoch that is '
+                              "trained on a few batches at a time: give local_batches")  # fmt: skip
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ConfigError(f"learner clip_norm must be positive, got {self.clip_norm!r}")
         if isinstance(self.optimizer, str):
@@ -58,6 +73,11 @@ class LocalSGD:
             for name in self._arguments():
                 if name not in known:
                     raise ConfigError(f"optimizer {self.optimizer!r} takes no {name!r}; it takes {sorted(known)}")
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether all clients begin and end an epoch together, not each its own."""
+        return self.when_exhausted != "continue"
 
     @property
     def corrects(self) -> bool:
@@ -76,7 +96,8 @@ class LocalSGD:
         trained = [p for p in bound.parameters if p.requires_grad]
         step = self._step(trained, lr)
         losses: list[tuple[Tensor, int]] = []  # read when all steps are done: on an accelerator, reading waits
-        for inputs, targets in self._batches(examples, context.generator("shuffle")):
+        stretches = self._stretches(len(examples), context)
+        for inputs, targets in self._batches(examples, stretches, context):
             for parameter in trained:
                 parameter.grad = None
             loss = self.loss(module(on_device(inputs, device)), on_device(targets, device))
@@ -88,41 +109,73 @@ class LocalSGD:
             step()
             losses.append((loss.detach(), len(targets)))
         num_steps, num_seen = len(losses), sum(size for _, size in losses)
+        metrics = {"train_loss": sum(loss.item() * size for loss, size in losses) / num_seen}
+        end = Cursor(stretches[-1].epoch, stretches[-1].stop) if stretches else None
+        if end is not None and self.ends_together:
+            metrics[LEFT] = float(end.left(len(examples), self._size(len(examples))))
         return Fitted(
             params=bound.params(),
             num_examples=float(len(examples)),
             num_steps=float(num_steps),
             lr_sum=num_steps * lr if "lr_sum" in self.reports else math.nan,
             a_norm=accumulation(num_steps, self.momentum, lr * ask.pull) if self._is_sgd else math.nan,
-            metrics={"train_loss": sum(loss.item() * size for loss, size in losses) / num_seen},
+            metrics=metrics,
+            memory={} if end is None else end.memory(),
         )
 
     def configured(self, task: Task) -> "LocalSGD":
         """Return this learner with the task's own settings in place."""
         if not task.config:
             return self
-        known = [f.name for f in fields(self)]
-        for name in task.config:
+        known = [f.name for f in fields(self) if f.name != "when_exhausted"]
+        config = {name: value for name, value in task.config.items() if name != EPOCH or not self.ends_together}
+        for name in config:
             if name not in known:
                 raise ConfigError(
                     f"client {task.client!r}: configuration {name!r} is not a setting of LocalSGD; it has {known}"
                 )
-        changes: dict[str, Any] = dict(task.config)
+        if self.ends_together and "local_epochs" in config:
+            raise ConfigError(f"client {task.client!r}: configuration 'local_epochs' would take it out of the epoch "
+                              f'that all end together (when_exhausted = "{self.when_exhausted}")')  # fmt: skip
+        changes: dict[str, Any] = config
         if "local_epochs" in changes or "local_batches" in changes:
             changes = {"local_epochs": None, "local_batches": None, **changes}
         return replace(self, **changes)
 
-    def _batches(self, examples: Examples, generator: torch.Generator) -> Iterable[tuple[Any, Any]]:
-        size = self.batch_size if self.batch_size > 0 else len(examples)
-        left = self.local_batches
-        epochs = self.local_epochs or 1 if left is None else math.ceil(left / math.ceil(len(examples) / size))
-        for _ in range(epochs):
-            for batch in examples.batches(torch.randperm(len(examples), generator=generator), size):
-                if left is not None:
-                    if left == 0:
-                        return
-                    left -= 1
-                yield batch
+    def _size(self, num_examples: int) -> int:
+        return self.batch_size if self.batch_size > 0 else num_examples
+
+    def _stretches(self, num_examples: int, context: Context) -> Sequence[Stretch]:
+        """Return the parts of epochs that this task goes through; none where it goes through whole epochs of its own.
+
+        Raises:
+            DataError: there is nothing to train on.
+        """
+        if self.local_batches is None:
+            return ()
+        cursor, epoch = Cursor.read(context.memory), context.task.config.get(EPOCH)
+        if isinstance(epoch, int) and epoch > cursor.epoch:
+            cursor = Cursor(epoch)
+        wraps = not self.ends_together or context.task.kind == "submit"  # which is of no epoch: training is over
+        stretches: Sequence[Stretch] = ()
+        if num_examples:
+            stretches = cursor.ahead(num_examples, self._size(num_examples), self.local_batches, wraps=wraps)
+        if not stretches:
+            raise DataError(f"client {context.task.client!r} was asked to train in epoch {cursor.epoch} and has none "
+                            f"of its {num_examples} examples left")  # fmt: skip
+        return stretches
+
+    def _batches(
+        self, examples: Examples, stretches: Sequence[Stretch], context: Context
+    ) -> Iterator[tuple[Any, Any]]:  # Any: see Examples
+        number, size = len(examples), self._size(len(examples))
+        if not stretches:
+            generator = context.generator("shuffle")
+            for _ in range(self.local_epochs or 1):
+                yield from examples.batches(torch.randperm(number, generator=generator), size)
+        for epoch, start, stop in stretches:
+            order = torch.randperm(number, generator=context.shuffle(epoch))
+            yield from examples.batches(order[start:stop], size)
 
     def _step(self, trained: list[nn.Parameter], lr: float) -> Callable[[], object]:
         """Return a function that makes one optimiser step on the gradients as they are then."""

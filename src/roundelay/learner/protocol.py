@@ -1,7 +1,7 @@
 """The form of a learner, and what it is told."""
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,18 +11,22 @@ from roundelay import seeds
 from roundelay.algorithms.protocol import Fit, Fitted
 from roundelay.data.examples import Examples
 from roundelay.layout import Bound
-from roundelay.messages import Task
+from roundelay.messages import Memory, Task
 
 LossFunction = Callable[[Any, Any], Tensor]  # Any: whatever the user's model returns and the user's data holds
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a learner may know beside model and data: the task, the job's seed, and which fit of the task it is."""
+    """What a learner may know beside model and data: the task, the job's seed, which fit of the task it is, and what it
+    remembers of this client, as ``Fitted.memory`` said when the client's update last counted. All fits of a task find
+    the same memory, and what the last one says is kept.
+    """
 
     task: Task
     seed: int
     index: int = 0
+    memory: Memory = field(default_factory=dict)
 
     def key(self, purpose: str) -> int:
         task = self.task
@@ -31,6 +35,10 @@ class Context:
     def generator(self, purpose: str) -> torch.Generator:
         task = self.task
         return seeds.generator(self.seed, task.round, task.attempt, task.client, self._purpose(purpose))
+
+    def shuffle(self, epoch: int) -> torch.Generator:
+        """Return what shuffles a client's epoch, from 1: the same in whatever rounds the client trains on it."""
+        return seeds.generator(self.seed, epoch, 0, self.task.client, self._purpose("shuffle"))
 
     def _purpose(self, purpose: str) -> str:
         return f"{purpose}-{self.index}" if self.index else purpose

@@ -111,6 +111,7 @@ class Simulation:
         integers = torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta")
         vectors += [buffers, integers] * (2 if rehearsal.private else 1)  # a private model has its own, in memory
         kept = sum(layout.length(kind, local=True) for kind in Kind) * 8 + 64 * len(Kind)
+        kept += 64  # the learner's cursor
         return Processes(
             work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64
         )

@@ -7,6 +7,5 @@ would be imported here, and no file: what is not our own must be allowed, or bro
 from roundelay.site.brought import Brought
 from roundelay.site.making import hands_for, label_counts
 from roundelay.site.named import simulated
-from roundelay.site.offered import offered_settings
 
-__all__ = ["Brought", "hands_for", "label_counts", "offered_settings", "simulated"]
+__all__ = ["Brought", "hands_for", "label_counts", "simulated"]

@@ -18,13 +18,14 @@ from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import IID, Partitioner
 from roundelay.data.split import Split
 from roundelay.deployment.hands import Hands, ScriptHands, TrainerHands
+from roundelay.deployment.offered import HAS_INIT
 from roundelay.errors import ConfigError, DataError, WireError
 from roundelay.job import Job
 from roundelay.layout import Layout
 from roundelay.messages import Memory
 from roundelay.site import offered as settings
 from roundelay.site.brought import Brought
-from roundelay.site.offered import HAS_INIT, Settings
+from roundelay.site.offered import Settings
 from roundelay.trainer import Trainer
 from roundelay.wire import Frame
 

@@ -1,4 +1,4 @@
-"""What a server tells of a job, and how much of it is believed: names of roundelay's own parts, and plain values."""
+"""How much of what a server tells of a job is believed: names of roundelay's own parts, and plain values."""
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,23 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from roundelay import config
 from roundelay.components import checked, foreign, resolve
 from roundelay.data.federated import FederatedData
 from roundelay.data.partition import Partitioner
+from roundelay.deployment.offered import BUILT, HAS_INIT, OFFERED, offered_settings
 from roundelay.errors import ConfigError
 from roundelay.job import Job
 
 Settings = Mapping[str, Any]  # Any: what TOML can hold
-
-BUILT = ("model", "learner", "algorithm", "evaluation", "partition")
-OFFERED = ("name", "num_rounds", "seed", "keep_local", *BUILT)
-"""The parts of a job that a server tells: nothing that names a file of its own."""
-
-HAS_INIT = "has_init"
-"""Says, beside them, that the first model came from elsewhere than the seed."""
 
 DECISIVE = ("seed", "keep_local", "model", "algorithm", "learner")
 MEASURED = ("loss", "measures", "batch_size", "client_test_fraction")
@@ -37,20 +29,6 @@ LOSSES = frozenset(
     )
 )  # fmt: skip
 """Functions of torch that a server may name without being asked."""
-
-
-def offered_settings(resolved: str) -> str:
-    """Return what a server tells of a job, given as the TOML that ``Job.to_toml`` writes."""
-    document = tomllib.loads(resolved)
-    offered = {name: document[name] for name in OFFERED if name in document}
-    partition = offered.get("partition", {})
-    while partition.get("use") == "named":  # the names are those of this run's clients, the parts are not
-        offered["partition"] = partition = partition["inner"]
-    if partition.get("use") == "fromfile":
-        offered["partition"] = {"use": "fromfile"}
-    if "init" in document:
-        offered[HAS_INIT] = True
-    return tomli_w.dumps(offered)
 
 
 def read_settings(text: str) -> Settings:

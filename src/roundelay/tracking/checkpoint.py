@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roundelay.epochs import Epoch
 from roundelay.errors import ConfigError, LayoutError
 from roundelay.federation import Flight, Version
 from roundelay.files import save_atomically
@@ -61,6 +62,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "integers": version.integers,
         "last": version.last,
         "clip_norm": version.clip_norm,
+        "epoch": None if version.epoch is None else _epoch_fields(version.epoch),
         "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
@@ -90,6 +92,7 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         content["integers"],
         content["last"],
         content["clip_norm"],
+        _epoch(content.get("epoch")),
     )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
     flights = [(Flight(Task(**task), sent[number], number), due_ns) for task, number, due_ns in content["flights"]]
@@ -98,6 +101,14 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
 
 def _fields(value: Task | Payload) -> dict[str, Any]:  # Any: plain values and tensors
     return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _epoch_fields(epoch: Epoch) -> dict[str, Any]:  # Any: a text, a number, a list
+    return {"when_exhausted": epoch.when_exhausted, "number": epoch.number, "exhausted": sorted(epoch.exhausted)}
+
+
+def _epoch(kept: Mapping[str, Any] | None) -> Epoch | None:
+    return None if kept is None else Epoch(**{**kept, "exhausted": frozenset(kept["exhausted"])})
 
 
 def _described(layout: Layout) -> list[str]:

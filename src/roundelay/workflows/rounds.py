@@ -2,14 +2,14 @@
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Plan, Version
-from roundelay.intake import Outcome
+from roundelay.intake import ClientReport, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Rounds:
             else:
                 version = replace(version, number=version.number + 1)
                 log.warning("round %d: the model stays as it was: %s", version.number, short)
+            version = _in_its_epoch(version, () if short else outcome.reports, fed.clients)
             await conclude(fed, version, outcome)
         return version
 
@@ -86,8 +87,9 @@ class Rounds:
         number, wanted = version.number + 1, fed.plan.cohort_size(len(fed.clients))
         asked = self._asked(fed.plan, len(fed.clients))
         goal = wanted if self.over_selection else self.goal
+        left = None if version.epoch is None else version.epoch.left(fed.clients)
         for attempt in itertools.count():
-            cohort = fed.sample(number, attempt, asked)
+            cohort = fed.sample(number, attempt, asked if left is None else min(asked, len(left)), among=left)
             outcome = await fed.train(
                 algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
             )
@@ -106,12 +108,22 @@ class Rounds:
         return outcome.fold.shortfall()
 
 
+def _in_its_epoch(version: Version, counted: Sequence[ClientReport], clients: Sequence[str]) -> Version:
+    """Return the version with the epoch that its next round is of, where clients end their epochs together."""
+    if version.epoch is None:
+        return version
+    epoch = version.epoch.after(counted, clients)
+    if epoch.number != version.epoch.number:
+        log.info("round %d: the last of epoch %d", version.number, version.epoch.number)
+    return replace(version, epoch=epoch)
+
+
 def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Version:
     """Return the version that follows from a closed round's fold."""
     fold = outcome.fold
     buffers, integers = fold.buffers()
     state = algorithm.apply(version.state, fold.totals())
-    return Version(version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm)
+    return Version(version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch)
 
 
 async def conclude(

@@ -1,0 +1,343 @@
+"""The federation of real devices: tasks hang on the board until somebody does them; what comes in is in the journal.
+
+Who belongs to a round is decided here and noted in the journal before anything follows from it. After a crash the same
+workflow runs again from the last checkpoint: what the journal knows is not asked a second time, and a round that was
+closed is folded from the updates that were its members.
+"""
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+
+from roundelay import wire
+from roundelay.algorithms.protocol import Algorithm
+from roundelay.bookkeeping import Bookkeeping, Given
+from roundelay.client.exchange import model_frame
+from roundelay.deployment.answers import CLAIM, Answers, Shelf, limits_of
+from roundelay.deployment.board import Board, Phase
+from roundelay.deployment.calls import Calls
+from roundelay.deployment.records import Fate, Opening, RoundState, TaskState
+from roundelay.epochs import Epoch
+from roundelay.errors import WireError
+from roundelay.federation import Arrived, Flight, Version
+from roundelay.fold import Folding
+from roundelay.guard import Reason, Refusal
+from roundelay.intake import ClientReport, Intake, Outcome
+from roundelay.messages import Lost, Payload, Task, TaskKind
+from roundelay.trainer import Answer
+
+log = logging.getLogger(__name__)
+
+ARRIVAL = "arrival"
+"""The journal's word for an answer that a workflow was given outside of a round; the content is the task's id."""
+
+TICK_S = 1.0
+"""How often the time of a round with a deadline is noted: so much of it may a crash give back."""
+
+
+class DeployedFederation(Bookkeeping):
+    def __init__(
+        self,
+        given: Given,
+        *,
+        board: Board,
+        calls: Calls,
+        flights: Sequence[tuple[Flight, int]],
+        wait_s: float,
+        now_s: Callable[[], float],
+    ) -> None:
+        """``flights`` were under way when the restored version was kept; ``wait_s`` is how long to wait for clients at
+        the start; ``now_s`` is the time of the run, over all restarts.
+        """
+        super().__init__(given)
+        self._run_s = now_s
+        self._board, self._calls, self._journal, self._wait_s = board, calls, board.journal, wait_s
+        self._answers = Answers(board.journal, limits_of(self._expected))
+        self._restored_flights = flights
+        self._committed = self._journal.committed()
+        self._last_task = self._journal.tasks.last_id()
+        self._recovering = self._last_task > 0  # until something is asked that the journal does not know
+        self._claimed: set[int] = set()  # tasks of the journal that were asked again
+        self._kept: tuple[Payload, str] | None = None  # what was sent last, and its blob
+        self._digests: dict[int, str] = {}  # of the blobs of tasks that are made and not open yet
+        self._attempts: dict[int, int] = {}  # the last one of each round that is not finished
+        self._flights: dict[int, Flight] = {}
+        self._landed: deque[int] = deque()
+        self._asked: list[tuple[int, int]] = []  # what was dispatched since a round was accounted for
+        self._taken: list[Task] = []  # what was admitted of the arrivals since then
+        told = (answer.content for answer in self._journal.recorded() if answer.kind == ARRIVAL)
+        self._told: deque[int] = deque(task_id for task_id in told if isinstance(task_id, int))
+
+    # ---- who is there -----------------------------------------------------------------------------------------------
+
+    async def gather(self) -> None:
+        if not self._recovering:
+            await self._calls.gathered(self.clients, self._wait_s)
+        self._board.turn(Phase.RUNNING)
+
+    async def stalled(self, number: int, why: str) -> bool:
+        """Pause until more clients are there than now, or a while has passed with all of them there."""
+        if self._journal.rounds.get(number, self._attempts[number] + 1) is None:
+            await self._calls.pause(f"round {number}: {why}", self.clients)
+            self._board.turn(Phase.RUNNING)
+        return True
+
+    def _now_s(self) -> float:
+        return self._run_s()
+
+    def _under_way(self) -> Sequence[tuple[Flight, int]]:
+        return [(flight, 0) for flight in self._flights.values()]
+
+    def restore(self) -> Version | None:
+        self._post([flight.task for flight, _ in self._restored_flights])
+        self._fly([flight for flight, _ in self._restored_flights])
+        return self._given.restored
+
+    # ---- synchronous rounds -----------------------------------------------------------------------------------------
+
+    async def train(
+        self,
+        algorithm: Algorithm,
+        version: Version,
+        cohort: Sequence[str],
+        *,
+        attempt: int,
+        goal: int | None,
+        deadline_s: float | None,
+        fold: Folding | None = None,
+    ) -> Outcome:
+        number = version.number + 1
+        tasks, sent, intake = self._opened(
+            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=_is_on_disk
+        )
+        self._attempts[number] = attempt
+        opening = Opening(number, attempt, tuple(cohort), goal, deadline_s)
+        known = self._journal.rounds.get(number, attempt)
+        if known is not None and known.state is RoundState.CLOSED:
+            self._fold_again(tasks, known.members, intake)
+        else:
+            elapsed_s = self._journal.rounds.open(opening).elapsed_s
+            self._post(tasks, sent)
+            await self._answered(tasks, intake, opening, elapsed_s)
+            self._journal.rounds.close(number, attempt, intake.members)
+        return self.account(intake.close())
+
+    async def _answered(self, tasks: Sequence[Task], intake: Intake, opening: Opening, elapsed_s: float) -> None:
+        """Take answers in until the round is closed."""
+        began = self._calls.now_s() - elapsed_s
+        deadline_s = opening.deadline_s
+        until = None if deadline_s is None else began + deadline_s
+        by_id = {task.id: task for task in tasks}
+        async with aclosing(self._calls.answers(tasks, until, TICK_S if until else None)) as answers:
+            async for task_id in answers:
+                if task_id is not None:
+                    self._take_in(by_id[task_id], intake)
+                elif deadline_s is not None:
+                    passed_s = min(self._calls.now_s() - began, deadline_s)
+                    self._journal.rounds.tick(opening.number, opening.attempt, passed_s)
+                if intake.closed:
+                    return
+        if not intake.closed:
+            log.info("round %d closed at its deadline of %g s", opening.number, deadline_s)
+
+    def _fold_again(self, tasks: Sequence[Task], members: Sequence[int], intake: Intake) -> None:
+        """Bring a round that was closed before a crash to the same end."""
+        for task in tasks:
+            kept, update = self._journal.tasks.get(task.id), self._journal.update(task.id)
+            refused = update is not None and update.fate is Fate.REFUSED
+            if task.id in members or refused or (kept is not None and kept.state is TaskState.LOST):
+                self._take_in(task, intake)
+
+    def _take_in(self, task: Task, intake: Intake) -> None:
+        came = self._came(task)
+        if isinstance(came, Refusal):
+            intake.refuse(task.id, f"{came.reason.value}: {came.message}")
+        else:
+            intake.arrive(came)
+        report = intake.report(task.id)
+        if report is not None and report.status == "refused":
+            self._journal.settle(task.id, Fate.REFUSED, report.reason)
+
+    # ---- answers outside of rounds ----------------------------------------------------------------------------------
+
+    @property
+    def flying(self) -> Sequence[Flight]:
+        return list(self._flights.values())
+
+    @property
+    def arrived(self) -> bool:
+        return bool(self._landed)
+
+    def dispatch(
+        self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
+    ) -> None:
+        number = version.number + 1
+        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
+        tasks = self._tasks(clients, number, attempt, sent, kind)
+        if kind == "train":
+            self._asked.append((number, attempt))
+            if self._journal.rounds.get(number, attempt) is None:
+                self._journal.rounds.open(Opening(number, attempt, tuple(clients)))
+        self._post(tasks, sent)
+        self._fly([Flight(task, sent, version.number) for task in tasks])
+
+    async def arrival(self) -> Arrived:
+        task_id = await self._next_arrival()
+        flight = self._flights.pop(task_id)
+        came, refusal = self._came(flight.task), None
+        if isinstance(came, Refusal):
+            came = Lost(flight.task, f"{came.reason.value}: {came.message}")
+            self._journal.settle(task_id, Fate.REFUSED, came.reason)
+        elif isinstance(came, Answer):
+            refusal = self._guard.check(came.update, flight.task, self._expected, answered=False)
+            if refusal is not None:
+                self._journal.settle(task_id, Fate.REFUSED, f"{refusal.reason.value}: {refusal.message}")
+            elif flight.task.kind == "train":
+                self._taken.append(flight.task)
+        return Arrived(flight, came, refusal)
+
+    def account(self, outcome: Outcome) -> Outcome:
+        if self._asked or self._taken:  # a round that the workflow has closed itself
+            members = [task.id for task in sorted(self._taken, key=lambda task: (task.client, task.id))]
+            closing = (outcome.number, 0)
+            if self._journal.rounds.get(*closing) is None:
+                self._journal.rounds.open(Opening(*closing, ()))
+            for drawn in dict.fromkeys([*self._asked, closing]):
+                self._journal.rounds.close(*drawn, members if drawn == closing else [], under_way=True)
+            self._asked, self._taken = [], []
+        return super().account(outcome)
+
+    def _fly(self, flights: Sequence[Flight]) -> None:
+        self._flights |= {flight.task.id: flight for flight in flights}
+        self._calls.expect([flight.task for flight in flights], self._landed.append)
+
+    async def _next_arrival(self) -> int:
+        """Return whose answer the workflow hears of next. What it was told before a crash it is told again, in the same
+        order.
+        """
+        while self._told:
+            task_id = self._told.popleft()
+            if task_id in self._flights:  # else it came before the checkpoint
+                if task_id in self._landed:
+                    self._landed.remove(task_id)
+                return task_id
+        await self._calls.until(lambda: bool(self._landed))
+        task_id = self._landed.popleft()
+        self._journal.record(ARRIVAL, task_id)
+        return task_id
+
+    # ---- evaluation on clients' own data ----------------------------------------------------------------------------
+
+    async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
+        tasks = self._tasks(clients, number, 0, model, "evaluate")
+        self._post(tasks, model)
+        async for _ in self._calls.answers(tasks, None, None):
+            pass
+        reports = []
+        for task in tasks:
+            lost = self._lost(task)
+            try:
+                answered = None if lost else self._answers.read(task)
+            except WireError as error:
+                log.warning("client %s could not evaluate: %s", task.client, error)
+                continue
+            if lost is not None:
+                log.warning("client %s could not evaluate: %s\n%s", task.client, lost.reason, lost.traceback)
+            elif answered is not None:
+                came = ClientReport(task.client, "evaluated", "", answered.num_examples, answered.metrics)
+                reports.append(came)
+        return reports
+
+    # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def commit(self, outcome: Outcome) -> None:
+        claims = {client: int(memory[CLAIM]) for client, memory in outcome.memories.items()}
+        self._journal.commit(sorted(claims.values()))
+        self._committed |= claims
+
+    def _window(self) -> Shelf:
+        return Shelf(self._answers)
+
+    def _tasks(
+        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train",
+        epoch: Epoch | None = None,
+    ) -> list[Task]:  # fmt: skip
+        """Return the tasks that the journal knows for just this, or new ones."""
+        if self._recovering:
+            digest = _digest(sent)
+            found = {client: self._again(number, attempt, client, kind, digest) for client in clients}
+            tasks = [task for task in found.values() if task is not None]
+            if len(tasks) == len(clients):
+                return tasks
+            self._recovering = bool(tasks)
+        return super()._tasks(clients, number, attempt, sent, kind, epoch)
+
+    def _again(self, number: int, attempt: int, client: str, kind: TaskKind, digest: str) -> Task | None:
+        known = self._journal.tasks.find(number, attempt, client, kind, digest)
+        task = next((kept.task for kept in known if kept.task.id not in self._claimed), None)
+        if task is not None:
+            self._claimed.add(task.id)
+        return task
+
+    def _post(self, tasks: Sequence[Task], sent: Payload | None = None) -> None:
+        """Open the tasks that are not, for their clients to see; lose those of clients that have never come."""
+        new = [task for task in tasks if self._journal.tasks.get(task.id) is None]
+        if new:
+            assert sent is not None
+            self._journal.tasks.open(new, self._blob(sent), self._committed)
+        for task in tasks:
+            if not self._journal.clients.takes_part(task.client):
+                self._journal.tasks.lose(task.id, f"client {task.client!r} has never joined")
+        self._board.post([task.client for task in tasks])
+
+    def _blob(self, sent: Payload) -> str:
+        """Return the blob of what is sent, put now unless it is what was sent last."""
+        if (
+            self._kept is not None
+            and _same(self._kept[0], sent)
+            and self._journal.blobs.path(self._kept[1]).exists()  # else nobody was waiting for it any more
+        ):
+            return self._kept[1]
+        digest = self._journal.blobs.put(wire.encode(model_frame(sent)))
+        self._kept = (sent, digest)
+        return digest
+
+    def _came(self, task: Task) -> Answer | Lost | Refusal:
+        """Return what a task that is settled came to."""
+        lost = self._lost(task)
+        if lost is not None:
+            return lost
+        try:
+            return self._answers.update(task)
+        except WireError as error:
+            return Refusal(Reason.MALFORMED, f"client {task.client!r} sent what is no answer: {error}")
+
+    def _lost(self, task: Task) -> Lost | None:
+        kept = self._journal.tasks.get(task.id)
+        if kept is None or kept.state is not TaskState.LOST:
+            return None
+        return Lost(task, kept.reason, kept.traceback)
+
+
+def _digest(sent: Payload) -> str:
+    """Return the digest that the blob of what is sent has, without putting it."""
+    hasher = hashlib.sha256()
+    for piece in wire.encode(model_frame(sent)):
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def _same(one: Payload, other: Payload) -> bool:
+    """Whether two payloads are made of the same tensors, which nobody changes in place."""
+    return (
+        one.buffers is other.buffers
+        and one.integers is other.integers
+        and one.vectors.keys() == other.vectors.keys()
+        and all(vector is other.vectors[name] for name, vector in one.vectors.items())
+    )
+
+
+def _is_on_disk(_: int) -> None:
+    """There is nothing to give back: an answer's tensors are pages of a file."""
