@@ -251,5 +251,6 @@ def _client_row(number: int, report: ClientReport) -> Row:
         "round": number, "attempt": report.attempt, "client": report.client, "status": report.status,
     }  # fmt: skip
     if report.status in ("admitted", "evaluated"):
-        return {**row, "num_examples": report.num_examples, **report.metrics}
+        row["num_examples"] = report.num_examples
+        return {**row, **report.metrics, **row}  # whatever names clients choose: the columns are ours
     return {**row, "reason": report.reason}

@@ -124,7 +124,7 @@ def test_a_worker_serves_run_after_run_of_its_coordinator(tmp_path: Path) -> Non
             for number, run in enumerate(("one", "two", "three")):
                 with place(root=tmp_path, members="", run=run, briefing=_briefing(run)) as here:
                     async with dialling(here, worker, tmp_path / "server", run=run):
-                        await until(lambda: here.journal.clients.takes_part("a"), "the joining")  # noqa: B023
+                        await until(lambda: here.journal.clients.takes_part("a"), "the joining")
                         here.open_round(1, "a", 1, model())
                         await answered(here, 1)
                         over(here)
