@@ -52,7 +52,7 @@ def forget_whose_task_it_is(patch: pytest.MonkeyPatch) -> None:
 
 
 def call_stale_what_no_later_attempt_replaced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Rounds, "was_drawn_again", lambda self, number, attempt: self.get(number, attempt).members == ())
+    patch.setattr(Rounds, "was_drawn_again", lambda self, *key: self.get(*key).members == ())
 
 
 def collect_what_is_not_folded(patch: pytest.MonkeyPatch) -> None:
@@ -141,9 +141,9 @@ def end_what_no_round_folds(patch: pytest.MonkeyPatch) -> None:
     """A round that closes takes evaluations of the version of its number along."""
     end = Rounds._end_tasks
 
-    def planted(self: Rounds, db: Any, number: int, attempt: int) -> None:
-        end(self, db, number, attempt)
-        db.execute("UPDATE tasks SET state = 'closed' WHERE state = 'open' AND round = ?", (number,))
+    def planted(self: Rounds, db: Any, key: tuple[int, int, str]) -> None:
+        end(self, db, key)
+        db.execute("UPDATE tasks SET state = 'closed' WHERE state = 'open' AND round = ?", key[:1])
 
     patch.setattr(Rounds, "_end_tasks", planted)
 

@@ -81,7 +81,7 @@ def serve(
     else:
         say("all clients have joined before; each of them comes back with:")
     say(f"  {serving.join_line}")
-    _served(serving)
+    served(serving)
 
 
 @app.command()
@@ -170,7 +170,7 @@ async def _agent(link: "Link", device: "Device", brought: "Brought") -> str:
     return await agent.run()
 
 
-def _served(serving: "Serving") -> None:
+def served(serving: "Serving") -> None:
     """Train, show how it goes, and come to an orderly end on SIGTERM too."""
 
     def stop(*_: object) -> None:
