@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import random
 import shlex
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -110,6 +112,7 @@ def join(
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
     from roundelay.deployment.device import Device
     from roundelay.deployment.joining import enrolled
+    from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
     brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
@@ -117,7 +120,12 @@ def join(
         token = token_file.read_text().strip()
 
     async def take_part(device: Device) -> None:
-        link = await enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
+        # A server that was never reached is told at once: the address may be wrong. One that is known, or goes away in
+        # the middle of the joining, is waited for.
+        patience = Patience(say, asyncio.sleep, time.monotonic, random.random)
+        link = await patience.insist(
+            lambda: enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
+        )
         async with link:
             say(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
             say(f"over: {await _agent(link, device, brought, tell_labels)}")
