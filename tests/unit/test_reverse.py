@@ -149,7 +149,7 @@ def test_a_coordinator_that_was_killed_comes_back_and_finds_its_worker_at_work(t
                     here.open_round(1, "a", 1, model())
                     await until(worker.hands.inside.is_set, "training")
             worker.hands.gate.set()
-            await until(lambda: worker.heard("waiting: "), "the wait")
+            await until(lambda: list((tmp_path / "device" / "answers" / RUN).glob("*.answer")), "the answer")
             with place(root=tmp_path, members="") as here:
                 async with dialling(here, worker, tmp_path / "server"):
                     await answered(here, 1)
