@@ -100,14 +100,14 @@ def _tls(folder: Path) -> tuple[ssl.SSLContext, bytes]:
 @pytest.mark.parametrize("secured", [True, False])
 def test_a_worker_that_is_dialled_does_its_tasks(tmp_path: Path, secured: bool) -> None:
     async def play() -> None:
+        worker, folder = Listening(tmp_path / "device"), tmp_path / "server" if secured else None
         with place(root=tmp_path, members="") as here:
-            async with Listening(tmp_path / "device").open() as worker:
-                async with dialling(here, worker, tmp_path / "server" if secured else None):
-                    await until(lambda: here.journal.clients.takes_part("a"), "the joining")
-                    here.open_round(1, "a", 1, model())
-                    await answered(here, 1)
-                    over(here)
-                    await until(lambda: worker.heard("is over: the run has ended: it is done"), "the end")
+            async with worker.open(), dialling(here, worker, folder):
+                await until(lambda: here.journal.clients.takes_part("a"), "the joining")
+                here.open_round(1, "a", 1, model())
+                await answered(here, 1)
+                over(here)
+                await until(lambda: worker.heard("is over: the run has ended: it is done"), "the end")
         assert worker.heard("trusting the coordinator with pin") == secured
 
     within(play())
@@ -124,7 +124,7 @@ def test_a_worker_serves_run_after_run_of_its_coordinator(tmp_path: Path) -> Non
             for number, run in enumerate(("one", "two", "three")):
                 with place(root=tmp_path, members="", run=run, briefing=_briefing(run)) as here:
                     async with dialling(here, worker, tmp_path / "server", run=run):
-                        await until(lambda: here.journal.clients.takes_part("a"), "the joining")  # noqa: B023
+                        await until(lambda: here.journal.clients.takes_part("a"), "the joining")
                         here.open_round(1, "a", 1, model())
                         await answered(here, 1)
                         over(here)
@@ -297,7 +297,8 @@ def test_a_worker_has_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\n", b"{}\n", b"\xff\n", b'{"roundelay": 1}\n', b"x" * (MAX_GREETING_BYTES + 1),
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\n", b"{}\n", b"\xff\n", b'{"roundelay": 1}\n',
+        b"x" * (MAX_GREETING_BYTES + 1),
         b'{"roundelay": 99, "client": "a", "run": "one", "authority": ""}\n',
         b'{"roundelay": 1, "client": "a", "run": "one", "authority": "PEM"}\n',
         b'{"roundelay": 1, "client": "a", "run": "one", "authority": ""}\n{"more": 1}\n', b"",
