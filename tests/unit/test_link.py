@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from agents import Clock
+from aiohttp import web
 from fronts import DAY_S, RUN, Place, place, within
 
 from roundelay.deployment import replies
