@@ -486,7 +486,7 @@ def test_what_anybody_may_ask() -> None:
 def test_the_check_of_polls_catches_a_wake_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Polls, "_wake", lambda self, clients: None)
     with place() as here:
-        here.board.heartbeat_s = 0.02  # so that it ends soon
+        here.board.heartbeat_s = 0.1  # so that it ends soon
         assert poll_and(here, lambda: here.open_round()).status == 204, "what the test above would have met"
 
 
