@@ -7,7 +7,7 @@ closed is folded from the updates that were its members.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from roundelay.algorithms.protocol import Algorithm
@@ -18,7 +18,7 @@ from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.calls import Calls
 from roundelay.deployment.records import Fate, Opening, RoundState, TaskState
 from roundelay.epochs import Epoch
-from roundelay.errors import WireError
+from roundelay.errors import JournalMismatch, WireError
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.guard import Reason, Refusal
@@ -28,8 +28,10 @@ from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
 
-ARRIVAL = "arrival"
-"""The journal's word for an answer that a workflow was given outside of a round; the content is the task's id."""
+ARRIVAL, FINISHED = "arrival", "finished"
+"""What a workflow was told outside of a round, in the journal's words: whose answer came (the task's id); and between,
+that a round was finished (its number).
+"""
 
 TICK_S = 1.0
 """How often the time of a round with a deadline is noted: so much of it may a crash give back."""
@@ -60,8 +62,7 @@ class DeployedFederation(Bookkeeping):
         self._landed: deque[int] = deque()
         self._asked: list[tuple[int, int]] = []  # what was dispatched since a round was accounted for
         self._taken: list[Task] = []  # what was admitted of the arrivals since then
-        told = (answer.content for answer in self._journal.recorded() if answer.kind == ARRIVAL)
-        self._told: deque[int] = deque(task_id for task_id in told if isinstance(task_id, int))
+        self._told = self._told_since(given.restored.number if given.restored else 0)
 
     # ---- who is there -----------------------------------------------------------------------------------------------
 
@@ -218,19 +219,45 @@ class DeployedFederation(Bookkeeping):
         self._calls.expect([flight.task for flight in flights], self._landed.append, patient=True)
 
     async def _next_arrival(self) -> int:
-        """Return whose answer the workflow hears of next. What it was told before a crash it is told again, in the same
-        order.
-        """
-        while self._told:
-            task_id = self._told.popleft()
-            if task_id in self._flights:  # else it came before the checkpoint
-                if task_id in self._landed:
-                    self._landed.remove(task_id)
-                return task_id
+        """Return whose answer the workflow hears of next."""
+        if self._told:
+            task_id = self._again_told(ARRIVAL)
+            self._landed.remove(task_id)
+            return task_id
         await self._calls.until(lambda: bool(self._landed))
         task_id = self._landed.popleft()
         self._journal.record(ARRIVAL, task_id)
         return task_id
+
+    async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
+        if not self._told:
+            self._journal.record(FINISHED, version.number)
+        elif self._again_told(FINISHED) != version.number:
+            raise self._astray()
+        await super().finish_round(version, outcome, metrics)
+
+    def _told_since(self, number: int) -> deque[tuple[str, int]]:
+        """Return what a workflow was told, before a crash, since the round that it now goes on from."""
+        told: deque[tuple[str, int]] = deque()
+        for answer in self._journal.recorded():
+            assert isinstance(answer.content, int)
+            told.append((answer.kind, answer.content))
+            if told[-1] == (FINISHED, number):
+                told.clear()
+        return told
+
+    def _again_told(self, kind: str) -> int:
+        """Return what the workflow was told before the crash, in the same order."""
+        was, content = self._told.popleft()
+        if was != kind:
+            raise self._astray()
+        return content
+
+    def _astray(self) -> JournalMismatch:
+        return JournalMismatch(
+            f"the journal in {self._journal.folder} tells of another course than this workflow takes: was its code "
+            "changed while the run stood still? Go on with the code of before"
+        )
 
     # ---- evaluation on clients' own data ----------------------------------------------------------------------------
 

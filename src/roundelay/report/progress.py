@@ -10,15 +10,19 @@ from roundelay.history import History, Round
 from roundelay.tracking.run_folder import Row
 
 
-def shown(rounds: Iterable[Round], num_rounds: int, done: int, console: Console) -> Iterator[Round]:
-    """Pass rounds on, showing their progress: a bar in a terminal, a line for every tenth of the way elsewhere."""
+def shown(
+    rounds: Iterable[Round], num_rounds: int, done: int, console: Console, first: str = "starting workers"
+) -> Iterator[Round]:
+    """Pass rounds on, showing their progress: a bar in a terminal, a line for every tenth of the way elsewhere.
+    ``first`` is what is waited for before the first round.
+    """
     whole = Column(no_wrap=True)  # at 80 columns, the bar gives way to the numbers
     columns = (MofNCompleteColumn(table_column=whole), BarColumn(bar_width=None),
                TextColumn("{task.fields[numbers]}", table_column=whole), TimeElapsedColumn(table_column=whole),
                TextColumn("left", table_column=whole), TimeRemainingColumn(table_column=whole))  # fmt: skip
     step = max(1, num_rounds // 10)
     with Progress(*columns, console=console, expand=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=num_rounds, completed=done, numbers="starting workers")
+        bar = progress.add_task("", total=num_rounds, completed=done, numbers=first)
         for round in rounds:
             progress.update(bar, completed=round.number, numbers=summary(round.row))
             if not console.is_terminal and (round.number % step == 0 or round.number == num_rounds):

@@ -1,7 +1,6 @@
-"""The ``roundelay`` command: begin a project; run, resume and sweep jobs; list, show, compare and plot runs."""
+"""Begin a project; run, resume and sweep jobs."""
 
 import itertools
-import logging
 import math
 import shlex
 import statistics
@@ -10,54 +9,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
-import roundelay as rd
 from roundelay import config, templates
-from roundelay.errors import ConfigError, MissingExtra, RoundelayError
+from roundelay.cli.common import SERVER_FOLDER, JobFile, Metric, Overrides, concluded, console, say
+from roundelay.cli.sites import served
+from roundelay.errors import ConfigError
 from roundelay.history import History
 from roundelay.job import Job
-from roundelay.report.progress import final_table, shown
-from roundelay.report.runs import list_runs, plot_compared, plot_run, read_run, require_metric
+from roundelay.report.progress import shown
+from roundelay.report.runs import require_metric
+from roundelay.run import Run
 from roundelay.tracking.run_folder import require_run_folder
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-runs_app = typer.Typer(no_args_is_help=True, help="Look at finished and unfinished runs.")
-app.add_typer(runs_app, name="runs")
-console = Console()
-
-JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).")]
-ACCURACIES = ("accuracy", "client_accuracy", "train_accuracy")
-"""By whoever measures: the server, the clients on a new model, the clients in training."""
-
-OfScripts = "Clients that are scripts"
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: learner.lr=0.05")
-]
+app = typer.Typer()
+OfScripts, OnWorkers = "Clients that are scripts", "Workers that listen"
 Attacks = Annotated[
     list[str] | None,
     typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
 ]
-Root = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
-Metric = Annotated[str, typer.Option(help="Which column of the per-round table.")]
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        console.print(rd.__version__, highlight=False)
-        raise typer.Exit
-
-
-@app.callback()
-def top(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
-    ] = False,
-) -> None:
-    """Federated learning."""
 
 
 @app.command()
@@ -92,13 +63,37 @@ def run(
         str | None, typer.Option(metavar="MODULE:NAME", help="The model, beside the script.", rich_help_panel=OfScripts)
     ] = None,
     init: Annotated[Path | None, typer.Option(help="A file with initial weights.", rich_help_panel=OfScripts)] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="ID@HOST:PORT,...", help="Train on workers that listen.", rich_help_panel=OnWorkers),
+    ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulate the workers, to the same bits.", rich_help_panel=OnWorkers)
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where their keys are kept.", rich_help_panel=OnWorkers)] = SERVER_FOLDER,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain HTTP to other machines.", rich_help_panel=OnWorkers)
+    ] = False,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Simulate a run on real devices as it went, from its folder.")
+    ] = None,
 ) -> None:
     """Run a job: that of a job file, or --script with the model that its clients train."""
     if script is None:
+        if job is None and replay is not None:
+            job = replay / "job.toml"
         if job is None:
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
-        _train(config.load(job, set or [], attack or []), None)
+        made = config.load(job, set or [], attack or [])
+        if replay is not None:
+            _shown(made.replayed(replay))
+        elif workers is not None:
+            run_on_workers(made, workers.split(","), folder, insecure, simulate)
+        else:
+            _train(made, None)
         return
+    if workers is not None:
+        raise ConfigError("workers bring their scripts themselves (roundelay worker --script): give a job file")
     if model is None:
         raise ConfigError("with --script, give the model that its clients train: --model MODULE:NAME")
     if job is not None:
@@ -149,75 +144,18 @@ def sweep(
     console.print(table)
 
 
-@runs_app.command("list")
-def runs_list(root: Root = Path("runs")) -> None:
-    """List the runs of a folder."""
-    table = Table(Column("run", no_wrap=True), Column("started", max_width=10), "rounds", "accuracy", "state", "sha256")
-    for record in list_runs(root):
-        accuracy = next((value for name in ACCURACIES if (value := record.last(name)) is not None), None)
-        table.add_row(record.path.name, record.info.get("started", ""), str(len(record.rows)),
-                      "" if accuracy is None else f"{accuracy:.4f}", record.state.get("state", "unknown"),
-                      str(record.state.get("sha256", ""))[:12])  # fmt: skip
-    console.print(table)
+def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> None:
+    from roundelay.deployment.greeting import Worker
+    from roundelay.serving import Place, Serving
+    from roundelay.site import simulated
 
-
-@runs_app.command("show")
-def runs_show(folder: Path, last: Annotated[int, typer.Option(help="How many rounds, from the end.")] = 20) -> None:
-    """Show a run: its circumstances and its rounds."""
-    record = read_run(folder)
-    console.print_json(data={**record.info, **record.state})
-    names = list(dict.fromkeys(name for row in record.rows for name in row))
-    shown_names = [n for n in names if any(row.get(n) not in (None, 0) for row in record.rows)]
-    table = Table()
-    for name in shown_names:
-        table.add_column(name, overflow="fold")
-    for row in record.rows[-last:]:
-        table.add_row(*("" if row.get(n) is None else f"{row[n]:.6g}" for n in shown_names))
-    console.print(table)
-
-
-@runs_app.command("compare")
-def runs_compare(folders: list[Path], metric: Metric = "accuracy", plot: Path | None = None) -> None:
-    """Put runs side by side; --plot FILE draws one line per run."""
-    records = [read_run(folder) for folder in folders]
-    require_metric([record.rows for record in records], metric)
-    table = Table("run", "rounds", f"last {metric}", "bytes up", "bytes down", "seconds", "simulated s", "sha256")
-    for record in records:
-        value = record.last(metric)
-        table.add_row(record.path.name, str(len(record.rows)), "" if value is None else f"{value:.4f}",
-                      f"{record.total('bytes_up'):,.0f}", f"{record.total('bytes_down'):,.0f}",
-                      f"{record.total('seconds'):.1f}", f"{record.last('virtual_s') or 0:.3f}",
-                      str(record.state.get("sha256", ""))[:12])  # fmt: skip
-    console.print(table)
-    if plot is not None:
-        console.print(f"wrote {plot_compared(records, metric, plot)}")
-
-
-@runs_app.command("plot")
-def runs_plot(
-    folder: Path,
-    metric: Annotated[str | None, typer.Option(help="Which column; accuracy, by whoever measures it.")] = None,
-) -> None:
-    """Draw a run's pictures into its folder."""
-    record = read_run(folder)
-    usual = (*ACCURACIES, "train_loss")
-    chosen = metric or next((name for name in usual if record.last(name) is not None), usual[0])
-    require_metric([record.rows], chosen)
-    for picture in plot_run(folder, chosen):
-        console.print(f"wrote {picture}", soft_wrap=True)
-
-
-def main() -> None:
-    """Run the command; a mistake of the user's ends in one message and exit status 2, not in a traceback."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    try:
-        app()
-    except RoundelayError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    there = [Worker.of(text.strip()) for text in workers]
+    names = [worker.client for worker in there]
+    named = simulated(job, names)
+    if simulate:
+        _train(named, None)
+        return
+    served(Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
 
 
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
@@ -225,27 +163,18 @@ def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
     if folder is not None:
         done = run.num_rounds_done
         console.print(f"going on after round {done}" if done else "there is no checkpoint yet: starting at round 1")
+    return _shown(run, pictures)
+
+
+def _shown(run: Run, pictures: bool = True) -> History:
     try:
-        for _ in shown(run, job.num_rounds, run.num_rounds_done, console):
+        for _ in shown(run, run.job.plan.num_rounds, run.num_rounds_done, console):
             pass
     except KeyboardInterrupt:
         if run.folder:
-            console.print(f"interrupted; go on with: roundelay resume {run.folder}", soft_wrap=True)
+            say(f"interrupted; go on with: roundelay resume {run.folder}")
         raise
-    history = run.history()
-    console.print(final_table(history))
-    if history.run_folder is not None:
-        console.print(f"run folder: {history.run_folder}", soft_wrap=True)
-        if (history.run_folder / "sites").is_dir():
-            console.print(f"what each script wrote and printed: {history.run_folder / 'sites'}", soft_wrap=True)
-        if pictures:
-            try:
-                for picture in plot_run(history.run_folder, run.watched):
-                    console.print(f"picture: {picture}", soft_wrap=True)
-            except MissingExtra as error:
-                console.print(f"no pictures: {error}", soft_wrap=True)
-    console.print(f"sha256: {history.sha256}", soft_wrap=True, highlight=False)
-    return history
+    return concluded(run, pictures)
 
 
 def _split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, list[str]]], list[str]]:

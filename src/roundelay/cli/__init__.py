@@ -1,0 +1,47 @@
+"""The ``roundelay`` command."""
+
+import logging
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+import roundelay as rd
+from roundelay.cli import jobs, runs, sites
+from roundelay.cli.common import console
+from roundelay.errors import RoundelayError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(jobs.app)
+app.add_typer(sites.app)
+app.add_typer(runs.app, name="runs")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(rd.__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Federated learning."""
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's ends in one message and exit status 2, not in a traceback."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    try:
+        app()
+    except RoundelayError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

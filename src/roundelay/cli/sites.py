@@ -1,0 +1,238 @@
+"""Runs on real devices: serve a job, join one, be a worker that listens."""
+
+import asyncio
+import logging
+import random
+import shlex
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from roundelay import config
+from roundelay.cli.common import SERVER_FOLDER, JobFile, Overrides, ServerFolder, concluded, console, say
+from roundelay.errors import ConfigError
+from roundelay.report.progress import shown
+
+if TYPE_CHECKING:  # what these are made of comes with an extra, which other commands do without
+    from roundelay.deployment.device import Device
+    from roundelay.deployment.hands import Hands
+    from roundelay.deployment.link import Link
+    from roundelay.deployment.protocol import Briefing
+    from roundelay.serving import Serving
+    from roundelay.site import Brought
+
+app = typer.Typer()
+
+OfSites = "What the site brings"
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain HTTP to other machines: all can be read.")]
+Id = Annotated[str | None, typer.Option("--id", help="The client's name.")]
+Folder = Annotated[Path | None, typer.Option(help="Where this client keeps its key and its answers.")]
+Pin = Annotated[str, typer.Option(help="The server's pin, from its administrator.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say more of what goes on.")]
+DataSpec = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAME:FOLDER", help="Its data: mnist:./data, or module:function.",
+                 rich_help_panel=OfSites),
+]  # fmt: skip
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only part I of N (from 0), as the job splits data.", rich_help_panel=OfSites),
+]
+SplitFile = Annotated[
+    Path | None, typer.Option(help="A file that says which examples are its own.", rich_help_panel=OfSites)
+]
+JobWord = Annotated[
+    str | None,
+    typer.Option("--job", metavar="FILE", help="A job installed here, or module:NAME.", rich_help_panel=OfSites),
+]
+ScriptFile = Annotated[Path | None, typer.Option(help="Its own training script.", rich_help_panel=OfSites)]
+ScriptArgs = Annotated[str, typer.Option(help="The script's command line.", rich_help_panel=OfSites)]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODULE:NAME", help="What the server may ask for beyond roundelay's own parts.",
+                 rich_help_panel=OfSites),
+]  # fmt: skip
+TellLabels = Annotated[
+    bool, typer.Option("--tell-labels", help="Tell how many examples of each class are here, not only how many.")
+]
+
+
+@app.command()
+def serve(
+    job: JobFile,
+    set: Overrides = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="One port, for everything.")] = 8443,
+    name: Annotated[list[str] | None, typer.Option(help="What clients reach this machine under.")] = None,
+    clients: Annotated[
+        str | None, typer.Option(help="alice,bob or 3: who takes part, where the job's data does not say.")
+    ] = None,
+    folder: ServerFolder = SERVER_FOLDER,
+    insecure: Insecure = False,
+) -> None:
+    """Serve a job to clients that join. After a crash, the same command goes on with the run."""
+    from roundelay.serving import Place, Serving
+
+    made = config.load(job, set or [])
+    serving = Serving(made.prepared(_named(clients)), Place(folder, host, port, tuple(name or ()), insecure))
+    if serving.missing:
+        say(f"{len(serving.missing)} of {len(serving.clients)} clients have yet to join; each of them runs, with its "
+            "own data:")  # fmt: skip
+    else:
+        say("all clients have joined before; each of them comes back with:")
+    say(f"  {serving.join_line}")
+    served(serving)
+
+
+@app.command()
+def join(
+    server: Annotated[str, typer.Argument(metavar="URL", help="https://HOST:PORT, from the server's join line.")],
+    token: Annotated[str, typer.Option(help="The token of the join line.")] = "",
+    token_file: Annotated[Path | None, typer.Option(help="A file with the token, which then is in no history.")] = None,
+    pin: Pin = "",
+    kit: Annotated[Path | None, typer.Option(help="A kit folder, instead of token and pin.")] = None,
+    id: Id = None,
+    data: DataSpec = None,
+    shard: Shard = None,
+    split: SplitFile = None,
+    job: JobWord = None,
+    script: ScriptFile = None,
+    script_args: ScriptArgs = "",
+    allow: Allow = None,
+    tell_labels: TellLabels = False,
+    folder: Folder = None,
+    insecure: Insecure = False,
+    verbose: Verbose = False,
+) -> None:
+    """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
+    from roundelay.deployment.device import Device
+    from roundelay.deployment.joining import enrolled
+    from roundelay.deployment.patience import Patience
+    from roundelay.site import Brought
+
+    brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
+    if token_file is not None:
+        token = token_file.read_text().strip()
+
+    async def take_part(device: Device) -> None:
+        # A server that was never reached is told at once: the address may be wrong. One that is known, or goes away in
+        # the middle of the joining, is waited for.
+        patience = Patience(say, asyncio.sleep, time.monotonic, random.random)
+        link = await patience.insist(
+            lambda: enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
+        )
+        async with link:
+            say(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
+            say(f"over: {await _agent(link, device, brought, tell_labels)}")
+
+    _quiet_unless(verbose)
+    with Device(folder or Path(".roundelay") / (id or "client")) as device:
+        _until_stopped(lambda: take_part(device))
+
+
+@app.command()
+def worker(
+    id: Annotated[str, typer.Option("--id", help="The client's name.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="On which port.")] = 10002,
+    data: DataSpec = None,
+    shard: Shard = None,
+    split: SplitFile = None,
+    job: JobWord = None,
+    script: ScriptFile = None,
+    script_args: ScriptArgs = "",
+    allow: Allow = None,
+    pin: Pin = "",
+    tell_labels: TellLabels = False,
+    folder: Folder = None,
+    insecure: Insecure = False,
+    verbose: Verbose = False,
+) -> None:
+    """Wait beside some data for coordinators that connect; the data never leaves."""
+    from roundelay.deployment.device import Device
+    from roundelay.deployment.reverse import Listener
+    from roundelay.deployment.worker import worker_loop
+    from roundelay.site import Brought
+
+    brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
+
+    async def wait(device: Device) -> None:
+        async with Listener(device, say, pin=pin, insecure=insecure) as listener:
+            there = await listener.start(host, port)
+            say(f"worker {id!r} waits on {host}:{there}")
+            await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)
+
+    _quiet_unless(verbose)
+    with Device(folder or Path(".roundelay") / id) as device:
+        _until_stopped(lambda: wait(device))
+
+
+async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels: bool) -> str:
+    from roundelay.deployment.agent import Agent
+    from roundelay.site import hands_for, holding
+
+    def hands(briefing: "Briefing") -> "Hands":
+        return hands_for(brought, briefing, device.folder / "script", agent.log)
+
+    agent = Agent(link, device, hands, say, holding=lambda hands: holding(hands, tell_labels))
+    return await agent.run()
+
+
+def served(serving: "Serving") -> None:
+    """Train, show how it goes, and come to an orderly end on SIGTERM too."""
+
+    def stop(*_: object) -> None:
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    run, plan = serving.run, serving.plan
+    try:
+        for _ in shown(serving.rounds(), plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
+            pass
+    except (KeyboardInterrupt, _Stopped):
+        say(f"stopped after round {run.num_rounds_done}; the same command goes on with the run in {run.folder}")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    concluded(run)
+
+
+class _Stopped(BaseException):
+    """The process was asked to end."""
+
+
+def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:
+    """Run until it is done, or somebody asks this process to end."""
+
+    async def watched() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        await work()
+
+    with suppress(asyncio.CancelledError):
+        asyncio.run(watched())
+        return
+    say("stopped; the same command goes on")
+    raise SystemExit(130)
+
+
+def _named(clients: str | None) -> list[str] | None:
+    if clients is None:
+        return None
+    if clients.isdecimal():
+        return [f"site-{number + 1}" for number in range(int(clients))]
+    names = [name.strip() for name in clients.split(",")]
+    if not all(names) or len(set(names)) != len(names):
+        raise ConfigError(f"--clients {clients}: expected a number, or names such as alice,bob, each once")
+    return names
+
+
+def _quiet_unless(verbose: bool) -> None:
+    logging.getLogger("roundelay").setLevel(logging.INFO if verbose else logging.WARNING)
