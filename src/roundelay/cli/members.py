@@ -135,6 +135,7 @@ def _silent_s(folder: Path) -> dict[str, float] | None:
     """Return how long ago each client was heard of by the server, None where that does not run, or cannot be asked."""
     from roundelay.deployment.asking import ask
     from roundelay.deployment.certificates import AUTHORITY_PUBLIC
+    from roundelay.deployment.pinning import client_context
     from roundelay.deployment.place import last_address
     from roundelay.deployment.protocol import STATS
 
@@ -142,8 +143,8 @@ def _silent_s(folder: Path) -> dict[str, float] | None:
     if address is None:
         return None
     try:
-        pem = (folder / AUTHORITY_PUBLIC).read_bytes() if address.secured else None
-        told = ask(address, STATS, pem, timeout_s=2.0).table().get("silent_s")
+        context = client_context((folder / AUTHORITY_PUBLIC).read_bytes()) if address.secured else None
+        told = ask(address, STATS, context, timeout_s=2.0).table().get("silent_s")
     except (IdentityError, OSError):
         return None
     return told if isinstance(told, dict) else None
