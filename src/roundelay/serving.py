@@ -86,7 +86,7 @@ class Serving:
                 self.board, self.roster, Doors(clients, len(clients)), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
-                on_scalar=self._keep_scalar,
+                on_scalar=self._keep_scalar, on_data=self.run.standing.keep_data,
             )  # fmt: skip
             self.join_line = ""
             self._open(authority)

@@ -20,6 +20,7 @@ from roundelay.history import History
 from roundelay.job import Job
 from roundelay.report.progress import shown
 from roundelay.report.runs import require_metric
+from roundelay.run import Run
 from roundelay.tracking.run_folder import require_run_folder
 
 app = typer.Typer()
@@ -73,13 +74,20 @@ def run(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Allow plain HTTP to other machines.", rich_help_panel=OnWorkers)
     ] = False,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Simulate a run on real devices as it went, from its folder.")
+    ] = None,
 ) -> None:
     """Run a job: that of a job file, or --script with the model that its clients train."""
     if script is None:
+        if job is None and replay is not None:
+            job = replay / "job.toml"
         if job is None:
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
         made = config.load(job, set or [], attack or [])
-        if workers is not None:
+        if replay is not None:
+            _shown(made.replayed(replay))
+        elif workers is not None:
             run_on_workers(made, workers.split(","), folder, insecure, simulate)
         else:
             _train(made, None)
@@ -144,10 +152,11 @@ def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: boo
 
     there = [Worker.of(text.strip()) for text in workers]
     names = [worker.client for worker in there]
+    named = simulated(job, names)
     if simulate:
-        _train(simulated(job, names), None)
+        _train(named, None)
         return
-    served(Serving(job.prepared(names), Place(folder, insecure=insecure, workers=there)))
+    served(Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
 
 
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
@@ -155,8 +164,12 @@ def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
     if folder is not None:
         done = run.num_rounds_done
         console.print(f"going on after round {done}" if done else "there is no checkpoint yet: starting at round 1")
+    return _shown(run, pictures)
+
+
+def _shown(run: Run, pictures: bool = True) -> History:
     try:
-        for _ in shown(run, job.num_rounds, run.num_rounds_done, console):
+        for _ in shown(run, run.job.plan.num_rounds, run.num_rounds_done, console):
             pass
     except KeyboardInterrupt:
         if run.folder:

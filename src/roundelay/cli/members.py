@@ -133,8 +133,8 @@ def _state(member: "Member", now_s: float) -> str:
 
 def _silent_s(folder: Path) -> dict[str, float] | None:
     """Return how long ago each client was heard of by the server, None where that does not run, or cannot be asked."""
-    from roundelay.deployment.asking import ask
     from roundelay.deployment.certificates import AUTHORITY_PUBLIC
+    from roundelay.deployment.looking import ask
     from roundelay.deployment.pinning import client_context
     from roundelay.deployment.place import last_address
     from roundelay.deployment.protocol import STATS

@@ -1,79 +1,91 @@
-"""Questions to a server for whoever looks after it. Each is asked once, and blocks until it is answered."""
+"""How a run asks its clients: what it asked before a crash is found again in the journal, what is new is posted."""
 
-import http.client
-import json
-import socket
-import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
 
-from roundelay.deployment.pinning import Address, explained
-from roundelay.errors import IdentityError
-
-_MAX_BYTES = 16 * 2**20
+from roundelay import wire
+from roundelay.client.exchange import model_frame
+from roundelay.deployment.board import Board
+from roundelay.messages import Payload, Task, TaskKind
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """``headers`` by their names in lower case; ``certificate`` is the server's, in DER."""
+class Asking:
+    """``last_id`` is the highest id of a task that the journal knew when the run began, or went on."""
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    certificate: bytes | None = None
+    def __init__(self, board: Board) -> None:
+        self._board, self._journal = board, board.journal
+        self.last_id = board.journal.tasks.last_id()
+        self._last_round = board.journal.tasks.last_round()
+        self._claimed: set[int] = set()  # tasks of before that were asked again
+        self._committed = self._journal.committed()
+        self._kept: tuple[Payload, str] | None = None  # what was sent last, and its blob
 
-    def table(self) -> Mapping[str, object]:
-        """Return the JSON object that was said, an empty one where it is something else."""
-        try:
-            content = json.loads(self.body)
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
+    def again(
+        self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind
+    ) -> list[Task] | None:
+        """Return the tasks in which these clients were asked for just this before a crash, each of them once, or None
+        where they were not. Several may ask side by side, some of them further on than others.
+        """
+        if not self.last_id or number > self._last_round:
+            return None
+        digest, tasks = _digest(sent), list[Task]()
+        for client in clients:
+            known = self._journal.tasks.find(number, attempt, client, kind, digest)
+            mine = (one.task for one in known if one.task.id <= self.last_id and one.task.id not in self._claimed)
+            task = next(mine, None)
+            if task is None:  # tasks of one call are noted together, or none of them
+                return None
+            tasks.append(task)
+        self._claimed.update(task.id for task in tasks)
+        return tasks
+
+    def post(self, tasks: Sequence[Task], sent: Payload | None = None, group: str = "") -> None:
+        """Note the tasks that are new, and let their clients see all of them; ``group`` is that of their round. Without
+        ``sent``, none is new.
+        """
+        new = [task for task in tasks if self._journal.tasks.get(task.id) is None]
+        if new:
+            assert sent is not None
+            self._journal.tasks.open(new, self._blob(sent), self._committed, group)
+        self._board.post([task.client for task in tasks])
+
+    def lose_strangers(self, tasks: Sequence[Task]) -> None:
+        """Wait for nobody who has never come."""
+        for task in tasks:
+            if not self._journal.clients.takes_part(task.client):
+                self._journal.tasks.lose(task.id, f"client {task.client!r} has never joined")
+
+    def commit(self, claims: Mapping[str, int]) -> None:
+        """Let clients start from what they came to remember in these tasks, from now on."""
+        self._journal.commit(sorted(claims.values()))
+        self._committed |= claims
+
+    def _blob(self, sent: Payload) -> str:
+        """Return the blob of what is sent, put now unless it is what was sent last."""
+        if (
+            self._kept is not None
+            and _same(self._kept[0], sent)
+            and self._journal.blobs.path(self._kept[1]).exists()  # else nobody was waiting for it any more
+        ):
+            return self._kept[1]
+        digest = self._journal.blobs.put(wire.encode(model_frame(sent)))
+        self._kept = (sent, digest)
+        return digest
 
 
-def ask(
-    address: Address, path: str, context: ssl.SSLContext | None, *, headers: Mapping[str, str] = {},
-    timeout_s: float = 10.0, at: str | None = None,
-) -> Said:  # fmt: skip
-    """GET ``path``. ``context`` is None for plain HTTP. ``at`` is where to connect to, if that is not what the
-    address's name means; TLS is still for the name. ``timeout_s`` holds for each step.
-
-    Raises:
-        IdentityError: nothing answers, or not the server that ``context`` trusts; says what to do.
-    """
-    connection = http.client.HTTPConnection(address.host, address.port)
-    try:
-        connection.sock = sock = _connected(address, context, timeout_s, at)
-        connection.request("GET", path, headers={"User-Agent": "roundelay", **headers})
-        shown = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
-        came = connection.getresponse()
-        fields = {name.lower(): value for name, value in came.getheaders()}
-        return Said(came.status, fields, came.read(_MAX_BYTES), shown)
-    except (OSError, UnicodeError) as error:
-        raise IdentityError(explained(error, address)) from error
-    except http.client.HTTPException as error:
-        raise IdentityError(
-            f"{address}: what answers there does not speak HTTP ({type(error).__name__}); check host and port"
-        ) from error
-    finally:
-        connection.close()
+def _digest(sent: Payload) -> str:
+    """Return the digest that the blob of what is sent has, without putting it."""
+    hasher = hashlib.sha256()
+    for piece in wire.encode(model_frame(sent)):
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
-def believing_anything() -> ssl.SSLContext:
-    """Return TLS that verifies nothing: to look at what is there, and to say nothing that matters."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-def _connected(address: Address, context: ssl.SSLContext | None, timeout_s: float, at: str | None) -> socket.socket:
-    plain = socket.create_connection((at or address.host, address.port), timeout_s)
-    if context is None:
-        return plain
-    try:
-        return context.wrap_socket(plain, server_hostname=address.host)
-    except BaseException:
-        plain.close()
-        raise
+def _same(one: Payload, other: Payload) -> bool:
+    """Whether two payloads are made of the same tensors, which nobody changes in place."""
+    return (
+        one.buffers is other.buffers
+        and one.integers is other.integers
+        and one.vectors.keys() == other.vectors.keys()
+        and all(vector is other.vectors[name] for name, vector in one.vectors.items())
+    )

@@ -69,8 +69,7 @@ class Board:
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def listen_for_news(self, on_news: Callable[[int | None], None]) -> None:
-        """``on_news(task id)`` is called in the front's thread; None: somebody is there who was
-        not there before."""
+        """``on_news(task id)`` is called in one of the front's threads; None: somebody is there who was not before."""
         self._on_news = on_news
 
     def post(self, clients: Collection[str]) -> None:

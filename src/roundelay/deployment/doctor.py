@@ -16,13 +16,13 @@ from cryptography import x509
 from pydantic import ValidationError
 
 from roundelay.deployment import protocol
-from roundelay.deployment.asking import Said, ask, believing_anything
 from roundelay.deployment.certificates import AUTHORITY_PUBLIC, pin_of
 from roundelay.deployment.device import Device
 from roundelay.deployment.findings import Finding, Report, State, check_disk, check_versions, day, moment, span
 from roundelay.deployment.identity import CLOCK_SKEW_S
 from roundelay.deployment.joining import server_address
 from roundelay.deployment.kits import DEVICE_KEY
+from roundelay.deployment.looking import Said, ask, believing_anything
 from roundelay.deployment.pinning import Address, check_server, client_context, explained, trusted_authority
 from roundelay.deployment.signing import Request, sign
 from roundelay.deployment.trouble import printable

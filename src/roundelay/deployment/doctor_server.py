@@ -13,12 +13,12 @@ from pathlib import Path
 from cryptography import x509
 
 from roundelay.deployment import protocol
-from roundelay.deployment.asking import ask
 from roundelay.deployment.certificates import AUTHORITY_PUBLIC, AUTHORITY_SECRET, SERVER_SECRET
 from roundelay.deployment.doctor import greeted
 from roundelay.deployment.findings import Finding, Report, State, check_disk, check_versions, day, moment, span
 from roundelay.deployment.identity import read_secret
 from roundelay.deployment.kits import ROSTER
+from roundelay.deployment.looking import ask
 from roundelay.deployment.pinning import Address, client_context
 from roundelay.deployment.place import last_address, settled
 from roundelay.deployment.roster import Roster

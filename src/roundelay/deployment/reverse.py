@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from roundelay.deployment.certificates import pin_of
+from roundelay.deployment.connector import Connector
 from roundelay.deployment.device import Device
 from roundelay.deployment.greeting import (
     COORDINATOR,
@@ -106,7 +107,9 @@ class Listener:
     def release(self) -> None:
         """Hang up: the next coordinator may come, whoever it is."""
         if self._current is not None:
-            self._current.connection.close()
+            transport = self._current.connection.transport
+            if transport is not None:
+                transport.abort()  # it may be dead, and an orderly end would wait for it
             self._current = None
 
     async def take(self, timeout_s: float | None) -> ResponseHandler:
@@ -237,7 +240,7 @@ class Listener:
         self._changed.set()
 
 
-class ReverseConnector(aiohttp.BaseConnector):
+class ReverseConnector(Connector):
     """Makes no connections: it takes those that a ``Listener`` has let in, one at a time."""
 
     def __init__(self, listener: Listener) -> None:
@@ -247,7 +250,9 @@ class ReverseConnector(aiohttp.BaseConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: object, timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
-        return await self._listener.take(timeout.sock_connect)
+        handler = await self._listener.take(timeout.sock_connect)
+        self.made = handler.transport
+        return handler
 
 
 def _pin_of(authority: str) -> str:

@@ -97,7 +97,7 @@ class Rounds:
             if short is None:
                 break
             log.warning("round %d, attempt %d: %s", number, attempt, short)
-            if attempt + 1 >= self.attempts and not await fed.stalled(number, short):
+            if attempt + 1 >= self.attempts and not await fed.stalled(number, short, self.quorum):
                 break
         return outcome
 
