@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import networks  # noqa: F401: before the first fork
 from lives import Life, Moment, together
 
+from roundelay import serving, site  # noqa: F401: before the first fork
 from roundelay.deployment import desk, device, joining  # noqa: F401
 from roundelay.deployment.blobs import Blobs
 from roundelay.deployment.clients import Clients
@@ -110,9 +112,7 @@ class Run:
                     self._note(over)
                     lives[over.name] = self._begin(over.name)
                 elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
-                    lives[over.name] = self._begin(
-                        over.name
-                    )  # it did not come as far as to know its server: typed again
+                    lives[over.name] = self._begin(over.name)  # it did not come as far as to know its server: typed again
                 elif over.status != 0:
                     raise AssertionError(f"{over.name} ended with {over.status}:\n{over.output}")
         for life in lives.values():  # some may not have heard of the end: the server waits for it for some seconds
@@ -239,9 +239,7 @@ def kills(folder: Path) -> object:
     return {"kills": run.kills, "from_journal": run.from_journal}
 
 
-def moments(
-    places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random
-) -> list[Moment]:
+def moments(places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random) -> list[Moment]:
     """Draw moments: some in the places that matter, others anywhere."""
     named = draw.sample(places, count - count // 3)
     chosen = [Moment(place, draw.randint(1, 3), draw.random() < 0.5) for place in named]
