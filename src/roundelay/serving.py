@@ -9,11 +9,9 @@ import logging
 import os
 import re
 import secrets
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +27,11 @@ from roundelay.deployment.certificates import Authority, server_certificate, ser
 from roundelay.deployment.dialling import Dialler, Dialling
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.front import Front
-from roundelay.deployment.greeting import COORDINATOR, Worker, is_loopback
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.kits import ROSTER
 from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.pinning import Address, join_line
+from roundelay.deployment.place import Place
 from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.deployment.records import Run as JournalRun
 from roundelay.deployment.roster import Roster
@@ -62,35 +60,6 @@ DRAIN_S = 30.0
 LOOK_S, ROOM_BYTES = 2.0, 16 * 2**20
 """How often a server that waits for its disk looks again, and how much must fit."""
 _DAY_S = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a server listens, and where it keeps who is who. ``names`` are what clients reach it under, the first in
-    the join line; without any, what this machine is known by. With ``workers`` it does not listen: it dials them.
-    Without TLS (``insecure``), whoever stands between sees and changes all; to this machine itself, TLS is not needed.
-    """
-
-    folder: Path
-    host: str = "0.0.0.0"
-    port: int = 8443
-    names: Sequence[str] = ()
-    insecure: bool = False
-    workers: Sequence[Worker] = ()
-
-    @property
-    def is_secured(self) -> bool:
-        dials_out = not self.workers or any(not is_loopback(worker.host) for worker in self.workers)
-        return dials_out and not self.insecure
-
-    def known_as(self) -> list[str]:
-        if self.workers:
-            return [COORDINATOR]
-        if self.names:
-            return list(self.names)
-        if self.host in ("0.0.0.0", "::"):
-            return list(dict.fromkeys([_outward(), socket.gethostname(), "localhost", "127.0.0.1"]))
-        return list(dict.fromkeys([self.host, "localhost", "127.0.0.1"]))
 
 
 class Serving:
@@ -144,6 +113,12 @@ class Serving:
         """The clients that have not joined yet."""
         joined = {participant.client for participant in self.journal.clients.all()}
         return [client for client in self._job.work.data.clients if client not in joined]
+
+    @property
+    def expected(self) -> list[str]:
+        """Those of the missing that need no join line, as they have a key or a token of their own already."""
+        now_s = time.time()
+        return [client for client in self.missing if self.roster.expects(client, now_s)]
 
     def rounds(self) -> Iterator[Round]:
         """Train round by round, and let everything go. What stops it before its end lets uploads come in first; a disk
@@ -253,8 +228,8 @@ class Serving:
 
         elif place.insecure:
             log.warning("without TLS, whoever stands between sees and changes all that is sent")
-        self._server = server = Server(self._front.app, None if place.workers else place.host, place.port, tls,
-                                       renew=renew)  # fmt: skip
+        self._server = server = Server(self._front.app, None if place.workers else place.host,
+                                       0 if place.workers else place.listens_on(), tls, renew=renew)  # fmt: skip
         port = server.start()
         self.pin = None if authority is None else authority.pin
         if place.workers:
@@ -264,9 +239,12 @@ class Serving:
             self._dialling = Dialling(dialler)
             self._dialling.start()
             return
-        self.address = Address(names[0], port)
-        missing = self.missing
-        token = self.roster.open_door(missing, len(missing), TOKEN_DAYS * _DAY_S, time.time()) if missing else None
+        self.address = Address(names[0], port, self.pin is not None)
+        place.note(self.address)
+        now_s = time.time()
+        strangers = [client for client in self.missing if not self.roster.expects(client, now_s)]
+        seats = len(strangers)
+        token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
         self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
 
     def _unaware(self) -> set[str]:
@@ -324,14 +302,4 @@ def _line(address: Address, pin: str | None, token: str) -> str:
     if pin is not None:
         return join_line(address, pin, token)
     shown = f" --token {token}" if token else ""
-    return f"roundelay join {str(address).replace('https', 'http', 1)}{shown} --insecure"
-
-
-def _outward() -> str:
-    """Return the address with which this machine goes out; nothing is sent to find it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:  # no way out
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    return f"roundelay join {address}{shown} --insecure"
