@@ -47,6 +47,10 @@ class JournalError(RoundelayError, RuntimeError):
     """
 
 
+class NoJournal(JournalError):
+    """There is no journal there, or one that a crash has kept from being begun."""
+
+
 class JournalMismatch(JournalError, ValueError):
     """What is asked contradicts what the journal holds: another job, or a round that went another way."""
 
