@@ -37,7 +37,7 @@ from roundelay.deployment.records import Run as JournalRun
 from roundelay.deployment.roster import Roster
 from roundelay.deployment.server import Server
 from roundelay.deployment.world import Deployed
-from roundelay.errors import ConfigError, DiskError, JournalMismatch, RoundelayError
+from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected
 from roundelay.history import History, Round
@@ -275,10 +275,11 @@ def _check(job: Prepared) -> None:
 def _journal(folder: Path, job: Prepared) -> Journal:
     """Open the run's journal, or begin it. No run's name is used again: what was signed for it is worthless then."""
     wanted = tomli_w.dumps({**fixed_part(job.resolved), "clients": list(job.work.data.clients)})
-    if not (folder / "journal.db").exists():
+    try:
+        journal = Journal(folder, None)
+    except NoJournal:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.parent.name)[:50].strip("-.") or "run"
         return Journal(folder, JournalRun(f"{name}-{secrets.token_hex(5)}", wanted))
-    journal = Journal(folder, None)
     if journal.run.job != wanted:
         journal.close()
         difference = journal.run.difference(JournalRun(journal.run.id, wanted))
