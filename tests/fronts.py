@@ -2,11 +2,12 @@
 
 import asyncio
 import hashlib
+import io
 import itertools
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,8 @@ class Said:
 
     @property
     def error(self) -> str:
-        return p.Problem.model_validate_json(self.body).error
+        """What a program reads of a refusal; "" where it is none."""
+        return p.Problem.model_validate_json(self.body).error if self.status >= 400 else ""
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -163,8 +165,10 @@ class Device:
     async def send(self, method: str, path: str, body: bytes = b"", fields: Sequence[tuple[str, str]] = ()) -> Said:
         """Send just this."""
         url = URL(self.url + path, encoded=True)
-        async with self.session.request(method, url, data=body or None, headers=list(fields)) as answer:
-            return Said(answer.status, dict(answer.headers), await answer.read())
+        async with self.session.request(
+            method, url, data=io.BytesIO(body) if body else None, headers=list(fields)
+        ) as answer:
+            return Said(answer.status, answer.headers, await answer.read())
 
     async def ask(
         self, method: str, path: str, body: bytes | p.Message = b"", *, round: int = 0,
@@ -201,6 +205,16 @@ def part_of(task: int, answer: bytes, offset: int, length: int) -> tuple[str, li
     return path, [("Content-Range", f"bytes {offset}-{end - 1}/{len(answer)}")]
 
 
+def head(device: Device, task: int, answer: bytes, offset: int, length: int) -> bytes:
+    """The request line and header of a part, signed, as bytes to be sent by hand."""
+    path, fields = part_of(task, answer, offset, length)
+    body = answer[offset : offset + length]
+    signed = device.fields("PUT", path, body, round=1)
+    lines = [f"PUT {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}",
+             *(f"{name}: {value}" for name, value in [*signed, *fields])]  # fmt: skip
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 def joining(token: str, key: DeviceKey, client: str | None = None) -> p.Join:
     return p.Join(token=token, public_key=encode(key.public), client=client)
 
@@ -213,16 +227,3 @@ def within(coroutine: Any, timeout_s: float = 30.0) -> Any:
             return await coroutine
 
     return asyncio.run(bounded())
-
-
-def eventually(holds: Callable[[], bool], what: str) -> Callable[[], Any]:
-    """Wait, in a loop, for what another thread is about to do."""
-
-    async def wait() -> None:
-        for _ in range(5_000):
-            if holds():
-                return
-            await asyncio.sleep(0.001)
-        raise AssertionError(f"{what} did not happen")
-
-    return wait

@@ -38,6 +38,7 @@ from roundelay.prepared import Prepared, check_roles
 from roundelay.privacy import CentralDP
 from roundelay.run import Run
 from roundelay.simulation.settings import Simulation
+from roundelay.standing import require_same_job
 from roundelay.tracking.checkpoint import load_weights
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
@@ -131,13 +132,16 @@ class Job:
             raise ConfigError(f"aggregator must be a rule such as Krum(f=2), or your own function(updates), got "
                               f"{self.aggregator!r}")  # fmt: skip
 
-    def run(self, simulation: Simulation | None = None, resume: str | Path | None = None) -> History:
+    def run(
+        self, simulation: Simulation | None = None, resume: str | Path | None = None, replay: str | Path | None = None
+    ) -> History:
         """Train to the end, or from the checkpoint in the run folder ``resume`` on.
 
-        A ``simulation`` takes the place of the job's own.
+        A ``simulation`` takes the place of the job's own. With ``replay``, the folder of a run on real devices, clients
+        are in time, late or lost as they were there, for as many rounds as it finished.
         """
         job = self if simulation is None else replace(self, simulation=simulation)
-        run = job.start(resume)
+        run = job.start(resume) if replay is None else job.replayed(replay)
         for _ in run:
             pass
         return run.history()
@@ -170,6 +174,19 @@ class Job:
             ConfigError, DataError, LayoutError: parts are wrong or do not fit each other.
         """
         return Run(self.prepared(), Path(resume) if resume is not None else None)
+
+    def replayed(self, folder: str | Path) -> Run:
+        """Return a run that simulates what happened on real devices, as their server's run folder tells.
+
+        Raises:
+            ConfigError: that was a run of another job, or of no devices.
+        """
+        from roundelay.replaying import course_of  # its extra is for those who serve
+
+        course = course_of(Path(folder))
+        job = replace(self, num_rounds=course.num_rounds)
+        require_same_job(Path(folder), job.to_toml())
+        return Run(job.prepared(), world=lambda run: run.simulated(course))
 
     def prepared(self, clients: Sequence[str] | None = None) -> Prepared:
         """Build the parts and check each of them. ``clients`` are those who have their data themselves, by id; without

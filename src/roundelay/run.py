@@ -22,6 +22,7 @@ from roundelay.algorithms.protocol import rehearse
 from roundelay.attacks.work import slowed
 from roundelay.bookkeeping import Finished, Given
 from roundelay.client.launch import ScriptLearner
+from roundelay.course import Course
 from roundelay.errors import RoundelayError
 from roundelay.history import History, Round
 from roundelay.prepared import Prepared, check, watched_metric
@@ -65,7 +66,7 @@ class Run:
         self._interrupt: Callable[[], None] = _nothing
         self._begun, self._state, self._reason = False, "interrupted", ""
         self._lock = threading.Lock()  # a run is interrupted by another thread than the one that ends it
-        self._make_world = world or Run._simulated
+        self._make_world = world or Run.simulated
         self._world: World | None = None
 
     @property
@@ -198,11 +199,12 @@ class Run:
             row["kept_model"] = int(job.workflow.shortfall(outcome) is not None)
         return row
 
-    def _simulated(self) -> World:
+    def simulated(self, course: Course | None = None) -> World:
+        """Return the world in which clients are simulated; with a course, as they once behaved."""
         job, standing = self.job, self.standing
         return Simulated(
             job.simulation, self.trainer, self.rehearsal, standing.memory, self._sites(), job.roles,
-            slowed(job.simulation.duration, job.roles), standing.flights, standing.virtual_ns,
+            slowed(job.simulation.duration, job.roles), standing.flights, standing.virtual_ns, course,
         )  # fmt: skip
 
     def _sites(self) -> Sites | None:

@@ -3,7 +3,6 @@
 The same call after a crash finds the run that was going on, by its job, and goes on with it.
 """
 
-import ipaddress
 import json
 import logging
 import re
@@ -12,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from roundelay.components import describe
 from roundelay.deployment.answers import limits_of, max_answer_bytes
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.certificates import Authority, server_certificate, server_context
+from roundelay.deployment.dialling import Dialler, Dialling
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.front import Front
+from roundelay.deployment.greeting import COORDINATOR, Worker, is_loopback
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.kits import ROSTER
 from roundelay.deployment.offered import offered_settings
@@ -59,8 +61,8 @@ _DAY_S = 86_400.0
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a server listens, and where it keeps who is who. ``names`` are what clients reach it under, the first in
-    the join line; without any, what this machine is known by. Without TLS (``insecure``), whoever stands between sees
-    and changes all.
+    the join line; without any, what this machine is known by. With ``workers`` it does not listen: it dials them.
+    Without TLS (``insecure``), whoever stands between sees and changes all; to this machine itself, TLS is not needed.
     """
 
     folder: Path
@@ -68,8 +70,16 @@ class Place:
     port: int = 8443
     names: Sequence[str] = ()
     insecure: bool = False
+    workers: Sequence[Worker] = ()
+
+    @property
+    def is_secured(self) -> bool:
+        dials_out = not self.workers or any(not is_loopback(worker.host) for worker in self.workers)
+        return dials_out and not self.insecure
 
     def known_as(self) -> list[str]:
+        if self.workers:
+            return [COORDINATOR]
         if self.names:
             return list(self.names)
         if self.host in ("0.0.0.0", "::"):
@@ -92,12 +102,13 @@ class Serving:
         self._job, self._place = job, place
         self._server: Server | None = None
         self._deployed: Deployed | None = None
+        self._dialling: Dialling | None = None
         assert self.run.folder is not None
         self.journal = _journal(self.run.folder / JOURNAL, job)
         try:
             self.board = Board(self.journal, job.deployment.heartbeat_s)
             now_s = time.time()
-            authority = None if place.insecure else Authority.open(place.folder, now_s)
+            authority = Authority.open(place.folder, now_s) if place.is_secured else None
             place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.roster = Roster(place.folder / ROSTER)
             clients, algorithm = tuple(job.work.data.clients), job.work.algorithm
@@ -106,8 +117,9 @@ class Serving:
                 self.board, self.roster, Doors(clients, len(clients)), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
-                on_scalar=self._keep_scalar,
+                on_scalar=self._keep_scalar, on_data=self.run.standing.keep_data,
             )  # fmt: skip
+            self.join_line = ""
             self._open(authority)
         except BaseException:
             self.journal.close()
@@ -164,6 +176,8 @@ class Serving:
 
     def _let_go(self) -> None:
         assert self._server is not None
+        if self._dialling is not None:
+            self._dialling.stop()
         self._server.stop(1.0)
         self.journal.close()
 
@@ -207,12 +221,20 @@ class Serving:
             def renew() -> None:
                 tls.load_cert_chain(server_certificate(place.folder, names, time.time()))
 
-        elif not _is_loopback(place.host):
+        elif place.insecure:
             log.warning("without TLS, whoever stands between sees and changes all that is sent")
-        self._server = Server(self._front.app, place.host, place.port, tls, renew=renew)
-        port = self._server.start()
-        self.address = Address(names[0], port)
+        self._server = server = Server(self._front.app, None if place.workers else place.host, place.port, tls,
+                                       renew=renew)  # fmt: skip
+        port = server.start()
         self.pin = None if authority is None else authority.pin
+        if place.workers:
+            pem = None if authority is None else authority.pem
+            dialler = Dialler(place.workers, self.journal.run.id, pem, partial(server.adopt, tls=tls), log.warning,
+                              insecure=place.insecure)  # fmt: skip
+            self._dialling = Dialling(dialler)
+            self._dialling.start()
+            return
+        self.address = Address(names[0], port)
         missing = self.missing
         token = self.roster.open_door(missing, len(missing), TOKEN_DAYS * _DAY_S, time.time()) if missing else None
         self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
@@ -261,13 +283,6 @@ def _line(address: Address, pin: str | None, token: str) -> str:
         return join_line(address, pin, token)
     shown = f" --token {token}" if token else ""
     return f"roundelay join {str(address).replace('https', 'http', 1)}{shown} --insecure"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _outward() -> str:

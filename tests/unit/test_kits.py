@@ -55,7 +55,7 @@ def test_secrets_are_for_their_owner_and_for_their_own_site(with_keys: bool, tmp
     folder = tmp_path / "kits"
     provision(folder, NAMES, SITES, now_s=NOW_S, with_keys=with_keys)
     of_site = "device.key" if with_keys else "token"
-    secret = {"server/authority.key", "server/server.key", "server/roster.json"}
+    secret = {"server/authority.key", "server/server.key", "server/roster.json", "server/.roster.json.lock"}
     secret |= {f"sites/{site}/{name}" for site in SITES for name in (of_site, "join.txt")}
     found = modes(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -13,16 +13,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from roundelay import config, templates
-from roundelay.cli.common import JobFile, Metric, Overrides, concluded, console, say
+from roundelay.cli.common import SERVER_FOLDER, JobFile, Metric, Overrides, concluded, console, say
+from roundelay.cli.sites import served
 from roundelay.errors import ConfigError
 from roundelay.history import History
 from roundelay.job import Job
 from roundelay.report.progress import shown
 from roundelay.report.runs import require_metric
+from roundelay.run import Run
 from roundelay.tracking.run_folder import require_run_folder
 
 app = typer.Typer()
-OfScripts = "Clients that are scripts"
+OfScripts, OnWorkers = "Clients that are scripts", "Workers that listen"
 Attacks = Annotated[
     list[str] | None,
     typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
@@ -61,13 +63,37 @@ def run(
         str | None, typer.Option(metavar="MODULE:NAME", help="The model, beside the script.", rich_help_panel=OfScripts)
     ] = None,
     init: Annotated[Path | None, typer.Option(help="A file with initial weights.", rich_help_panel=OfScripts)] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="ID@HOST:PORT,...", help="Train on workers that listen.", rich_help_panel=OnWorkers),
+    ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Simulate the workers, to the same bits.", rich_help_panel=OnWorkers)
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where their keys are kept.", rich_help_panel=OnWorkers)] = SERVER_FOLDER,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plain HTTP to other machines.", rich_help_panel=OnWorkers)
+    ] = False,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Simulate a run on real devices as it went, from its folder.")
+    ] = None,
 ) -> None:
     """Run a job: that of a job file, or --script with the model that its clients train."""
     if script is None:
+        if job is None and replay is not None:
+            job = replay / "job.toml"
         if job is None:
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
-        _train(config.load(job, set or [], attack or []), None)
+        made = config.load(job, set or [], attack or [])
+        if replay is not None:
+            _shown(made.replayed(replay))
+        elif workers is not None:
+            run_on_workers(made, workers.split(","), folder, insecure, simulate)
+        else:
+            _train(made, None)
         return
+    if workers is not None:
+        raise ConfigError("workers bring their scripts themselves (roundelay worker --script): give a job file")
     if model is None:
         raise ConfigError("with --script, give the model that its clients train: --model MODULE:NAME")
     if job is not None:
@@ -118,13 +144,31 @@ def sweep(
     console.print(table)
 
 
+def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> None:
+    from roundelay.deployment.greeting import Worker
+    from roundelay.serving import Place, Serving
+    from roundelay.site import simulated
+
+    there = [Worker.of(text.strip()) for text in workers]
+    names = [worker.client for worker in there]
+    named = simulated(job, names)
+    if simulate:
+        _train(named, None)
+        return
+    served(Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
+
+
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:
     run = job.start(folder)
     if folder is not None:
         done = run.num_rounds_done
         console.print(f"going on after round {done}" if done else "there is no checkpoint yet: starting at round 1")
+    return _shown(run, pictures)
+
+
+def _shown(run: Run, pictures: bool = True) -> History:
     try:
-        for _ in shown(run, job.num_rounds, run.num_rounds_done, console):
+        for _ in shown(run, run.job.plan.num_rounds, run.num_rounds_done, console):
             pass
     except KeyboardInterrupt:
         if run.folder:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import random
 import shlex
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -55,6 +57,9 @@ Allow = Annotated[
     typer.Option(metavar="MODULE:NAME", help="What the server may ask for beyond roundelay's own parts.",
                  rich_help_panel=OfSites),
 ]  # fmt: skip
+TellLabels = Annotated[
+    bool, typer.Option("--tell-labels", help="Tell how many examples of each class are here, not only how many.")
+]
 
 
 @app.command()
@@ -81,7 +86,7 @@ def serve(
     else:
         say("all clients have joined before; each of them comes back with:")
     say(f"  {serving.join_line}")
-    _served(serving)
+    served(serving)
 
 
 @app.command()
@@ -99,6 +104,7 @@ def join(
     script: ScriptFile = None,
     script_args: ScriptArgs = "",
     allow: Allow = None,
+    tell_labels: TellLabels = False,
     folder: Folder = None,
     insecure: Insecure = False,
     verbose: Verbose = False,
@@ -106,6 +112,7 @@ def join(
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
     from roundelay.deployment.device import Device
     from roundelay.deployment.joining import enrolled
+    from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
     brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
@@ -113,10 +120,15 @@ def join(
         token = token_file.read_text().strip()
 
     async def take_part(device: Device) -> None:
-        link = await enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
+        # A server that was never reached is told at once: the address may be wrong. One that is known, or goes away in
+        # the middle of the joining, is waited for.
+        patience = Patience(say, asyncio.sleep, time.monotonic, random.random)
+        link = await patience.insist(
+            lambda: enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
+        )
         async with link:
             say(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
-            say(f"over: {await _agent(link, device, brought)}")
+            say(f"over: {await _agent(link, device, brought, tell_labels)}")
 
     _quiet_unless(verbose)
     with Device(folder or Path(".roundelay") / (id or "client")) as device:
@@ -136,6 +148,7 @@ def worker(
     script_args: ScriptArgs = "",
     allow: Allow = None,
     pin: Pin = "",
+    tell_labels: TellLabels = False,
     folder: Folder = None,
     insecure: Insecure = False,
     verbose: Verbose = False,
@@ -152,25 +165,25 @@ def worker(
         async with Listener(device, say, pin=pin, insecure=insecure) as listener:
             there = await listener.start(host, port)
             say(f"worker {id!r} waits on {host}:{there}")
-            await worker_loop(listener, device, lambda link: _agent(link, device, brought), say)
+            await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)
 
     _quiet_unless(verbose)
     with Device(folder or Path(".roundelay") / id) as device:
         _until_stopped(lambda: wait(device))
 
 
-async def _agent(link: "Link", device: "Device", brought: "Brought") -> str:
+async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels: bool) -> str:
     from roundelay.deployment.agent import Agent
-    from roundelay.site import hands_for
+    from roundelay.site import hands_for, holding
 
     def hands(briefing: "Briefing") -> "Hands":
         return hands_for(brought, briefing, device.folder / "script", agent.log)
 
-    agent = Agent(link, device, hands, say)
+    agent = Agent(link, device, hands, say, holding=lambda hands: holding(hands, tell_labels))
     return await agent.run()
 
 
-def _served(serving: "Serving") -> None:
+def served(serving: "Serving") -> None:
     """Train, show how it goes, and come to an orderly end on SIGTERM too."""
 
     def stop(*_: object) -> None:

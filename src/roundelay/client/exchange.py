@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import WireError
+from roundelay.header import DTYPE_NAMES, DTYPES
 from roundelay.layout import Kind, Layout, Spec
 from roundelay.messages import Memory, Payload, Task
 from roundelay.metrics import Sums
@@ -49,12 +50,12 @@ class Site:
 
     def frame(self) -> Frame:
         specs = [
-            [s.name, list(s.shape), _name_of(s.dtype), s.kind.value, list(s.aliases), s.local]
+            [s.name, list(s.shape), DTYPE_NAMES[s.dtype], s.kind.value, list(s.aliases), s.local]
             for s in self.layout.specs
         ]
         fields = {
             "name": self.name, "job_id": self.job_id, "seed": self.seed, "num_rounds": self.num_rounds,
-            "algorithm": self.algorithm, "dtype": _name_of(self.layout.dtype), "specs": specs, "config": self.config,
+            "algorithm": self.algorithm, "dtype": DTYPE_NAMES[self.layout.dtype], "specs": specs, "config": self.config,
         }  # fmt: skip
         return Frame("welcome", fields, {})
 
@@ -143,13 +144,20 @@ class Answered:
                 raise WireError(f"an answer's metric {name!r} is {value!r}; expected a number")
         return Answered(
             fields["task_id"],
-            float(fields["num_examples"]),
+            _float("num_examples", fields["num_examples"]),
             fields["weighted"],
-            {name: float(value) for name, value in fields["metrics"].items()},
+            {name: _float(name, value) for name, value in fields["metrics"].items()},
             _payload(frame) if fields["trained"] else None,
             _named(MEMORY, frame),
             fields["group"],
         )
+
+
+def _float(name: str, value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise WireError(f"an answer's {name!r} has too many digits for a number") from None
 
 
 FORM = {"task_id": int, "num_examples": int | float, "weighted": bool, "metrics": dict, "group": int, "trained": bool}
@@ -195,12 +203,8 @@ def _named(prefix: str, frame: Frame) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in frame.tensors.items() if name.startswith(prefix)}
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype_of(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise WireError(f"{name!r} is no dtype")
+def _dtype_of(name: object) -> torch.dtype:
+    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise WireError(f"{name!r} is no dtype of a model's tensors")
     return dtype

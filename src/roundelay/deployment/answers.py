@@ -47,6 +47,8 @@ class Answers:
         """
         received = self.journal.update(task.id)
         assert received is not None, "only tasks that were received are read"
+        if not received.size:  # of nothing there are no pages
+            raise WireError("it is empty")
         with self.journal.blobs.open(received.digest) as file:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         frame = wire.decode(memoryview(pages), self.limits)

@@ -51,6 +51,11 @@ class Board:
         if before is None or now - before > self.gone_after_s:
             self._on_news(None)
 
+    def forget(self, client: str) -> None:
+        """Note that a client is not one any more: it counts as if it had never been heard of."""
+        with self._lock:
+            self._seen.pop(client, None)
+
     def next_task(self, client: str, doing: Collection[int]) -> KeptTask | None:
         """Return the client's first open task that it does not have yet."""
         if self._phase is not Phase.RUNNING:
@@ -64,8 +69,7 @@ class Board:
     # ---- the run ----------------------------------------------------------------------------------------------------
 
     def listen_for_news(self, on_news: Callable[[int | None], None]) -> None:
-        """``on_news(task id)`` is called in the front's thread; None: somebody is there who was
-        not there before."""
+        """``on_news(task id)`` is called in one of the front's threads; None: somebody is there who was not before."""
         self._on_news = on_news
 
     def post(self, clients: Collection[str]) -> None:

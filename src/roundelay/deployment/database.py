@@ -25,12 +25,13 @@ SCHEMA = (
     CREATE TABLE rounds (
         number INTEGER NOT NULL,
         attempt INTEGER NOT NULL,
+        round_group TEXT NOT NULL,
         cohort TEXT NOT NULL,
         goal INTEGER,
         deadline_s REAL,
         elapsed_s REAL NOT NULL DEFAULT 0,
         state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'closed')),
-        PRIMARY KEY (number, attempt)
+        PRIMARY KEY (number, attempt, round_group)
     ) STRICT
     """,
     # no foreign key to rounds: "evaluate" and "submit" tasks name a model version, which need not be an opened round
@@ -40,6 +41,7 @@ SCHEMA = (
         client TEXT NOT NULL,
         round INTEGER NOT NULL,
         attempt INTEGER NOT NULL,
+        round_group TEXT NOT NULL,
         kind TEXT NOT NULL,
         config TEXT NOT NULL,
         sent TEXT,
@@ -68,10 +70,11 @@ SCHEMA = (
     CREATE TABLE members (
         round INTEGER NOT NULL,
         attempt INTEGER NOT NULL,
+        round_group TEXT NOT NULL,
         position INTEGER NOT NULL,
         task INTEGER NOT NULL UNIQUE REFERENCES updates (task),
-        PRIMARY KEY (round, attempt, position),
-        FOREIGN KEY (round, attempt) REFERENCES rounds
+        PRIMARY KEY (round, attempt, round_group, position),
+        FOREIGN KEY (round, attempt, round_group) REFERENCES rounds
     ) STRICT
     """,
     "CREATE TABLE committed (client TEXT PRIMARY KEY, task INTEGER NOT NULL REFERENCES updates (task)) STRICT",

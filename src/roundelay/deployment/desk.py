@@ -17,9 +17,12 @@ from roundelay.deployment.receiving import Intake, Part, announced
 from roundelay.deployment.records import Denial, KeptTask, RequestDenied, Verdict
 from roundelay.deployment.sending import InThread, send
 from roundelay.deployment.signing import Claim, check_body
+from roundelay.errors import JournalError
 
 OnScalar = Callable[[str, int, str, float, int], None]
 """Client, round, name, value, step."""
+
+OnData = Callable[[str, p.Holding], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Desk:
     meters: Meters
     briefing: Callable[[str], p.Briefing]
     on_scalar: OnScalar
+    on_data: OnData
     max_answer_bytes: int
     in_thread: InThread
     writers: Executor
@@ -58,9 +62,11 @@ class Desk:
         return briefing
 
     async def work(self, call: Call, poll: p.Poll) -> p.Offer | None:
-        """Wait for a task until the client's time is over, or its connection, or the run."""
+        """Wait for a task until the client's time is over, or its connection, or the run; but not for so long that it
+        would count as lost meanwhile.
+        """
         client, loop = call.client, asyncio.get_running_loop()
-        end = loop.time() + min(poll.wait_s, p.MAX_WAIT_S)
+        end = loop.time() + min(poll.wait_s, p.MAX_WAIT_S, self.board.gone_after_s / 2)
         with self.polls.watching(client) as woken:
             while True:
                 woken.clear()
@@ -69,6 +75,7 @@ class Desk:
                 require_open(self.board.phase, self.board.reason)
                 task = await self.in_thread(self.board.next_task, client, poll.doing)
                 if task is not None:
+                    self.board.saw(client)
                     return await self._offer(task)
                 if loop.time() >= end or self.polls.closing:
                     break
@@ -87,7 +94,9 @@ class Desk:
         if digest not in {task.sent for task in tasks}:
             raise Rejected("not_found", f"no open task of client {call.client!r} begins from such a blob; ask for work")
         path = self.board.journal.blobs.path(digest)
-        return await send(call.request, path, digest, self.in_thread, self.patience_s)
+        return await send(
+            call.request, path, digest, self.in_thread, self.patience_s, lambda: self.board.saw(call.client)
+        )
 
     async def beat(self, call: Call, beat: p.Beat) -> p.Beaten:
         wanted: set[int] = set()
@@ -99,6 +108,10 @@ class Desk:
         if call.task is None:
             raise Rejected("not_found", f"client {call.client!r} has no task {call.task_id}")
         await self.in_thread(self._lose, call.task_id, failure)
+        return p.Noted()
+
+    async def data(self, call: Call, holding: p.Holding) -> p.Noted:
+        await self.in_thread(self.on_data, call.client, holding)
         return p.Noted()
 
     async def scalars(self, call: Call, scalars: p.Scalars) -> p.Noted:
@@ -129,14 +142,19 @@ class Desk:
             raise Rejected("upload", f"the part begins at {part.offset}, but the answer goes on at {receipt.received}",
                            receipt.received)  # fmt: skip
         with self.intake.holding(call.client, part.length):
-            body, digest = await self.intake.read(call.request, call.client, part.length)
+            body, digest = await self.intake.read(
+                call.request, call.client, part.length, lambda: self.board.saw(call.client)
+            )
             self.meters.bytes_in += len(body)
             check_body(call.claim, digest)
             return await self._to_the_end(self._written, call.client, call.task_id, part, body)
 
     async def _offer(self, kept: KeptTask) -> p.Offer:
         assert kept.sent is not None, "a task of a run has a model"
-        size = (await self.in_thread(self.board.journal.blobs.path(kept.sent).stat)).st_size
+        try:
+            size = (await self.in_thread(self.board.journal.blobs.path(kept.sent).stat)).st_size
+        except OSError as error:  # closed in this moment, and its blob collected; or removed by hand
+            raise JournalError(f"blob {kept.sent} cannot be read ({error})") from error
         task = kept.task
         return p.Offer(
             id=task.id, round=task.round, attempt=task.attempt, kind=task.kind, config=dict(task.config),
@@ -165,7 +183,7 @@ class Desk:
         known = self.board.journal.known_answer(task_id, client, digest)
         if known is not None:
             return p.Receipt(received=size, settled=_settled(known.verdict, known.number, known.duplicate))
-        require_open_for_answers(self.board)
+        _require_not_over(self.board)
         received = self.board.journal.uploads.received(client, digest, size)
         return None if received is None else p.Receipt(received=received)
 
@@ -173,7 +191,7 @@ class Desk:
         known = self.board.journal.known_answer(task_id, client, digest)
         if known is not None:
             return p.Receipt(received=size, settled=_settled(known.verdict, known.number, known.duplicate))
-        require_open_for_answers(self.board)
+        _require_not_over(self.board)
         return p.Receipt(received=self.board.journal.uploads.begin(client, digest, size))
 
     def _written(self, client: str, task_id: int, part: Part, body: bytes) -> p.Receipt:
@@ -204,7 +222,8 @@ class Desk:
             self.on_scalar(client, scalars.round, scalar.name, scalar.value, scalar.step)
 
 
-def require_open_for_answers(board: Board) -> None:
+def _require_not_over(board: Board) -> None:
+    """What was asked for may still be answered while the server is about to stop."""
     if board.phase is Phase.ENDED:
         require_open(board.phase, board.reason)
 

@@ -1,8 +1,11 @@
 """A coordinator's side of workers that listen: one connection to each is kept, and made anew whenever it ends."""
 
 import asyncio
+import contextlib
+import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -105,6 +108,34 @@ class Dialler:
         return sock
 
 
+class Dialling:
+    """A ``Dialler`` at work in a thread of its own."""
+
+    def __init__(self, dialler: Dialler) -> None:
+        self._dialler = dialler
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._turn, name="dialling", daemon=True)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = self._loop.create_task(self._dialler.run())
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Dial nobody any more."""
+        if self._task is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._thread.join()
+
+    def _turn(self) -> None:
+        assert self._task is not None
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._task)
+        finally:
+            self._loop.close()
+
+
 async def _connected(worker: Worker) -> socket.socket:
     loop = asyncio.get_running_loop()
     last: OSError | None = None
@@ -127,5 +158,5 @@ def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer in {CONNECT_S:.0f} s"
     if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or type(error).__name__
     return str(error)

@@ -16,11 +16,11 @@ from aiohttp import web
 
 from roundelay.deployment.admission import Admission
 from roundelay.deployment.board import Board
-from roundelay.deployment.desk import Call, Desk, OnScalar
+from roundelay.deployment.desk import Call, Desk, OnData, OnScalar
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.lobby import Lobby, Meters, as_json
 from roundelay.deployment.polls import Polls
-from roundelay.deployment.problems import Rejected, answer_to
+from roundelay.deployment.problems import Rejected, answer_to, is_of_the_disk
 from roundelay.deployment.protocol import Briefing, Message, Scalars
 from roundelay.deployment.receiving import Intake, read_message
 from roundelay.deployment.records import KeptTask
@@ -28,7 +28,6 @@ from roundelay.deployment.roster import Roster
 from roundelay.deployment.routes import ROUTES, Route
 from roundelay.deployment.server import DIALLED, DRAIN
 from roundelay.deployment.signing import Claim, Reason, Refused, Request, check_body
-from roundelay.errors import JournalError
 
 _MAX_TASK = 2**63 - 1
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -49,13 +48,14 @@ class Front:
         stats: Callable[[], Mapping[str, Any]],  # Any: JSON's types nest
         authority_pem: bytes | None,
         on_scalar: OnScalar,
+        on_data: OnData = lambda client, holding: None,
         in_flight_bytes: int = 256 * 2**20,
         patience_s: float = 30.0,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """``briefing(client)``, ``stats`` and ``on_scalar(client, round, name, value, step)`` are called in threads.
-        ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s`` seconds is
-        cut. ``now_s`` is the time of day, by which tokens run out.
+        """``briefing(client)``, ``stats``, ``on_scalar(client, round, name, value, step)`` and ``on_data`` are called
+        in threads. ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s``
+        seconds is cut. ``now_s`` is the time of day, by which tokens run out.
         """
         self._journal, self._patience_s = board.journal, patience_s
         self._admission = Admission(board, roster, doors, now_s)
@@ -66,7 +66,7 @@ class Front:
             board, self._admission, self._meters, run, authority_pem, stats, self._in_thread, patience_s
         )
         self._desk = Desk(
-            board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar,
+            board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar, on_data,
             max_answer_bytes, self._in_thread, self._writers, patience_s,
         )  # fmt: skip
         self._quiet = asyncio.Event()
@@ -88,6 +88,7 @@ class Front:
             app.router.add_route(route.method, route.path, handler)
         app[DRAIN], app[DIALLED] = self._drain, {}
         app.on_startup.append(self._begin)
+        app.on_response_prepare.append(_unbranded)
         app.on_cleanup.append(self._end)
         return app
 
@@ -137,8 +138,7 @@ class Front:
                 raise Rejected("message", "a body must be sent as it is, without Content-Encoding")
             return await handler(request)
         except Exception as error:
-            if isinstance(error, JournalError):
-                self._meters.disk_failed = True
+            self._meters.disk_failed |= is_of_the_disk(error)
             return answer_to(error, request)
 
     async def _signed(
@@ -176,6 +176,11 @@ class Front:
 
     async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: whatever ``work`` takes and gives
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+
+
+async def _unbranded(_: web.Request, response: web.StreamResponse) -> None:
+    """Which versions of what run here is for no stranger to know."""
+    response.headers["Server"] = "roundelay"
 
 
 def _check_round(route: Route, claim: Claim, message: Message | None, kept: KeptTask | None) -> None:

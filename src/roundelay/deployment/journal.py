@@ -126,7 +126,8 @@ class Journal:
             if first.digest != digest:
                 return Ack(task_id, digest, Verdict.CONFLICT)
             return Ack(task_id, digest, Verdict.ACCEPTED, first.number, duplicate=True)
-        stale = known.task.kind == "train" and self.rounds.was_drawn_again(known.task.round, known.task.attempt)
+        drawn = (known.task.round, known.task.attempt, known.group)
+        stale = known.task.kind == "train" and self.rounds.was_drawn_again(*drawn)
         return Ack(task_id, digest, Verdict.STALE if stale else Verdict.LATE)
 
     def settle(self, task_id: int, fate: Fate, reason: str = "") -> None:
@@ -151,8 +152,8 @@ class Journal:
         return _received(*rows[0]) if rows else None
 
     def updates(self, number: int | None = None, attempt: int = 0, kind: TaskKind = "train") -> tuple[Received, ...]:
-        """Return what was accepted for the tasks of a round that are of this kind, or for all tasks of a run, in the
-        order of arrival.
+        """Return what was accepted for the tasks of a round, of all its groups, that are of this kind, or for all tasks
+        of a run, in the order of arrival.
         """
         if number is None:
             rows = self._db.all(f"{_RECEIVED} ORDER BY updates.number")

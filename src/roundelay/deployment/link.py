@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from roundelay.deployment import protocol
+from roundelay.deployment.connector import Connector, TcpConnector
 from roundelay.deployment.download import Download
 from roundelay.deployment.identity import Counter, DeviceKey, encode
 from roundelay.deployment.pinning import Address, explained
@@ -30,6 +31,7 @@ from roundelay.deployment.protocol import (
     Briefing,
     Failure,
     Hello,
+    Holding,
     Join,
     Joined,
     LoggedScalar,
@@ -42,7 +44,7 @@ from roundelay.deployment.protocol import (
 )
 from roundelay.deployment.replies import PIECE_BYTES, Clock, Moved, body_of, digest_of, parsed, pieces, refused
 from roundelay.deployment.signing import Request, sign
-from roundelay.deployment.trouble import DIALLED_S, LONGEST_S, OwnDisk, Unreachable
+from roundelay.deployment.trouble import DIALLED_S, LONGEST_S, Again, OwnDisk, Refusal, Unreachable
 
 _QUICK_S = 2.0
 _M = TypeVar("_M", bound=Message)
@@ -71,7 +73,7 @@ class Link:
         *,
         client: str = "",
         run: str = "",
-        connector: Callable[[], aiohttp.BaseConnector] | None = None,
+        connector: Callable[[], Connector] | None = None,
         limits: Limits = Limits(),
         now_s: Callable[[], float] = time.time,
     ) -> None:
@@ -80,9 +82,7 @@ class Link:
         """
         self.address, self.client, self.run = address, client, run
         self._key, self._counter, self._limits, self._now_s = key, counter, limits, now_s
-        self._connector = connector or (
-            lambda: aiohttp.TCPConnector(limit=1, ssl=context or True, keepalive_timeout=60)
-        )
+        self._connector = connector or (lambda: TcpConnector(limit=1, ssl=context or True, keepalive_timeout=60))
         self._base = str(address) if connector is None else f"http://{address.host}"  # a connector has its own TLS
         # One that is dialled need not be spared: it costs nothing to wait for it.
         self.longest_pause_s = LONGEST_S if connector is None else DIALLED_S
@@ -90,8 +90,9 @@ class Link:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Link":
+        self._made = self._connector()
         self._session = aiohttp.ClientSession(
-            connector=self._connector(),
+            connector=self._made,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_s),
             headers={"User-Agent": "roundelay", "Accept-Encoding": "identity"},
@@ -159,6 +160,10 @@ class Link:
     async def beat(self, doing: Sequence[int]) -> Beaten:
         return await self._ask(Beaten, "POST", protocol.BEAT, Beat(doing=list(doing)))
 
+    async def tell(self, holding: Holding) -> None:
+        """Say how much data is here."""
+        await self._ask(Noted, "POST", protocol.DATA, holding)
+
     async def scalars(self, round: int, scalars: Sequence[LoggedScalar]) -> None:
         await self._ask(Noted, "POST", protocol.SCALARS, Scalars(round=round, scalars=list(scalars)), round=round)
 
@@ -222,6 +227,11 @@ class Link:
                             if came.status not in (200, 204, 206):
                                 raise refused(came, await body_of(came, clock.moved, MAX_MESSAGE_BYTES), self.address)
                             yield came, clock.moved
+                    except (Refusal, Again):
+                        raise
+                    except BaseException:
+                        self._made.drop()
+                        raise
                     finally:
                         clock.stop()
             except aiohttp.ClientPayloadError as error:

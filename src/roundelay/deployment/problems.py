@@ -49,13 +49,20 @@ def answer_to(error: Exception, request: web.Request) -> web.Response:
         if error.status == web.HTTPNotFound.status_code:
             return refusal("not_found", "there is no such route; does this device run the server's version?")
         return refusal("message", f"{error.reason}: {request.method} is not for this route", status=error.status)
-    if isinstance(error, JournalError) and not isinstance(error, JournalMismatch):
-        log.error("a request could not be kept: %s", error)
-        return refusal("disk", "the server's disk failed or is full; nothing was acknowledged, come again later")
     if isinstance(error, web.RequestPayloadError | ConnectionError):
         return refusal("message", "the body ended before its time")  # nobody is left to read it
+    if is_of_the_disk(error):
+        log.error("a request could not be served: %s", error)
+        return refusal("disk", "the server's disk failed or is full; nothing was acknowledged, come again later")
     log.error("%s %s failed: a bug of the server", request.method, request.path, exc_info=error)
     return web.json_response({"error": "internal"}, status=500)
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether something could not be read or written here, so that it may be asked for again."""
+    if isinstance(error, OSError):
+        return not isinstance(error, ConnectionError)
+    return isinstance(error, JournalError) and not isinstance(error, JournalMismatch)
 
 
 def refusal(error: str, message: str, received: int | None = None, status: int | None = None) -> web.Response:

@@ -16,6 +16,7 @@ MAX_SHOWN = 1_000
 MAX_LOGGED = 10_000
 """Numbers that wait to be sent; of more than these the oldest are forgotten."""
 
+_END_S = 0.05
 _T = TypeVar("_T")
 
 
@@ -117,21 +118,21 @@ class Pulse:
         Raises:
             TaskOver: nobody waits for ``task`` any more; what came of the work, and what it raised, is dropped.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        left = False
+        job = self._pool.submit(work)
+        future, left = asyncio.wrap_future(job), False
         try:
             while not future.done():
                 await self._nap(future)
                 if not future.done() and self._now_s() >= self._due_s:
                     await self.beat()
-                    if task in self.over and not left and not future.done():
+                    if task in self.over and not future.done():
                         left = True
                         interrupt()
         except BaseException:
-            if not future.done():
-                interrupt()
-                await asyncio.wait({future})
-            if not future.cancelled():
+            while not job.cancel() and not job.done():
+                interrupt()  # again and again: it may be about to begin
+                await asyncio.wait({future}, timeout=_END_S)
+            if future.done() and not future.cancelled():
                 future.exception()  # looked at, so that nobody is told that it was not
             raise
         if left:
@@ -141,7 +142,9 @@ class Pulse:
 
     async def finish(self, work: Callable[[], None]) -> None:
         """Do a last piece of work in that thread, without a word to the server."""
-        await asyncio.wait({asyncio.get_running_loop().run_in_executor(self._pool, work)})
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        await asyncio.wait({future})
+        future.result()
 
     async def _nap(self, future: "asyncio.Future[Any]") -> None:  # Any: whatever the work returns
         """Wait until the next heartbeat is due, or the work is done."""

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,8 +85,11 @@ class Intake:
         finally:
             self.in_flight -= length
 
-    async def read(self, request: web.Request, client: str, length: int) -> tuple[bytearray, bytes]:
-        """Return the body and its SHA-256. Whoever sends nothing for too long is cut.
+    async def read(
+        self, request: web.Request, client: str, length: int, alive: Callable[[], object]
+    ) -> tuple[bytearray, bytes]:
+        """Return the body and its SHA-256. Whoever sends nothing for too long is cut; ``alive`` is called whenever
+        something comes.
 
         Raises:
             ConnectionError: it did not come whole.
@@ -98,6 +101,7 @@ class Intake:
                 piece = await _piece(request, self._patience_s)
                 if not piece:
                     raise ConnectionResetError(f"{len(body)} of {length} bytes came")
+                alive()
                 body += piece
                 hasher.update(piece)
         finally:

@@ -55,6 +55,9 @@ class RoundState(StrEnum):
 class Opening:
     """A round as it is opened: who is asked, and when it closes. There is no clock in it: a deadline is a length of
     time, and how much of it has passed is told by ``Journal.tick``.
+
+    ``group`` tells rounds of one number and attempt apart, which different clients go through side by side, or one
+    after the other, as the edges of a hierarchy do.
     """
 
     number: int
@@ -62,6 +65,7 @@ class Opening:
     cohort: tuple[str, ...]
     goal: int | None = None
     deadline_s: float | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class KeptTask:
     """A task, the digest of the blob that its client was sent (None: nothing large), and how it stands.
 
     ``memory`` is the id of the task that made the memory from which the client starts: it is kept on the device, under
-    that id (None: the first). ``reason`` and ``traceback`` are of a lost task.
+    that id (None: the first). ``reason`` and ``traceback`` are of a lost task. ``group`` is that of its round.
     """
 
     task: Task
@@ -97,6 +101,7 @@ class KeptTask:
     memory: int | None = None
     reason: str = ""
     traceback: str = ""
+    group: str = ""
 
 
 class Verdict(StrEnum):

@@ -8,6 +8,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -15,6 +16,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from roundelay.deployment.certificates import pin_of
+from roundelay.deployment.connector import Connector
 from roundelay.deployment.device import Device
 from roundelay.deployment.greeting import (
     COORDINATOR,
@@ -106,7 +108,9 @@ class Listener:
     def release(self) -> None:
         """Hang up: the next coordinator may come, whoever it is."""
         if self._current is not None:
-            self._current.connection.close()
+            transport = self._current.connection.transport
+            if transport is not None:
+                transport.abort()  # it may be dead, and an orderly end would wait for it
             self._current = None
 
     async def take(self, timeout_s: float | None) -> ResponseHandler:
@@ -151,12 +155,14 @@ class Listener:
                     raise
                 task = asyncio.create_task(self._greet(sock, str(peer[0])))
                 self._greetings.add(task)
-                task.add_done_callback(self._greeted)
+                task.add_done_callback(partial(self._greeted, sock))
 
-    def _greeted(self, task: "asyncio.Task[None]") -> None:
+    def _greeted(self, sock: socket.socket, task: "asyncio.Task[None]") -> None:
         self._greetings.discard(task)
         self._room.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            sock.close()  # one that was cancelled before it began has closed nothing
+        elif (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "greeting", "exception": error, "task": task})
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:
@@ -237,7 +243,7 @@ class Listener:
         self._changed.set()
 
 
-class ReverseConnector(aiohttp.BaseConnector):
+class ReverseConnector(Connector):
     """Makes no connections: it takes those that a ``Listener`` has let in, one at a time."""
 
     def __init__(self, listener: Listener) -> None:
@@ -247,7 +253,9 @@ class ReverseConnector(aiohttp.BaseConnector):
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: object, timeout: aiohttp.ClientTimeout
     ) -> ResponseHandler:
-        return await self._listener.take(timeout.sock_connect)
+        handler = await self._listener.take(timeout.sock_connect)
+        self.made = handler.transport
+        return handler
 
 
 def _pin_of(authority: str) -> str:

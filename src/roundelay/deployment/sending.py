@@ -18,10 +18,10 @@ InThread = Callable[..., Awaitable[Any]]  # Any: what the function returns that 
 
 
 async def send(
-    request: web.Request, path: Path, digest: str, in_thread: InThread, patience_s: float
+    request: web.Request, path: Path, digest: str, in_thread: InThread, patience_s: float, alive: Callable[[], object]
 ) -> web.StreamResponse:
     """Answer with the file, whose name is its digest and so its ETag, as ``Range``, ``If-Range`` and ``If-None-Match``
-    ask for it. A client that takes nothing for ``patience_s`` seconds is cut.
+    ask for it. A client that takes nothing for ``patience_s`` seconds is cut; ``alive`` is called whenever it has.
 
     Raises:
         JournalError: the file is not there.
@@ -59,6 +59,7 @@ async def send(
             try:
                 async with asyncio.timeout(patience_s):
                     await response.write(piece)
+                alive()
             except TimeoutError:
                 if request.transport is not None:
                     request.transport.abort()

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from roundelay.errors import RoundelayError, ServeError
 
@@ -25,6 +26,7 @@ DRAIN: web.AppKey[Callable[[float], Awaitable[None]]] = web.AppKey("drain")
 KEEP_ALIVE_S = 90.0
 RENEW_EVERY_S = 86_400.0
 _CONNECTIONS_WAITING = 1_024
+_HANDSHAKE_S = 20.0
 
 
 class Server:
@@ -44,6 +46,8 @@ class Server:
         server's thread, to load a new certificate into contexts that are in use; ``sleep`` counts the time until then.
         """
         self._app, self._host, self._port, self._tls = app, host, port, tls
+        if DIALLED not in app:
+            app[DIALLED] = {}
         self._renew, self._sleep = renew, sleep
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._turn, name="front", daemon=True)
@@ -118,7 +122,7 @@ class Server:
     async def _start(self) -> int:
         self._runner = web.AppRunner(
             self._app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S,
-            auto_decompress=False, shutdown_timeout=0.1,
+            auto_decompress=False, shutdown_timeout=1.0, logger=_Heard(logging.getLogger(f"{__name__}.http"), {}),
         )  # fmt: skip
         await self._runner.setup()
         if self._renew is not None:
@@ -151,7 +155,10 @@ class Server:
 
         self._app[DIALLED][handler] = client
         try:
-            await self._loop.connect_accepted_socket(lambda: _Watched(handler, over), sock, ssl=tls)
+            await self._loop.connect_accepted_socket(
+                lambda: _Watched(handler, over), sock, ssl=tls,
+                ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
+            )  # fmt: skip
         except BaseException:
             self._app[DIALLED].pop(handler, None)
             raise
@@ -165,8 +172,14 @@ class Server:
         drain = self._app.get(DRAIN)
         if drain is not None:
             await drain(grace_s)
-        if self._runner is not None:
-            await self._runner.cleanup()
+        server = self._runner.server if self._runner is not None else None
+        if self._runner is None or server is None:
+            return
+        transports = [connection.transport for connection in server.connections]
+        await self._runner.cleanup()
+        for transport in transports:
+            if transport is not None:
+                transport.abort()  # TLS would wait for a goodbye, for half a minute
 
     async def _renew_daily(self, renew: Callable[[], None]) -> None:
         while True:
@@ -175,6 +188,15 @@ class Server:
                 renew()  # in this thread, where no handshake can be half way
             except (OSError, RoundelayError) as error:
                 log.warning("the server's certificate was not renewed (%s); it is tried again in a day", error)
+
+
+class _Heard(logging.LoggerAdapter[logging.Logger]):
+    """What is no HTTP is somebody else's mistake, and no error of this server."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:  # Any: what logging takes
+        if isinstance(kwargs.get("exc_info"), HttpProcessingError):
+            level, kwargs = logging.DEBUG, {}
+        super().log(level, msg, *args, **kwargs)
 
 
 class _Watched(asyncio.Protocol):

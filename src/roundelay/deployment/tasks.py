@@ -20,26 +20,29 @@ class Tasks:
     def __init__(self, db: Database, blobs: Blobs, rounds: Rounds) -> None:
         self._db, self._blobs, self._rounds = db, blobs, rounds
 
-    def open(self, tasks: Sequence[Task], sent: str | None = None, memories: Mapping[str, int] = {}) -> None:
+    def open(
+        self, tasks: Sequence[Task], sent: str | None = None, memories: Mapping[str, int] = {}, group: str = ""
+    ) -> None:
         """Note tasks before their clients hear of them. ``sent`` is the digest of the blob that they are sent, which is
         kept until the last of them is answered. ``memories`` says by client from which task's memory it starts. A task
-        that is known keeps its own: what was committed since may have changed.
+        that is known keeps its own: what was committed since may have changed. ``group`` is that of the round.
 
         Raises:
             JournalMismatch: a task of that id is another one, or it is a training task of a round that is not open.
             JournalError: the blob is not there.
         """
         sql = """
-            INSERT INTO tasks (id, client, round, attempt, kind, config, sent, memory) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+            INSERT INTO tasks (id, client, round, attempt, round_group, kind, config, sent, memory)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
         """
         with self._db.writing(f"opening {len(tasks)} tasks") as db:
             if sent is not None:
                 self._blobs.require(sent)
-            new = self._new(tasks, sent)
+            new = self._new(tasks, sent, group)
             for key in {(task.round, task.attempt) for task in new if task.kind == "train"}:
-                self._rounds.require_open(*key)
+                self._rounds.require_open(*key, group)
             db.executemany(sql, (
-                (task.id, task.client, task.round, task.attempt, task.kind, json.dumps(dict(task.config)), sent,
+                (task.id, task.client, task.round, task.attempt, group, task.kind, json.dumps(dict(task.config)), sent,
                  memories.get(task.client))
                 for task in new
             ))  # fmt: skip
@@ -101,18 +104,24 @@ class Tasks:
         assert row is not None
         return int(row[0])
 
-    def _new(self, tasks: Sequence[Task], sent: str | None) -> list[Task]:
+    def last_round(self) -> int:
+        """Return the highest round that a task names, 0 where there is none."""
+        row = self._db.one("SELECT COALESCE(MAX(round), 0) FROM tasks")
+        assert row is not None
+        return int(row[0])
+
+    def _new(self, tasks: Sequence[Task], sent: str | None, group: str) -> list[Task]:
         """Return the tasks that are not known yet, each once."""
         new: dict[int, Task] = {}
         for task in tasks:
             kept = self.get(task.id)
             known = new.setdefault(task.id, task) if kept is None else kept.task
-            if known != task or (kept is not None and kept.sent != sent):
+            if known != task or (kept is not None and (kept.sent, kept.group) != (sent, group)):
                 raise JournalMismatch(f"task {task.id} is another one: {known}, not {task}")
         return list(new.values())
 
     def _select(self, which: str, *values: object) -> tuple[KeptTask, ...]:
-        columns = "id, client, round, attempt, kind, config, sent, state, memory, reason, traceback"
+        columns = "id, client, round, attempt, kind, config, sent, state, memory, reason, traceback, round_group"
         rows = self._db.all(f"SELECT {columns} FROM tasks {which}", *values)
         return tuple(
             KeptTask(Task(number, client, round_, attempt, kind, json.loads(config)), sent, TaskState(state), *rest)

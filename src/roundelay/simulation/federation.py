@@ -112,7 +112,7 @@ class SimulatedFederation(Bookkeeping):
         in_order = sorted(due.items())
         self._executor.submit(
             [task for _, together in in_order for task in together], sent,
-            {client: memory for client in cohort if (memory := self._memory.of(client))},
+            self._memories(cohort),
         )  # fmt: skip
         events = [self._loop.at(ns, arrive, together) for ns, together in in_order]
         if deadline_s is not None:  # in whole nanoseconds like the arrivals, which asyncio.timeout is not
@@ -127,7 +127,7 @@ class SimulatedFederation(Bookkeeping):
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
 
-    async def stalled(self, number: int, why: str) -> bool:
+    async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """A simulated client that is lost does not come back: the round is over."""
         return False
 
@@ -151,9 +151,11 @@ class SimulatedFederation(Bookkeeping):
         if not self._landed:
             self._waiter = self._loop.create_future()
             await self._waiter
+        return self._arrival_of(self._landed.popleft())
+
+    def _arrival_of(self, task_id: int) -> Arrived:
         if self._last_arrival is not None:
             self._executor.release(self._last_arrival)
-        task_id = self._landed.popleft()
         flight, _ = self._flights.pop(task_id)
         self._last_arrival = task_id
         answer = self._executor.result(task_id)
@@ -175,8 +177,8 @@ class SimulatedFederation(Bookkeeping):
         for flight, _ in in_order:
             by_sent.setdefault(id(flight.sent), []).append(flight)
         for together in by_sent.values():
-            memories = {f.task.client: m for f in together if (m := self._memory.of(f.task.client))}
-            self._executor.submit([f.task for f in together], together[0].sent, memories)
+            tasks = [flight.task for flight in together]
+            self._executor.submit(tasks, together[0].sent, self._memories([task.client for task in tasks]))
         for flight, due_ns in in_order:
             if flight.task.id not in self._landed:
                 self._loop.at(due_ns, self._land, flight.task.id)
@@ -199,7 +201,7 @@ class SimulatedFederation(Bookkeeping):
         work = self._trainer.work
         own_state = isinstance(work.algorithm, Personalised) or isinstance(work.learner, ScriptLearner)
         if own_state or self._trainer.layout.local_names:
-            memories = {client: memory for client in clients if (memory := self._memory.of(client))}
+            memories = self._memories(clients)
         self._executor.submit(tasks, model, memories)
         came: list[ClientReport] = []
         for task in tasks:
@@ -211,6 +213,9 @@ class SimulatedFederation(Bookkeeping):
                 log.warning("client %s could not evaluate: %s\n%s", task.client, result.reason, result.traceback)
             self._executor.release(task.id)
         return came
+
+    def _memories(self, clients: Sequence[str]) -> dict[str, Memory]:
+        return {client: memory for client in clients if (memory := self._memory.of(client))}
 
     def _duration_ns(self, task: Task) -> int:
         if self._duration is None:

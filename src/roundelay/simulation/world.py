@@ -3,10 +3,12 @@
 from asyncio import AbstractEventLoop
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from roundelay.algorithms.protocol import Rehearsal
 from roundelay.attacks.roles import Roles
 from roundelay.bookkeeping import Given
+from roundelay.course import Course
 from roundelay.federation import Flight, Version
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Sites
@@ -14,13 +16,16 @@ from roundelay.simulation.federation import Duration, SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
+from roundelay.simulation.replayed import ReplayedFederation
 from roundelay.simulation.settings import Simulation
 from roundelay.trainer import Trainer
 
 
 @dataclass(slots=True)
 class Simulated:
-    """``flights`` were under way at ``virtual_ns``, where the run begins; ``sites`` are for scripts."""
+    """``flights`` were under way at ``virtual_ns``, where the run begins; ``sites`` are for scripts.
+    With a ``course``, what happened on devices happens again.
+    """
 
     simulation: Simulation
     trainer: Trainer
@@ -31,6 +36,7 @@ class Simulated:
     duration: Duration | None
     flights: Sequence[tuple[Flight, int]]
     virtual_ns: int
+    course: Course | None = None
     _executor: Executor | None = None
     _loop: VirtualLoop | None = None
 
@@ -48,7 +54,8 @@ class Simulated:
     def federation(self, given: Given) -> SimulatedFederation:
         assert self._executor is not None
         assert self._loop is not None
-        return SimulatedFederation(
+        make = SimulatedFederation if self.course is None else partial(ReplayedFederation, course=self.course)
+        return make(
             given, executor=self._executor, loop=self._loop, memory=self.memory, flights=self.flights,
             duration=self.duration,
         )  # fmt: skip

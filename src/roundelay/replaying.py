@@ -1,0 +1,48 @@
+"""What the journal of a run on devices tells of its course, for a simulation that keeps to it."""
+
+from pathlib import Path
+
+from roundelay.course import ADMITTED, Ask, Course, End, ask_of
+from roundelay.deployment.federation import ARRIVAL, FINISHED
+from roundelay.deployment.journal import Journal
+from roundelay.deployment.records import Fate, KeptTask, Received, TaskState
+from roundelay.errors import ConfigError
+from roundelay.serving import JOURNAL
+
+LATE = "the round closed before its answer arrived"
+
+
+def course_of(run_folder: Path) -> Course:
+    """Return how the run in ``run_folder`` went, as far as it got.
+
+    Raises:
+        ConfigError: it did not run on devices, or has not finished a round.
+        JournalError: its journal cannot be read, or its server is at work.
+    """
+    if not (run_folder / JOURNAL).is_dir():
+        raise ConfigError(f"{run_folder} is no run on real devices, which alone has a journal to replay")
+    with Journal(run_folder / JOURNAL, None) as journal:
+        updates = {received.task_id: received for received in journal.updates()}
+        tasks = {kept.task.id: kept for kept in journal.tasks.all()}
+        told: list[Ask] = []
+        num_rounds = 0
+        for answer in journal.recorded():
+            assert isinstance(answer.content, int)
+            if answer.kind == ARRIVAL:
+                told.append(ask_of(tasks[answer.content].task))
+            elif answer.kind == FINISHED:
+                num_rounds = answer.content
+    if not num_rounds:
+        raise ConfigError(f"the run in {run_folder} has finished no round yet: there is nothing to replay")
+    ends = {ask_of(kept.task): _end(kept, updates.get(task_id)) for task_id, kept in tasks.items()}
+    return Course(ends, told, num_rounds)
+
+
+def _end(kept: KeptTask, received: Received | None) -> End:
+    if kept.state is TaskState.LOST:
+        return End("lost", kept.reason, kept.traceback)
+    if received is None or received.fate is Fate.LATE:
+        return End("late", LATE)
+    if received.fate is Fate.REFUSED:
+        return End("refused", received.reason)
+    return ADMITTED

@@ -1,0 +1,246 @@
+"""Every route is signed, or on the short list of those that are open; and a signed one serves its own client only.
+
+Each kind of stranger goes to each route: it gets 401, and nothing has changed.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from aiohttp import web
+from fronts import MODEL, Device, Place, part_of, place, within
+from journals import sha256
+
+from roundelay.deployment import admission
+from roundelay.deployment import protocol as p
+from roundelay.deployment.clients import Clients
+from roundelay.deployment.front import Front
+from roundelay.deployment.identity import DeviceKey
+from roundelay.deployment.records import TaskState, Verdict
+from roundelay.deployment.routes import ROUTES, openapi
+from roundelay.deployment.tasks import Tasks
+
+OPEN = {"/authority.crt", p.HELLO, p.JOIN, p.HEALTH, p.READY, p.STATS, p.OPENAPI}
+SIGNED = [route.name for route in ROUTES if route.signed]
+ANSWER = b"an answer of a client. " * 10
+Asked = tuple[str, str, bytes, int, list[tuple[str, str]]]
+
+
+def asked(route: str) -> Asked:
+    """A good request of client "a", which has task 1, whose answer is announced: method, path, body, round, fields."""
+    path, fields = part_of(1, ANSWER, 0, len(ANSWER))
+    text = {
+        "work": p.Poll(),
+        "beat": p.Beat(doing=[1]),
+        "announce": p.Announce(digest=sha256(ANSWER), size=len(ANSWER)),
+        "failure": p.Failure(reason="no data"),
+        "scalars": p.Scalars(round=1, scalars=[p.LoggedScalar(name="x", value=1.0, step=1)]),
+    }
+    body = text[route].model_dump_json().encode() if route in text else b""
+    plain: dict[str, Asked] = {
+        "run": ("GET", p.RUN, b"", 0, []),
+        "work": ("POST", p.WORK, body, 0, []),
+        "blob": ("GET", f"{p.BLOBS}/{sha256(MODEL)}", b"", 0, []),
+        "beat": ("POST", p.BEAT, body, 0, []),
+        "announce": ("POST", f"{p.UPDATES}/1", body, 1, []),
+        "part": ("PUT", path, ANSWER, 1, fields),
+        "failure": ("POST", f"{p.FAILURES}/1", body, 1, []),
+        "scalars": ("POST", p.SCALARS, body, 1, []),
+    }
+    return plain[route]
+
+
+def test_every_route_is_signed_or_on_the_list_of_open_ones() -> None:
+    assert {route.path for route in ROUTES if not route.signed} == OPEN
+    with place() as here:
+        served = {(route.method, route.resource.canonical) for route in here.front.app.router.routes()
+                  if route.resource is not None}  # fmt: skip
+        listed = {(route.method, route.path.split(":")[0] + "}" if "{" in route.path else route.path)
+                  for route in ROUTES}  # fmt: skip
+        assert served == {(method, path) for method, path in listed}
+
+
+def unsigned(here: Place) -> Device:
+    class Unsigned(Device):
+        def fields(self, *args: object, **kwargs: object) -> list[tuple[str, str]]:  # type: ignore[override]
+            return []
+
+    return Unsigned(here.url, "a", here.keys["a"])
+
+
+def not_enrolled(here: Place) -> Device:
+    return Device(here.url, "x")
+
+
+def revoked(here: Place) -> Device:
+    here.roster.revoke("a")
+    return Device.of(here, "a")
+
+
+def with_anothers_key(here: Place) -> Device:
+    return Device(here.url, "a", here.keys["b"])
+
+
+def with_a_key_of_its_own(here: Place) -> Device:
+    return Device(here.url, "a", DeviceKey.new())
+
+
+def of_another_path(here: Place) -> Device:
+    class Elsewhere(Device):
+        def fields(self, method: str, path: str, *args: object, **kwargs: object) -> list[tuple[str, str]]:
+            return super().fields(method, "/v1/other", *args, **kwargs)  # type: ignore[arg-type]
+
+    return Elsewhere(here.url, "a", here.keys["a"])
+
+
+def of_another_body(here: Place) -> Device:
+    class Other(Device):
+        def fields(self, method: str, path: str, body: bytes = b"", **kwargs: object) -> list[tuple[str, str]]:
+            return super().fields(method, path, body + b" ", **kwargs)  # type: ignore[arg-type]
+
+    return Other(here.url, "a", here.keys["a"])
+
+
+STRANGERS = [
+    unsigned, not_enrolled, revoked, with_anothers_key, with_a_key_of_its_own, of_another_path, of_another_body,
+]  # fmt: skip
+
+
+def ready(here: Place) -> None:
+    here.open_round()
+    here.journal.uploads.begin("a", sha256(ANSWER), len(ANSWER))
+
+
+def state(here: Place) -> tuple[object, ...]:
+    journal = here.journal
+    return (
+        journal.tasks.all(), journal.updates(), journal.uploads.received("a", sha256(ANSWER), len(ANSWER)),
+        [one for one in here.news if one is not None], here.scalars.copy(),
+        set(journal.blobs.digests()), {one.client for one in journal.clients.all()},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stranger", STRANGERS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("route", SIGNED)
+def test_a_stranger_is_turned_away(route: str, stranger: Callable[[Place], Device]) -> None:
+    async def go() -> None:
+        method, path, body, round_, fields = asked(route)
+        async with stranger(here) as device:
+            before = state(here)
+            said = await device.ask(method, path, body, round=round_, fields=fields)
+            assert (said.status, said.error) == (401, "signature")
+            assert state(here) == before
+            if stranger is unsigned:
+                assert "has this device joined?" in said.json()["message"]
+
+    with place() as here:
+        ready(here)
+        within(go())
+
+
+@pytest.mark.parametrize("route", SIGNED)
+def test_the_client_itself_is_served_once_and_only_for_the_round_that_is_meant(route: str) -> None:
+    async def go() -> None:
+        method, path, body, round_, fields = asked(route)
+        async with Device.of(here) as device:
+            wrong = await device.ask(method, path, body, round=round_ + 1, fields=fields)
+            assert (wrong.status, wrong.error) == (401, "signature")
+            signed = [*device.fields(method, path, body, round=round_), *fields]
+            assert (await device.send(method, path, body, signed)).status == 200
+            before = state(here)
+            again = await device.send(method, path, body, signed)
+            assert (again.status, again.error) == (401, "signature")
+            assert "sign it anew" in again.json()["message"]
+            assert state(here) == before
+
+    with place() as here:
+        ready(here)
+        within(go())
+
+
+@pytest.mark.parametrize("route", SIGNED)
+def test_a_signature_for_another_run_says_so(route: str) -> None:
+    async def go() -> None:
+        method, path, body, round_, fields = asked(route)
+        async with Device(here.url, "a", here.keys["a"], run="other") as device:
+            said = await device.ask(method, path, body, round=round_, fields=fields)
+            assert (said.status, said.error) == (409, "another_run")
+
+    with place() as here:
+        ready(here)
+        within(go())
+
+
+def test_what_is_anothers_is_not_there() -> None:
+    async def go() -> None:
+        secret = here.open_round(2, "b", first=20, model=b"for b alone")
+        async with Device.of(here) as device:
+            for digest in (secret, sha256(b"nowhere")):
+                said = await device.ask("GET", f"{p.BLOBS}/{digest}")
+                assert (said.status, said.error) == (404, "not_found")
+            for task in (2, 20, 99):  # b's own, b's own, nobody's: the same is said
+                receipt = (await device.announce(task, ANSWER)).receipt()
+                assert receipt.settled == p.Settled(verdict=Verdict.UNKNOWN, number=0, duplicate=False)
+                receipt = (await device.part(task, ANSWER, 0, len(ANSWER))).receipt()
+                assert receipt.settled is not None
+                assert receipt.settled.verdict is Verdict.UNKNOWN
+                said = await device.ask("POST", f"{p.FAILURES}/{task}", p.Failure(reason="no"), round=1)
+                assert (said.status, said.error) == (404, "not_found")
+                beaten = await device.ask("POST", p.BEAT, p.Beat(doing=[1, task]))
+                assert p.Beaten.model_validate_json(beaten.body).over == [task]
+            assert all(kept.state is TaskState.OPEN for kept in here.journal.tasks.all())
+
+    with place() as here:
+        here.open_round()
+        within(go())
+
+
+def test_what_is_described_is_what_is_served() -> None:
+    told = openapi("1")
+    operations = {(method, path) for path, methods in told["paths"].items() for method in methods}
+    assert len(operations) == len(ROUTES)
+    assert ("put", "/v1/updates/{task}") in operations
+    schemas = told["components"]["schemas"]
+    for route in ROUTES:
+        for message in (route.takes, route.gives):
+            assert message is None or message.__name__ in schemas
+        path = route.path.split(":")[0] + "}" if "{" in route.path else route.path
+        assert bool(told["paths"][path][route.method.lower()]["security"]) is route.signed
+    assert set(p.ERRORS) <= set(told["paths"][p.HELLO]["get"]["responses"]["default"]["description"]
+                                .replace(",", "").split())  # fmt: skip
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_catches_a_front_that_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planted(request: object, headers: object, public_key: object, **_: object) -> int:
+        return 1
+
+    monkeypatch.setattr(admission, "verify", planted)
+    with pytest.raises(AssertionError):
+        test_a_stranger_is_turned_away("failure", with_a_key_of_its_own)
+
+
+def test_the_table_catches_a_front_that_forgets_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Clients, "advance", lambda *_: True)
+    with pytest.raises(AssertionError):
+        test_the_client_itself_is_served_once_and_only_for_the_round_that_is_meant("scalars")
+
+
+def test_the_table_catches_a_route_that_is_on_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    application = Front._application
+
+    def planted(self: Front) -> web.Application:
+        app = application(self)
+        app.router.add_get("/v1/secrets", self._lobby.health)
+        return app
+
+    monkeypatch.setattr(Front, "_application", planted)
+    with pytest.raises(AssertionError):
+        test_every_route_is_signed_or_on_the_list_of_open_ones()
+
+
+def test_the_table_catches_a_blob_that_is_given_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tasks, "open_of", lambda self, _: self.all(TaskState.OPEN))
+    with pytest.raises(AssertionError):
+        test_what_is_anothers_is_not_there()

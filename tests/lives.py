@@ -1,0 +1,151 @@
+"""Commands of roundelay as real processes that are killed at drawn moments and started again at once.
+
+One process imports everything once and forks the commands, since an import takes longer than a whole run. A life ends
+by SIGKILL: before or after the n-th call of a named method, or after so many calls and returns of any code at all.
+"""
+
+import functools
+import inspect
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roundelay import cli
+
+DEADLINE_S = 240.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """``where`` is a class and its method, or None: any code. ``count`` calls come before."""
+
+    where: tuple[type, str] | None
+    count: int
+    after: bool = False
+
+    def __str__(self) -> str:
+        if self.where is None:
+            return f"after {self.count} calls and returns"
+        owner, method = self.where
+        return f"{'after' if self.after else 'before'} call {self.count} of {owner.__name__}.{method}"
+
+    def arm(self) -> None:
+        if self.where is None:
+            self._arm_anywhere()
+            return
+        owner, name = self.where
+        method = getattr(owner, name)
+        left = self.count
+
+        def reached(after: bool) -> None:
+            nonlocal left
+            if after is self.after:
+                left -= 1
+                if left == 0:
+                    die()
+
+        if inspect.iscoroutinefunction(method):
+
+            @functools.wraps(method)
+            async def watched(*args: Any, **named: Any) -> Any:
+                reached(False)
+                result = await method(*args, **named)
+                reached(True)
+                return result
+        else:
+
+            @functools.wraps(method)
+            def watched(*args: Any, **named: Any) -> Any:
+                reached(False)
+                result = method(*args, **named)
+                reached(True)
+                return result
+
+        setattr(owner, name, watched)
+
+    def _arm_anywhere(self) -> None:
+        left = self.count
+
+        def count(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                die()
+
+        threading.setprofile(count)
+        sys.setprofile(count)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Life:
+    """One process of a command. ``output`` is what it has said so far."""
+
+    def __init__(self, name: str, arguments: Sequence[str], folder: Path, prepare: Callable[[], None]) -> None:
+        self.name, self.output, self.begun_s = name, "", time.monotonic()
+        self._reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _live(arguments, folder, writing, prepare)
+        os.close(writing)
+        self.status: int | None = None
+
+    def wait(self, until: Callable[["Life"], bool]) -> None:
+        """Wait until something holds, or the process is over."""
+        while self.status is None and not until(self):
+            together([self])
+
+    def signal(self, number: int) -> None:
+        if self.status is None:
+            os.kill(self.pid, number)
+
+    def collect(self, ready: Iterable[int]) -> None:
+        if self._reading in ready:
+            piece = os.read(self._reading, 65_536).decode()
+            self.output += piece
+            if not piece:  # nobody writes any more: it ends, or has ended
+                self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                os.close(self._reading)
+
+    def fileno(self) -> int:
+        return self._reading
+
+
+def together(lives: Sequence[Life]) -> list[Life]:
+    """Wait until one of them says something, or ends; return those that have ended."""
+    ready, _, _ = select.select(lives, [], [], DEADLINE_S)
+    assert ready, "\n".join(f"{life.name} says nothing more; the last was:\n{life.output[-2000:]}" for life in lives)
+    for life in ready:
+        life.collect([life.fileno()])
+    return [life for life in ready if life.status is not None]
+
+
+def _live(arguments: Sequence[str], folder: Path, writing: int, prepare: Callable[[], None]) -> None:
+    code: object = 1
+    try:
+        os.chdir(folder)
+        for descriptor in (1, 2):
+            os.dup2(writing, descriptor)
+        os.close(writing)
+        sys.argv = ["roundelay", *arguments]
+        prepare()
+        cli.main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)

@@ -1,0 +1,278 @@
+"""A run on real devices under kills: the server and its clients are processes, each with its own share of moments.
+
+Run as a program, in a process of its own: ``python -m served NAME FOLDER``; what was seen is printed as JSON.
+"""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networks  # noqa: F401: before the first fork
+from lives import Life, Moment, together
+
+from roundelay import serving, site  # noqa: F401: before the first fork
+from roundelay.deployment import desk, device, joining  # noqa: F401
+from roundelay.deployment.blobs import Blobs
+from roundelay.deployment.clients import Clients
+from roundelay.deployment.delivery import Delivery
+from roundelay.deployment.device import JOINED
+from roundelay.deployment.hands import TrainerHands
+from roundelay.deployment.journal import Journal
+from roundelay.deployment.link import Link
+from roundelay.deployment.records import KeptTask
+from roundelay.deployment.rounds import Rounds
+from roundelay.deployment.shelves import Answers, Memories, Models
+from roundelay.deployment.tasks import Tasks
+from roundelay.deployment.uploads import Uploads
+from roundelay.standing import Standing
+
+CLIENTS = ("c0", "c1", "c2", "c3")
+JOB = """
+num_rounds = {rounds}
+seed = 7
+model = "networks:Awkward"
+data = "four:clients"
+algorithm = "scaffold"
+[learner]
+lr = 0.1
+batch_size = 4
+[simulation]
+executor = "serial"
+[tracking]
+checkpoint_every_s = 0.3
+[deployment]
+heartbeat_s = 2.0
+"""
+
+OF_SERVER: Sequence[tuple[type, str]] = (
+    (Journal, "accept"), (Uploads, "begin"), (Uploads, "write"), (Uploads, "finish"), (Tasks, "open"),
+    (Rounds, "open"), (Rounds, "close"), (Journal, "commit"), (Journal, "save_checkpoint"), (Standing, "checkpoint"),
+    (Clients, "advance"), (Blobs, "put"), (Standing, "finish_round"),
+)  # fmt: skip
+OF_CLIENT: Sequence[tuple[type, str]] = (
+    (Memories, "save"), (Memories, "forget_before"), (Answers, "keep"), (Answers, "drop"), (Link, "announce"),
+    (Link, "put_part"), (Models, "put"), (TrainerHands, "do"), (Delivery, "settle"), (Link, "poll"),
+)  # fmt: skip
+SERVERS_CALLS, CLIENTS_CALLS = (20_000, 120_000), (20_000, 100_000)
+"""Between these, a life ends at any moment: some in their beginning, some rounds later."""
+
+
+@dataclass
+class Run:
+    """A server and its clients, each with the moments at which its next lives end; then it lives on."""
+
+    folder: Path
+    rounds: int
+    plant: Callable[[], None] = lambda: None
+    of_server: list[Moment] = field(default_factory=list)
+    of_clients: dict[str, list[Moment]] = field(default_factory=dict)
+    kills: dict[str, list[str]] = field(default_factory=dict)
+    from_journal: int = 0
+    restart_s: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
+        (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
+                                             "return federated(4)\n")  # fmt: skip
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._port = probe.getsockname()[1]
+
+    # ---- what is run ------------------------------------------------------------------------------------------------
+
+    def simulated(self) -> Path:
+        life = Life("simulation", ["run", "job.toml", "--set", "tracking.root=simulated"], self.folder, lambda: None)
+        life.wait(lambda _: False)
+        assert life.status == 0, life.output
+        return next((self.folder / "simulated").iterdir())
+
+    def served(self) -> Path:
+        """Run to the end, through all kills; return the run folder."""
+        server = self._begin("server")
+        server.wait(lambda life: " --pin " in life.output)
+        found = re.search(r"roundelay join (.+)\n", server.output)
+        assert found, server.output
+        self._line = found[1].split()
+        lives = {"server": server, **{client: self._begin(client) for client in CLIENTS}}
+        while lives["server"].status is None:
+            for over in together([life for life in lives.values() if life.status is None]):
+                if over.status == -signal.SIGKILL:
+                    self._note(over)
+                    lives[over.name] = self._begin(over.name)
+                elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
+                    lives[over.name] = self._begin(over.name)  # it did not come as far as to know its server: typed again
+                elif over.status != 0:
+                    raise AssertionError(f"{over.name} ended with {over.status}:\n{over.output}")
+        for life in lives.values():  # some may not have heard of the end: the server waits for it for some seconds
+            life.signal(signal.SIGTERM)
+            life.wait(lambda _: False)
+            assert life.status in (0, 130), f"{life.name} ended with {life.status}:\n{life.output}"
+        return next((self.folder / "runs").iterdir())
+
+    def _begin(self, name: str) -> Life:
+        if name == "server":
+            left = self.of_server
+            arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self._port)]
+        else:
+            left = self.of_clients.get(name, [])
+            arguments = ["join", *self._line, "--id", name, "--job", "job.toml", "--folder", name]
+        moment = left.pop(0) if left else None
+
+        def prepare() -> None:
+            if name == "server":
+                self.plant()
+            else:
+                told(self.folder / f"{name}.told")
+            if moment is not None:
+                moment.arm()
+
+        life = Life(name, arguments, self.folder, prepare)
+        life.moment = moment
+        return life
+
+    def _note(self, over: Life) -> None:
+        print(time.monotonic(), over.name, over.moment, file=sys.stderr)
+        self.kills.setdefault(over.name, []).append(str(over.moment))
+        if over.name == "server":
+            self.from_journal += self._journal_is_ahead()
+
+    def _journal_is_ahead(self) -> bool:
+        """Whether rounds were closed since the checkpoint from which the next life goes on."""
+        for path in (self.folder / "runs").glob("*/journal/journal.db"):
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+                try:
+                    (ahead,) = db.execute(
+                        "SELECT count(*) FROM rounds WHERE state = 'closed' "
+                        "AND number > (SELECT COALESCE(MAX(round), 0) FROM checkpoints)"
+                    ).fetchone()
+                except sqlite3.OperationalError:  # it was killed before there were tables
+                    return False
+                return bool(ahead)
+        return False
+
+
+# ---- what clients say -----------------------------------------------------------------------------------------------
+
+
+def told(path: Path) -> None:
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    do, keep, settle = TrainerHands.do, Answers.keep, Delivery.settle
+
+    def note(*words: object) -> None:
+        os.write(file, (json.dumps(words) + "\n").encode())
+
+    def doing(self: Any, task: Any, *rest: Any) -> Any:
+        note("does", task.id)
+        return do(self, task, *rest)
+
+    def keeping(self: Any, run: str, offer: Any, frame: Any) -> Any:
+        kept = keep(self, run, offer, frame)
+        note("kept", offer.id)
+        return kept
+
+    async def settling(self: Any, kept: Any) -> Any:
+        settled = await settle(self, kept)
+        note(settled.verdict.value, kept.offer.id, kept.digest)
+        return settled
+
+    TrainerHands.do, Answers.keep, Delivery.settle = doing, keeping, settling  # type: ignore[method-assign]
+
+
+def check(run: Run, simulated: Path, served: Path) -> None:
+    """Nothing is lost, nothing counts twice, nothing is done again that was finished, and the bits are the same."""
+    states = [json.loads((folder / "state.json").read_text()) for folder in (simulated, served)]
+    with closing(sqlite3.connect(f"file:{served / 'journal' / 'journal.db'}?mode=ro", uri=True)) as db:
+        updates = {task: (client, digest) for task, client, digest in db.execute(
+            "SELECT task, client, digest FROM updates JOIN tasks ON tasks.id = updates.task")}  # fmt: skip
+        members = db.execute(
+            "SELECT members.round, tasks.round, client, tasks.id FROM members JOIN tasks ON tasks.id = members.task"
+        ).fetchall()
+    for client in CLIENTS:
+        finished, acknowledged = set[int](), dict[int, str]()
+        for word, task, *digest in map(json.loads, (run.folder / f"{client}.told").read_text().splitlines()):
+            if word == "kept":
+                finished.add(task)
+            elif word == "accepted":
+                acknowledged[task] = digest[0]
+            elif word == "does":
+                assert task not in acknowledged, f"{client} was asked again for task {task}, which was acknowledged"
+                assert task not in finished, f"{client} did task {task} again, which it had finished"
+        for task, digest in acknowledged.items():
+            assert updates.get(task) == (client, digest), f"{client}: task {task} was acknowledged, and is lost"
+    counted = Counter((number, client) for number, of_task, client, _ in members if number == of_task)
+    wanted = {(number, client): 1 for number in range(1, run.rounds + 1) for client in CLIENTS}
+    assert counted == wanted, f"counted: {counted - Counter(wanted)}, missing: {Counter(wanted) - counted}"
+    assert {task for *_, task in members} == set(updates)
+    assert states[1]["sha256"] == states[0]["sha256"], "another model came out"
+    for table in ("metrics.jsonl", "clients.jsonl"):
+        one, other = ([timeless(line) for line in (folder / table).read_text().splitlines()]
+                      for folder in (simulated, served))  # fmt: skip
+        assert one == other, f"{table} is another one"
+
+
+def timeless(line: str) -> dict[str, object]:
+    return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "virtual_s")}
+
+
+# ---- what is tried --------------------------------------------------------------------------------------------------
+
+
+def kills(folder: Path) -> object:
+    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 10, random.Random(1)))
+    draw = random.Random(2)
+    drawn = moments(OF_CLIENT, CLIENTS_CALLS, 10, draw)
+    run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
+    check(run, run.simulated(), run.served())
+    return {"kills": run.kills, "from_journal": run.from_journal}
+
+
+def moments(places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random) -> list[Moment]:
+    """Draw moments: some in the places that matter, others anywhere."""
+    named = draw.sample(places, count - count // 3)
+    chosen = [Moment(place, draw.randint(1, 3), draw.random() < 0.5) for place in named]
+    chosen += [Moment(None, draw.randint(*calls)) for _ in range(count // 3)]
+    draw.shuffle(chosen)
+    return chosen
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+def acknowledged_before_it_is_written() -> None:
+    """The server says "accepted", and writes the row when the client comes again."""
+    finished, work, late = desk.Desk._finished, desk.Desk.work, dict[str, tuple[Any, ...]]()
+
+    def planted(self: Any, client: str, task_id: int, digest: str, size: int) -> Any:
+        late[client] = (client, task_id, digest, size)
+        settled = desk.p.Settled(verdict=desk.Verdict.ACCEPTED, number=1, duplicate=False)
+        return desk.p.Receipt(received=size, settled=settled)
+
+    async def later(self: Any, call: Any, poll: Any) -> Any:
+        if call.client in late:
+            await self.in_thread(finished, self, *late.pop(call.client))
+        return await work(self, call, poll)
+
+    desk.Desk._finished, desk.Desk.work = planted, later  # type: ignore[method-assign]
+
+
+def caught(folder: Path) -> object:
+    return {}
+
+
+_ = KeptTask
+
+if __name__ == "__main__":
+    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]))))
