@@ -67,7 +67,7 @@ def serve(
     job: JobFile,
     set: Overrides = None,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="One port, for everything.")] = 8443,
+    port: Annotated[int | None, typer.Option(help="One port, for everything; 8443, or the kit's.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="What clients reach this machine under.")] = None,
     clients: Annotated[
         str | None, typer.Option(help="alice,bob or 3: who takes part, where the job's data does not say.")
@@ -76,17 +76,27 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
-    from roundelay.serving import Place, Serving
+    from roundelay.deployment.place import Place
+    from roundelay.serving import Serving
 
     made = config.load(job, set or [])
     serving = Serving(made.prepared(_named(clients)), Place(folder, host, port, tuple(name or ()), insecure))
-    if serving.missing:
-        say(f"{len(serving.missing)} of {len(serving.clients)} clients have yet to join; each of them runs, with its "
-            "own data:")  # fmt: skip
-    else:
-        say("all clients have joined before; each of them comes back with:")
-    say(f"  {serving.join_line}")
+    _say_who_may_join(serving)
     served(serving)
+
+
+def _say_who_may_join(serving: "Serving") -> None:
+    missing, expected = serving.missing, serving.expected
+    if len(missing) > len(expected):
+        say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
+            "with its own data:")  # fmt: skip
+        say(f"  {serving.join_line}")
+    if expected:
+        say(f"{len(expected)} of {len(serving.clients)} join with the kit or the line of their own: "
+            f"{', '.join(expected[:8])}{', ...' if len(expected) > 8 else ''}")  # fmt: skip
+    if not missing:
+        say("all clients have joined before; each of them comes back with:")
+        say(f"  {serving.join_line}")
 
 
 @app.command()
@@ -95,7 +105,9 @@ def join(
     token: Annotated[str, typer.Option(help="The token of the join line.")] = "",
     token_file: Annotated[Path | None, typer.Option(help="A file with the token, which then is in no history.")] = None,
     pin: Pin = "",
-    kit: Annotated[Path | None, typer.Option(help="A kit folder, instead of token and pin.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="A kit folder, instead of token and pin; this client's folder, too.")
+    ] = None,
     id: Id = None,
     data: DataSpec = None,
     shard: Shard = None,
@@ -111,7 +123,7 @@ def join(
 ) -> None:
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
     from roundelay.deployment.device import Device
-    from roundelay.deployment.joining import enrolled
+    from roundelay.deployment.joining import enrolled, require_kit
     from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
@@ -131,7 +143,9 @@ def join(
             say(f"over: {await _agent(link, device, brought, tell_labels)}")
 
     _quiet_unless(verbose)
-    with Device(folder or Path(".roundelay") / (id or "client")) as device:
+    if kit is not None:
+        require_kit(kit)
+    with Device(folder or kit or Path(".roundelay") / (id or "client")) as device:
         _until_stopped(lambda: take_part(device))
 
 
@@ -190,16 +204,17 @@ def served(serving: "Serving") -> None:
         raise _Stopped
 
     before = signal.signal(signal.SIGTERM, stop)
-    run, plan = serving.run, serving.plan
+    done, plan = serving.run.num_rounds_done, serving.plan
     try:
-        for _ in shown(serving.rounds(), plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
+        for _ in shown(serving.rounds(), plan.num_rounds, done, console, "waiting for clients"):
             pass
     except (KeyboardInterrupt, _Stopped):
+        run = serving.run
         say(f"stopped after round {run.num_rounds_done}; the same command goes on with the run in {run.folder}")
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    concluded(run)
+    concluded(serving.run)
 
 
 class _Stopped(BaseException):
