@@ -4,6 +4,7 @@ One process imports everything once and forks the commands, since an import take
 by SIGKILL: before or after the n-th call of a named method, or after so many calls and returns of any code at all.
 """
 
+import ctypes
 import functools
 import inspect
 import os
@@ -21,6 +22,7 @@ from typing import Any
 from roundelay import cli
 
 DEADLINE_S = 240.0
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def together(lives: Sequence[Life]) -> list[Life]:
 def _live(arguments: Sequence[str], folder: Path, writing: int, prepare: Callable[[], None]) -> None:
     code: object = 1
     try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody outlives the process that looks after it
         os.chdir(folder)
         for descriptor in (1, 2):
             os.dup2(writing, descriptor)

@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -83,6 +84,7 @@ class Run:
     restart_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.began = time.monotonic()
         self.folder.mkdir()
         (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
         (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
@@ -100,12 +102,16 @@ class Run:
 
     def served(self) -> Path:
         """Run to the end, through all kills; return the run folder."""
-        server = self._begin("server")
-        server.wait(lambda life: " --pin " in life.output)
-        found = re.search(r"roundelay join (.+)\n", server.output)
-        assert found, server.output
+        found = None
+        while found is None:
+            server = self._begin("server")
+            server.wait(lambda life: " --pin " in life.output)
+            found = re.search(r"roundelay join (.+)\n", server.output)
+            if server.status is not None:
+                assert server.status == -signal.SIGKILL, server.output
+                self._note(server)
         self._line = found[1].split()
-        lives = {"server": server, **{client: self._begin(client) for client in CLIENTS}}
+        lives = {"server": self._begin("server") if server.status is not None else server, **{client: self._begin(client) for client in CLIENTS}}
         while lives["server"].status is None:
             for over in together([life for life in lives.values() if life.status is None]):
                 if over.status == -signal.SIGKILL:
@@ -115,11 +121,15 @@ class Run:
                     lives[over.name] = self._begin(over.name)  # it did not come as far as to know its server: typed again
                 elif over.status != 0:
                     raise AssertionError(f"{over.name} ended with {over.status}:\n{over.output}")
+        print(time.monotonic(), "over", file=sys.stderr)
         for life in lives.values():  # some may not have heard of the end: the server waits for it for some seconds
             life.signal(signal.SIGTERM)
             life.wait(lambda _: False)
             assert life.status in (0, 130), f"{life.name} ended with {life.status}:\n{life.output}"
-        return next((self.folder / "runs").iterdir())
+        print(time.monotonic(), "all over", file=sys.stderr)
+        states = (self.folder / "runs").glob("*/state.json")  # a kill in its first moments leaves a folder behind
+        (finished,) = (path for path in states if json.loads(path.read_text())["state"] == "finished")
+        return finished.parent
 
     def _begin(self, name: str) -> Life:
         if name == "server":
@@ -230,13 +240,13 @@ def timeless(line: str) -> dict[str, object]:
 # ---- what is tried --------------------------------------------------------------------------------------------------
 
 
-def kills(folder: Path) -> object:
-    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 10, random.Random(1)))
-    draw = random.Random(2)
+def kills(folder: Path, seed: int) -> object:
+    draw = random.Random(seed)
+    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 10, draw))
     drawn = moments(OF_CLIENT, CLIENTS_CALLS, 10, draw)
     run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
     check(run, run.simulated(), run.served())
-    return {"kills": run.kills, "from_journal": run.from_journal}
+    return {"kills": run.kills, "from_journal": run.from_journal, "seconds": time.monotonic() - run.began}
 
 
 def moments(places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random) -> list[Moment]:
@@ -275,4 +285,9 @@ def caught(folder: Path) -> object:
 _ = KeptTask
 
 if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]))))
+    for seed in range(int(sys.argv[3]), int(sys.argv[4])):
+        try:
+            seen = kills(Path(sys.argv[2]) / str(seed), seed)
+            print("SEED", seed, sum(map(len, seen["kills"].values())), seen["from_journal"], seen["seconds"], flush=True)
+        except AssertionError as error:
+            print("SEED", seed, "FAILED", error, traceback.format_exc()[-1500:], flush=True)

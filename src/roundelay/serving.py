@@ -3,10 +3,13 @@
 The same call after a crash finds the run that was going on, by its job, and goes on with it.
 """
 
+import errno
 import json
 import logging
+import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -29,12 +32,12 @@ from roundelay.deployment.kits import ROSTER
 from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.pinning import Address, join_line
 from roundelay.deployment.place import Place
-from roundelay.deployment.protocol import Briefing
+from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.deployment.records import Run as JournalRun
 from roundelay.deployment.roster import Roster
 from roundelay.deployment.server import Server
 from roundelay.deployment.world import Deployed
-from roundelay.errors import ConfigError, JournalMismatch, RoundelayError
+from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected
 from roundelay.history import History, Round
@@ -53,6 +56,9 @@ FAREWELL_S = 5.0
 
 DRAIN_S = 30.0
 """How long one that is told to stop lets uploads come to their end."""
+
+LOOK_S, ROOM_BYTES = 2.0, 16 * 2**20
+"""How often a server that waits for its disk looks again, and how much must fit."""
 _DAY_S = 86_400.0
 
 
@@ -86,7 +92,7 @@ class Serving:
                 self.board, self.roster, Doors(clients, len(clients)), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
-                on_scalar=self._keep_scalar, on_data=self.run.standing.keep_data,
+                on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
             self.join_line = ""
             self._open(authority)
@@ -115,19 +121,40 @@ class Serving:
         return [client for client in self.missing if self.roster.expects(client, now_s)]
 
     def rounds(self) -> Iterator[Round]:
-        """Train round by round, and let everything go. What stops it before its end lets uploads come in first."""
-        rounds = iter(self.run)
+        """Train round by round, and let everything go. What stops it before its end lets uploads come in first; a disk
+        that is full stops nothing, but everything waits until there is room.
+        """
         try:
-            yield from rounds
+            while True:
+                try:
+                    yield from self.run
+                    break
+                except (DiskError, OSError) as error:
+                    self._outlast(error)
+            self._conclude()
         except BaseException as error:
             if not isinstance(error, RoundelayError):
                 self._drain()
             raise
-        else:
-            self._conclude()
         finally:
-            rounds.close()  # type: ignore[attr-defined]
             self._let_go()
+
+    def _outlast(self, error: DiskError | OSError) -> None:
+        """Wait until the disk takes something again; then go on from the last checkpoint, and the journal.
+
+        Raises:
+            OSError, JournalError: that does not pass by itself.
+        """
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        self.journal.check()
+        folder = self.run.folder
+        assert folder is not None
+        log.error("everything waits for the disk: %s", error)
+        self.board.turn(Phase.PAUSED, str(error))
+        while not _has_room(folder):
+            time.sleep(LOOK_S)
+        self.run = Run(self._job, folder, world=self._world)
 
     def train(self) -> History:
         for _ in self.rounds():
@@ -176,6 +203,9 @@ class Serving:
 
     def _keep_scalar(self, client: str, number: int, name: str, value: float, step: int) -> None:
         self.run.standing.keep_scalar(client, number, Scalar(name, value, step))
+
+    def _keep_data(self, client: str, holding: Holding) -> None:
+        self.run.standing.keep_data(client, holding)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
@@ -245,15 +275,28 @@ def _check(job: Prepared) -> None:
 def _journal(folder: Path, job: Prepared) -> Journal:
     """Open the run's journal, or begin it. No run's name is used again: what was signed for it is worthless then."""
     wanted = tomli_w.dumps({**fixed_part(job.resolved), "clients": list(job.work.data.clients)})
-    if not (folder / "journal.db").exists():
+    try:
+        journal = Journal(folder, None)
+    except NoJournal:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.parent.name)[:50].strip("-.") or "run"
         return Journal(folder, JournalRun(f"{name}-{secrets.token_hex(5)}", wanted))
-    journal = Journal(folder, None)
     if journal.run.job != wanted:
         journal.close()
         difference = journal.run.difference(JournalRun(journal.run.id, wanted))
         raise JournalMismatch(f"the journal in {folder} is that of another job: {difference}")
     return journal
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk takes some megabytes, and syncs them."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def _line(address: Address, pin: str | None, token: str) -> str:

@@ -100,14 +100,14 @@ def _tls(folder: Path) -> tuple[ssl.SSLContext, bytes]:
 @pytest.mark.parametrize("secured", [True, False])
 def test_a_worker_that_is_dialled_does_its_tasks(tmp_path: Path, secured: bool) -> None:
     async def play() -> None:
+        worker, folder = Listening(tmp_path / "device"), tmp_path / "server" if secured else None
         with place(root=tmp_path, members="") as here:
-            async with Listening(tmp_path / "device").open() as worker:
-                async with dialling(here, worker, tmp_path / "server" if secured else None):
-                    await until(lambda: here.journal.clients.takes_part("a"), "the joining")
-                    here.open_round(1, "a", 1, model())
-                    await answered(here, 1)
-                    over(here)
-                    await until(lambda: worker.heard("is over: the run has ended: it is done"), "the end")
+            async with worker.open(), dialling(here, worker, folder):
+                await until(lambda: here.journal.clients.takes_part("a"), "the joining")
+                here.open_round(1, "a", 1, model())
+                await answered(here, 1)
+                over(here)
+                await until(lambda: worker.heard("is over: the run has ended: it is done"), "the end")
         assert worker.heard("trusting the coordinator with pin") == secured
 
     within(play())
@@ -149,7 +149,7 @@ def test_a_coordinator_that_was_killed_comes_back_and_finds_its_worker_at_work(t
                     here.open_round(1, "a", 1, model())
                     await until(worker.hands.inside.is_set, "training")
             worker.hands.gate.set()
-            await until(lambda: worker.heard("waiting: "), "the wait")
+            await until(lambda: list((tmp_path / "device" / "answers" / RUN).glob("*.answer")), "the answer")
             with place(root=tmp_path, members="") as here:
                 async with dialling(here, worker, tmp_path / "server"):
                     await answered(here, 1)
@@ -297,7 +297,8 @@ def test_a_worker_has_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\n", b"{}\n", b"\xff\n", b'{"roundelay": 1}\n', b"x" * (MAX_GREETING_BYTES + 1),
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"\n", b"{}\n", b"\xff\n", b'{"roundelay": 1}\n',
+        b"x" * (MAX_GREETING_BYTES + 1),
         b'{"roundelay": 99, "client": "a", "run": "one", "authority": ""}\n',
         b'{"roundelay": 1, "client": "a", "run": "one", "authority": "PEM"}\n',
         b'{"roundelay": 1, "client": "a", "run": "one", "authority": ""}\n{"more": 1}\n', b"",

@@ -204,16 +204,17 @@ def served(serving: "Serving") -> None:
         raise _Stopped
 
     before = signal.signal(signal.SIGTERM, stop)
-    run, plan = serving.run, serving.plan
+    done, plan = serving.run.num_rounds_done, serving.plan
     try:
-        for _ in shown(serving.rounds(), plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
+        for _ in shown(serving.rounds(), plan.num_rounds, done, console, "waiting for clients"):
             pass
     except (KeyboardInterrupt, _Stopped):
+        run = serving.run
         say(f"stopped after round {run.num_rounds_done}; the same command goes on with the run in {run.folder}")
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    concluded(run)
+    concluded(serving.run)
 
 
 class _Stopped(BaseException):

@@ -52,7 +52,7 @@ class ReplayedFederation(SimulatedFederation):
                 intake.refuse(task.id, end.reason)
         return self.account(intake.close())
 
-    async def stalled(self, number: int, why: str) -> bool:
+    async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """What was tried again is tried again."""
         return any(ask[:2] == (number, self._attempt + 1) for ask in self._course.ends)
 
