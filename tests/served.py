@@ -32,9 +32,10 @@ from roundelay.deployment.device import JOINED
 from roundelay.deployment.hands import TrainerHands
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.link import Link
-from roundelay.deployment.records import KeptTask
+from roundelay.deployment.protocol import Receipt, Settled
+from roundelay.deployment.records import Verdict
 from roundelay.deployment.rounds import Rounds
-from roundelay.deployment.shelves import Answers, Memories, Models
+from roundelay.deployment.shelves import Answers, Kept, Memories, Models
 from roundelay.deployment.tasks import Tasks
 from roundelay.deployment.uploads import Uploads
 from roundelay.standing import Standing
@@ -66,7 +67,7 @@ OF_CLIENT: Sequence[tuple[type, str]] = (
     (Memories, "save"), (Memories, "forget_before"), (Answers, "keep"), (Answers, "drop"), (Link, "announce"),
     (Link, "put_part"), (Models, "put"), (TrainerHands, "do"), (Delivery, "settle"), (Link, "poll"),
 )  # fmt: skip
-SERVERS_CALLS, CLIENTS_CALLS = (20_000, 120_000), (20_000, 100_000)
+SERVERS_CALLS, CLIENTS_CALLS = (20_000, 250_000), (20_000, 100_000)
 """Between these, a life ends at any moment: some in their beginning, some rounds later."""
 
 
@@ -77,15 +78,15 @@ class Run:
     folder: Path
     rounds: int
     plant: Callable[[], None] = lambda: None
+    plant_client: Callable[[], None] = lambda: None
     of_server: list[Moment] = field(default_factory=list)
     of_clients: dict[str, list[Moment]] = field(default_factory=dict)
     kills: dict[str, list[str]] = field(default_factory=dict)
     from_journal: int = 0
-    restart_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
         (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
         (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
                                              "return federated(4)\n")  # fmt: skip
@@ -144,6 +145,7 @@ class Run:
             if name == "server":
                 self.plant()
             else:
+                self.plant_client()
                 told(self.folder / f"{name}.told")
             if moment is not None:
                 moment.arm()
@@ -242,11 +244,11 @@ def timeless(line: str) -> dict[str, object]:
 
 def kills(folder: Path, seed: int) -> object:
     draw = random.Random(seed)
-    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 10, draw))
-    drawn = moments(OF_CLIENT, CLIENTS_CALLS, 10, draw)
+    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 12, draw))
+    drawn = moments(OF_CLIENT, CLIENTS_CALLS, 14, draw)
     run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
     check(run, run.simulated(), run.served())
-    return {"kills": run.kills, "from_journal": run.from_journal, "seconds": time.monotonic() - run.began}
+    return {"kills": run.kills, "from_journal": run.from_journal}
 
 
 def moments(places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random) -> list[Moment]:
@@ -267,8 +269,8 @@ def acknowledged_before_it_is_written() -> None:
 
     def planted(self: Any, client: str, task_id: int, digest: str, size: int) -> Any:
         late[client] = (client, task_id, digest, size)
-        settled = desk.p.Settled(verdict=desk.Verdict.ACCEPTED, number=1, duplicate=False)
-        return desk.p.Receipt(received=size, settled=settled)
+        settled = Settled(verdict=Verdict.ACCEPTED, number=1, duplicate=False)
+        return Receipt(received=size, settled=settled)
 
     async def later(self: Any, call: Any, poll: Any) -> Any:
         if call.client in late:
@@ -278,16 +280,61 @@ def acknowledged_before_it_is_written() -> None:
     desk.Desk._finished, desk.Desk.work = planted, later  # type: ignore[method-assign]
 
 
-def caught(folder: Path) -> object:
-    return {}
+def forgotten_before_it_is_acknowledged() -> None:
+    """The device drops its answer when the server has heard of it."""
+    announce = Delivery._announced
+
+    async def planted(self: Any, kept: Any) -> Any:
+        receipt = await announce(self, kept)
+        os.unlink(kept.path)
+        return receipt
+
+    def read(self: Any, offset: int, num_bytes: int) -> bytes:
+        return held[self.digest][offset : offset + num_bytes]
+
+    held, keep = dict[str, bytes](), Answers.keep
+
+    def keeping(self: Any, run: str, offer: Any, frame: Any) -> Any:
+        kept = keep(self, run, offer, frame)
+        held[kept.digest] = kept.path.read_bytes()[kept.start :]
+        return kept
+
+    Delivery._announced, Kept.read, Answers.keep = planted, read, keeping  # type: ignore[assignment, method-assign]
 
 
-_ = KeptTask
+def remembers_what_it_did_last() -> None:
+    """The device begins from its newest memory, whether or not what it came from ever counted."""
+    read = Memories.read
+
+    def planted(self: Any, run: str, task_id: int) -> Any:
+        newest = max((int(path.name) for path in (self._folder / run).iterdir() if path.name.isdecimal()), default=0)
+        return read(self, run, newest)
+
+    Memories.read = planted  # type: ignore[method-assign]
+
+
+def caught(folder: Path, _: int) -> object:
+    """Return by planted bug what the check said, "" where it did not notice."""
+    said = {}
+    for plant, who, where in (
+        (acknowledged_before_it_is_written, "server", Moment((Journal, "accept"), 6)),
+        (forgotten_before_it_is_acknowledged, "c1", Moment((Link, "put_part"), 2)),
+        (remembers_what_it_did_last, "c1", Moment((Answers, "keep"), 2)),
+    ):
+        run = Run(folder / plant.__name__, 3)
+        if who == "server":
+            run.of_server, run.plant = [where], plant
+        else:
+            run.of_clients, run.plant_client = {who: [where]}, plant
+        simulated, served = run.simulated(), run.served()
+        assert sum(map(len, run.kills.values())) == 1
+        try:
+            check(run, simulated, served)
+            said[plant.__name__] = ""
+        except AssertionError as error:
+            said[plant.__name__] = str(error)
+    return said
+
 
 if __name__ == "__main__":
-    for seed in range(int(sys.argv[3]), int(sys.argv[4])):
-        try:
-            seen = kills(Path(sys.argv[2]) / str(seed), seed)
-            print("SEED", seed, sum(map(len, seen["kills"].values())), seen["from_journal"], seen["seconds"], flush=True)
-        except AssertionError as error:
-            print("SEED", seed, "FAILED", error, traceback.format_exc()[-1500:], flush=True)
+    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))

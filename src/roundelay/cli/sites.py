@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,15 +75,19 @@ def serve(
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
     from roundelay.serving import Place, Serving
 
-    made = config.load(job, set or [])
-    serving = Serving(made.prepared(_named(clients)), Place(folder, host, port, tuple(name or ()), insecure))
-    if serving.missing:
-        say(f"{len(serving.missing)} of {len(serving.clients)} clients have yet to join; each of them runs, with its "
-            "own data:")  # fmt: skip
-    else:
-        say("all clients have joined before; each of them comes back with:")
-    say(f"  {serving.join_line}")
-    served(serving)
+    place = Place(folder, host, port, tuple(name or ()), insecure)
+
+    def opened() -> Serving:
+        serving = Serving(config.load(job, set or []).prepared(_named(clients)), place)
+        if serving.missing:
+            say(f"{len(serving.missing)} of {len(serving.clients)} clients have yet to join; each of them runs, with "
+                "its own data:")  # fmt: skip
+        else:
+            say("all clients have joined before; each of them comes back with:")
+        say(f"  {serving.join_line}")
+        return serving
+
+    served(opened)
 
 
 @app.command()
@@ -178,27 +182,24 @@ async def _agent(link: "Link", device: "Device", brought: "Brought") -> str:
     return await agent.run()
 
 
-def served(serving: "Serving") -> None:
-    """Train, show how it goes, and come to an orderly end on SIGTERM too."""
-
-    def stop(*_: object) -> None:
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    run, plan = serving.run, serving.plan
+def served(opened: "Callable[[], Serving]") -> None:
+    """Open the door, train, show how it goes, and come to an orderly end on SIGTERM too."""
+    before, serving = signal.signal(signal.SIGTERM, signal.default_int_handler), None
     try:
-        for _ in shown(serving.rounds(), plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
-            pass
-    except (KeyboardInterrupt, _Stopped):
-        say(f"stopped after round {run.num_rounds_done}; the same command goes on with the run in {run.folder}")
+        serving = opened()
+        run = serving.run
+        with closing(serving.rounds()) as rounds:
+            for _ in shown(rounds, serving.plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
+                pass
+    except KeyboardInterrupt:
+        if serving is None:
+            raise
+        say(f"stopped after round {serving.run.num_rounds_done}; the same command goes on with the run in "
+            f"{serving.run.folder}")  # fmt: skip
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     concluded(run)
-
-
-class _Stopped(BaseException):
-    """The process was asked to end."""
 
 
 def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:
