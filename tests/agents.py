@@ -141,7 +141,7 @@ class Party:
 
 async def until(holds: Callable[[], object], what: str) -> None:
     """Wait for what another thread or task is about to do."""
-    for _ in range(10_000):
+    for _ in range(30_000):
         if holds():
             return
         await asyncio.sleep(0.001)

@@ -17,7 +17,10 @@ from roundelay.messages import Task, TaskKind
 CLIENTS = "abc"
 DATA = st.sampled_from([b"update", b"another", b"third" * 50])
 CLIENT = st.sampled_from(CLIENTS)
-ROUND = st.sampled_from([(1, 0), (1, 1), (2, 0), (3, 0)])
+Key = tuple[int, int, str]
+ROUND = st.sampled_from([(1, 0, ""), (1, 1, ""), (2, 0, "ab"), (2, 0, "c"), (3, 0, "")])
+"""Number, attempt and group, which here is all its clients; "" is everybody."""
+
 VERSION = st.integers(0, 3)
 KIND = st.sampled_from(["evaluate", "submit"])
 PICK = st.integers(0, 10**6)
@@ -36,12 +39,12 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.root: tempfile.TemporaryDirectory[str] = quick_folder()
-        self.rounds: dict[tuple[int, int], RoundState] = {}
+        self.rounds: dict[Key, RoundState] = {}
         self.tasks: dict[int, KeptTask] = {}
         self.acks: dict[int, Ack] = {}
         self.data: dict[int, bytes] = {}
         self.fates: dict[int, Fate | None] = {}
-        self.members: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.members: dict[Key, tuple[int, ...]] = {}
         self.committed: dict[str, int] = {}
         self.saved = 0
 
@@ -56,24 +59,25 @@ class Conversation(RuleBasedStateMachine):
 
     # ---- what a server does -----------------------------------------------------------------------------------------
 
-    def ask(self, tasks: list[Task], sent: bytes) -> None:
-        self.journal.tasks.open(tasks, self.journal.blobs.put(sent), self.committed)
+    def ask(self, tasks: list[Task], sent: bytes, group: str = "") -> None:
+        self.journal.tasks.open(tasks, self.journal.blobs.put(sent), self.committed, group)
         for task in tasks:
             memory = self.committed.get(task.client)
-            self.tasks.setdefault(task.id, KeptTask(task, sha256(sent), TaskState.OPEN, memory))
+            self.tasks.setdefault(task.id, KeptTask(task, sha256(sent), TaskState.OPEN, memory, group=group))
 
     @rule(key=ROUND)
-    def open_round(self, key: tuple[int, int]) -> None:
-        number, attempt = key
-        opening = Opening(number, attempt, tuple(CLIENTS))
+    def open_round(self, key: Key) -> None:
+        number, attempt, group = key
+        opening = Opening(number, attempt, tuple(group or CLIENTS), group=group)
         if self.rounds.get(key) is RoundState.CLOSED:
             with pytest.raises(JournalMismatch):
                 self.journal.rounds.open(opening)
             return
         self.journal.rounds.open(opening)
         self.rounds[key] = RoundState.OPEN
-        ids = range(number * 100 + attempt * 10, 10**6)
-        self.ask([Task(i, client, *key) for i, client in zip(ids, CLIENTS, strict=False)], b"model %d" % number)
+        first = number * 100 + attempt * 10
+        tasks = [Task(first + CLIENTS.index(client), client, number, attempt) for client in group or CLIENTS]
+        self.ask(tasks, b"model %d" % number, group)
 
     @rule(number=VERSION, client=CLIENT, kind=KIND)
     def ask_apart(self, number: int, client: str, kind: TaskKind) -> None:
@@ -99,7 +103,7 @@ class Conversation(RuleBasedStateMachine):
             self.stands(task.id, TaskState.RECEIVED)
 
     @rule(key=ROUND, data=DATA)
-    def go_through_a_round(self, key: tuple[int, int], data: bytes) -> None:
+    def go_through_a_round(self, key: Key, data: bytes) -> None:
         """What seldom comes about by chance: a round from its opening to what it leaves behind."""
         self.open_round(key)
         for task in self.of_round(key):
@@ -143,15 +147,15 @@ class Conversation(RuleBasedStateMachine):
         self.fates[task] = fate
 
     @rule(key=ROUND, backwards=st.booleans(), everybody=st.booleans())
-    def close_round(self, key: tuple[int, int], backwards: bool, everybody: bool) -> None:
+    def close_round(self, key: Key, backwards: bool, everybody: bool) -> None:
         fit = (Fate.ADMITTED, None) if everybody else (Fate.ADMITTED,)
         able = [i for i in self.of_round(key) if i in self.acks and self.fates[i] in fit]
         members = tuple(reversed(able) if backwards else able)
         if self.rounds.get(key) is not RoundState.OPEN and self.members.get(key) != members:
             with pytest.raises(JournalMismatch):
-                self.journal.rounds.close(*key, members)
+                self.journal.rounds.close(*key[:2], members, key[2])
             return
-        self.journal.rounds.close(*key, members)
+        self.journal.rounds.close(*key[:2], members, key[2])
         self.rounds[key], self.members[key] = RoundState.CLOSED, members
         self.end(self.of_round(key))
         self.fates |= dict.fromkeys(members, Fate.ADMITTED)
@@ -167,6 +171,14 @@ class Conversation(RuleBasedStateMachine):
         self.journal.commit([task.id for task in tasks])
         for task in tasks:
             self.committed[task.client] = max(task.id, self.committed.get(task.client, 0))
+
+    @rule(pick=PICK)
+    def commit_what_is_not_admitted(self, pick: int) -> None:
+        admitted = [task for task, fate in self.fates.items() if fate is Fate.ADMITTED]
+        others = [task for task in self.fates if task not in admitted]
+        if others:
+            with pytest.raises(JournalMismatch):
+                self.journal.commit([*admitted[-1:], others[pick % len(others)]])
 
     @rule(number=st.integers(1, 4))
     def save(self, number: int) -> None:
@@ -201,7 +213,7 @@ class Conversation(RuleBasedStateMachine):
             task: (ack.number, ack.digest, self.fates[task]) for task, ack in self.acks.items()
         }
         for one in self.journal.rounds.all():
-            key = (one.opening.number, one.opening.attempt)
+            key = (one.opening.number, one.opening.attempt, one.opening.group)
             assert (one.state, one.members) == (self.rounds[key], self.members.get(key, ()))
         for task in self.acks:
             if self.is_needed(task):
@@ -227,26 +239,30 @@ class Conversation(RuleBasedStateMachine):
             if first.digest == digest:
                 return Ack(task.id, digest, Verdict.ACCEPTED, first.number, duplicate=True)
             return Ack(task.id, digest, Verdict.CONFLICT)
-        closed = self.rounds.get((task.round, task.attempt)) is RoundState.CLOSED
-        again = task.attempt == 0 and (task.round, 1) in self.rounds
+        closed = self.rounds.get(self.key_of(task)) is RoundState.CLOSED
+        again = task.attempt == 0 and (task.round, 1, "") in self.rounds
         stale = task.kind == "train" and closed and again
         return Ack(task.id, digest, Verdict.STALE if stale else Verdict.LATE)
 
     def is_needed(self, task_id: int) -> bool:
         task = self.tasks[task_id].task
-        if self.fates[task_id] in (Fate.REFUSED, Fate.LATE):
+        if task.kind != "train":
+            return task.round >= self.saved
+        if self.fates[task_id] is Fate.LATE:
             return False
-        if task.kind == "train":
-            return task_id not in self.members.get((task.round, task.attempt), ()) or task.round > self.saved
-        return task.round >= self.saved
+        folded = self.fates[task_id] is Fate.REFUSED or task_id in self.members.get(self.key_of(task), ())
+        return not folded or task.round > self.saved
 
     def any_task(self, pick: int) -> Task:
         known = [*(one.task for one in self.tasks.values()), UNKNOWN]
         return known[pick % len(known)]
 
-    def of_round(self, key: tuple[int, int]) -> list[int]:
+    def of_round(self, key: Key) -> list[int]:
         tasks = [one.task for one in self.tasks.values()]
-        return [task.id for task in tasks if task.kind == "train" and (task.round, task.attempt) == key]
+        return [task.id for task in tasks if task.kind == "train" and self.key_of(task) == key]
+
+    def key_of(self, task: Task) -> Key:
+        return task.round, task.attempt, self.tasks[task.id].group
 
     def end(self, task_ids: list[int]) -> None:
         for task_id in task_ids:
@@ -255,7 +271,7 @@ class Conversation(RuleBasedStateMachine):
 
     def stands(self, task_id: int, state: TaskState, reason: str = "") -> None:
         known = self.tasks[task_id]
-        self.tasks[task_id] = KeptTask(known.task, known.sent, state, known.memory, reason)
+        self.tasks[task_id] = KeptTask(known.task, known.sent, state, known.memory, reason, group=known.group)
 
 
 def converse(examples: int, steps: int, shrink: bool = True) -> None:

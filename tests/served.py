@@ -1,44 +1,25 @@
-"""A run on real devices under kills: the server and its clients are processes, each with its own share of moments.
-
-Run as a program, in a process of its own: ``python -m served NAME FOLDER``; what was seen is printed as JSON.
-"""
+"""A run on real devices whose server and clients are processes, each of which may die at moments of its own."""
 
 import json
 import os
-import random
 import re
 import signal
 import socket
 import sqlite3
-import sys
-import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networks  # noqa: F401: before the first fork
 from lives import Life, Moment, together
 
-from roundelay import serving, site  # noqa: F401: before the first fork
 from roundelay.deployment import desk, device, joining  # noqa: F401
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.clients import Clients
 from roundelay.deployment.delivery import Delivery
 from roundelay.deployment.device import JOINED
 from roundelay.deployment.hands import TrainerHands
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.link import Link
-from roundelay.deployment.protocol import Receipt, Settled
-from roundelay.deployment.records import Verdict
-from roundelay.deployment.rounds import Rounds
-from roundelay.deployment.shelves import Answers, Kept, Memories, Models
-from roundelay.deployment.tasks import Tasks
-from roundelay.deployment.uploads import Uploads
-from roundelay.standing import Standing
+from roundelay.deployment.shelves import Answers
 
 CLIENTS = ("c0", "c1", "c2", "c3")
 JOB = """
@@ -58,18 +39,6 @@ checkpoint_every_s = 0.3
 heartbeat_s = 2.0
 """
 
-OF_SERVER: Sequence[tuple[type, str]] = (
-    (Journal, "accept"), (Uploads, "begin"), (Uploads, "write"), (Uploads, "finish"), (Tasks, "open"),
-    (Rounds, "open"), (Rounds, "close"), (Journal, "commit"), (Journal, "save_checkpoint"), (Standing, "checkpoint"),
-    (Clients, "advance"), (Blobs, "put"), (Standing, "finish_round"),
-)  # fmt: skip
-OF_CLIENT: Sequence[tuple[type, str]] = (
-    (Memories, "save"), (Memories, "forget_before"), (Answers, "keep"), (Answers, "drop"), (Link, "announce"),
-    (Link, "put_part"), (Models, "put"), (TrainerHands, "do"), (Delivery, "settle"), (Link, "poll"),
-)  # fmt: skip
-SERVERS_CALLS, CLIENTS_CALLS = (20_000, 250_000), (20_000, 100_000)
-"""Between these, a life ends at any moment: some in their beginning, some rounds later."""
-
 
 @dataclass
 class Run:
@@ -85,13 +54,12 @@ class Run:
     from_journal: int = 0
 
     def __post_init__(self) -> None:
-        self.began = time.monotonic()
         self.folder.mkdir(parents=True)
         (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
         (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
                                              "return federated(4)\n")  # fmt: skip
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+            self.port = probe.getsockname()[1]
 
     # ---- what is run ------------------------------------------------------------------------------------------------
 
@@ -105,40 +73,44 @@ class Run:
         """Run to the end, through all kills; return the run folder."""
         found = None
         while found is None:
-            server = self._begin("server")
+            server = self.begin("server")
             server.wait(lambda life: " --pin " in life.output)
             found = re.search(r"roundelay join (.+)\n", server.output)
             if server.status is not None:
                 assert server.status == -signal.SIGKILL, server.output
                 self._note(server)
-        self._line = found[1].split()
-        lives = {"server": self._begin("server") if server.status is not None else server, **{client: self._begin(client) for client in CLIENTS}}
+        self.line = found[1].split()
+        lives = {
+            "server": self.begin("server") if server.status is not None else server,
+            **{client: self.begin(client) for client in CLIENTS},
+        }
         while lives["server"].status is None:
             for over in together([life for life in lives.values() if life.status is None]):
                 if over.status == -signal.SIGKILL:
                     self._note(over)
-                    lives[over.name] = self._begin(over.name)
+                    lives[over.name] = self.begin(over.name)
                 elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
-                    lives[over.name] = self._begin(over.name)  # it did not come as far as to know its server: typed again
+                    lives[over.name] = self.begin(
+                        over.name
+                    )  # it did not come as far as to know its server: typed again
                 elif over.status != 0:
                     raise AssertionError(f"{over.name} ended with {over.status}:\n{over.output}")
-        print(time.monotonic(), "over", file=sys.stderr)
         for life in lives.values():  # some may not have heard of the end: the server waits for it for some seconds
             life.signal(signal.SIGTERM)
             life.wait(lambda _: False)
             assert life.status in (0, 130), f"{life.name} ended with {life.status}:\n{life.output}"
-        print(time.monotonic(), "all over", file=sys.stderr)
         states = (self.folder / "runs").glob("*/state.json")  # a kill in its first moments leaves a folder behind
         (finished,) = (path for path in states if json.loads(path.read_text())["state"] == "finished")
         return finished.parent
 
-    def _begin(self, name: str) -> Life:
+    def begin(self, name: str) -> Life:
         if name == "server":
             left = self.of_server
-            arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self._port)]
+            arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self.port)]
         else:
             left = self.of_clients.get(name, [])
-            arguments = ["join", *self._line, "--id", name, "--job", "job.toml", "--folder", name]
+            arguments = ["join", *self.line, "--id", name, "--data", "four:clients", "--allow", "networks:Awkward",
+                         "--folder", name]  # fmt: skip
         moment = left.pop(0) if left else None
 
         def prepare() -> None:
@@ -155,7 +127,6 @@ class Run:
         return life
 
     def _note(self, over: Life) -> None:
-        print(time.monotonic(), over.name, over.moment, file=sys.stderr)
         self.kills.setdefault(over.name, []).append(str(over.moment))
         if over.name == "server":
             self.from_journal += self._journal_is_ahead()
@@ -237,104 +208,3 @@ def check(run: Run, simulated: Path, served: Path) -> None:
 
 def timeless(line: str) -> dict[str, object]:
     return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "virtual_s")}
-
-
-# ---- what is tried --------------------------------------------------------------------------------------------------
-
-
-def kills(folder: Path, seed: int) -> object:
-    draw = random.Random(seed)
-    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 12, draw))
-    drawn = moments(OF_CLIENT, CLIENTS_CALLS, 14, draw)
-    run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
-    check(run, run.simulated(), run.served())
-    return {"kills": run.kills, "from_journal": run.from_journal}
-
-
-def moments(places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random) -> list[Moment]:
-    """Draw moments: some in the places that matter, others anywhere."""
-    named = draw.sample(places, count - count // 3)
-    chosen = [Moment(place, draw.randint(1, 3), draw.random() < 0.5) for place in named]
-    chosen += [Moment(None, draw.randint(*calls)) for _ in range(count // 3)]
-    draw.shuffle(chosen)
-    return chosen
-
-
-# ---- planted bugs ---------------------------------------------------------------------------------------------------
-
-
-def acknowledged_before_it_is_written() -> None:
-    """The server says "accepted", and writes the row when the client comes again."""
-    finished, work, late = desk.Desk._finished, desk.Desk.work, dict[str, tuple[Any, ...]]()
-
-    def planted(self: Any, client: str, task_id: int, digest: str, size: int) -> Any:
-        late[client] = (client, task_id, digest, size)
-        settled = Settled(verdict=Verdict.ACCEPTED, number=1, duplicate=False)
-        return Receipt(received=size, settled=settled)
-
-    async def later(self: Any, call: Any, poll: Any) -> Any:
-        if call.client in late:
-            await self.in_thread(finished, self, *late.pop(call.client))
-        return await work(self, call, poll)
-
-    desk.Desk._finished, desk.Desk.work = planted, later  # type: ignore[method-assign]
-
-
-def forgotten_before_it_is_acknowledged() -> None:
-    """The device drops its answer when the server has heard of it."""
-    announce = Delivery._announced
-
-    async def planted(self: Any, kept: Any) -> Any:
-        receipt = await announce(self, kept)
-        os.unlink(kept.path)
-        return receipt
-
-    def read(self: Any, offset: int, num_bytes: int) -> bytes:
-        return held[self.digest][offset : offset + num_bytes]
-
-    held, keep = dict[str, bytes](), Answers.keep
-
-    def keeping(self: Any, run: str, offer: Any, frame: Any) -> Any:
-        kept = keep(self, run, offer, frame)
-        held[kept.digest] = kept.path.read_bytes()[kept.start :]
-        return kept
-
-    Delivery._announced, Kept.read, Answers.keep = planted, read, keeping  # type: ignore[assignment, method-assign]
-
-
-def remembers_what_it_did_last() -> None:
-    """The device begins from its newest memory, whether or not what it came from ever counted."""
-    read = Memories.read
-
-    def planted(self: Any, run: str, task_id: int) -> Any:
-        newest = max((int(path.name) for path in (self._folder / run).iterdir() if path.name.isdecimal()), default=0)
-        return read(self, run, newest)
-
-    Memories.read = planted  # type: ignore[method-assign]
-
-
-def caught(folder: Path, _: int) -> object:
-    """Return by planted bug what the check said, "" where it did not notice."""
-    said = {}
-    for plant, who, where in (
-        (acknowledged_before_it_is_written, "server", Moment((Journal, "accept"), 6)),
-        (forgotten_before_it_is_acknowledged, "c1", Moment((Link, "put_part"), 2)),
-        (remembers_what_it_did_last, "c1", Moment((Answers, "keep"), 2)),
-    ):
-        run = Run(folder / plant.__name__, 3)
-        if who == "server":
-            run.of_server, run.plant = [where], plant
-        else:
-            run.of_clients, run.plant_client = {who: [where]}, plant
-        simulated, served = run.simulated(), run.served()
-        assert sum(map(len, run.kills.values())) == 1
-        try:
-            check(run, simulated, served)
-            said[plant.__name__] = ""
-        except AssertionError as error:
-            said[plant.__name__] = str(error)
-    return said
-
-
-if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))

@@ -40,8 +40,8 @@ ClientConfig = Callable[[int, str], Config]
 class Finished:
     """One finished round as the federation saw it; ``at_s`` is the federation's own time at its end.
 
-    ``reports`` tells of every client of every attempt, and of those that evaluated; ``flights`` are under way, each
-    with its nanosecond of arrival.
+    ``reports`` tells of every client of every attempt, and then of those that evaluated, by id, whoever was done first;
+    ``flights`` are under way, each with its nanosecond of arrival.
     """
 
     version: Version
@@ -150,8 +150,9 @@ class Bookkeeping(ABC):
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
         admitted = ((r.num_examples, r.metrics) for r in outcome.reports if r.status == "admitted")
         table = {**weighted_means(admitted), **metrics}
+        reports = sorted(self._reports, key=lambda one: (one.status == "evaluated", one.attempt, one.client))
         finished = Finished(
-            version, outcome, tuple(self._reports), tuple(self._under_way()), table, self._bytes_down,
+            version, outcome, tuple(reports), tuple(self._under_way()), table, self._bytes_down,
             self._bytes_up, time.perf_counter() - self._started, self._now_s(),
         )  # fmt: skip
         self._reports = []

@@ -27,10 +27,10 @@ ADMITTED = End("admitted")
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """``ends`` by what was asked, the last one where the same was asked again. ``told`` is what a workflow was told
-    outside of rounds, in order: whose answer came, or whether one waited. ``num_rounds`` were finished.
+    """``ends`` by what was asked, the last one where the same was asked again. ``told`` is whose answers a workflow was
+    told of outside of rounds, in order. ``num_rounds`` were finished.
     """
 
     ends: Mapping[Ask, End]
-    told: Sequence[Ask | bool]
+    told: Sequence[Ask]
     num_rounds: int

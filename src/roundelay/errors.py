@@ -47,6 +47,10 @@ class JournalError(RoundelayError, RuntimeError):
     """
 
 
+class DiskError(JournalError):
+    """The disk did not take what the journal gave it, being full perhaps; with the cause gone, the journal goes on."""
+
+
 class NoJournal(JournalError):
     """There is no journal there, or one that a crash has kept from being begun."""
 

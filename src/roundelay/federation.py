@@ -198,8 +198,10 @@ class Federation(Protocol):
         round and ``attempt`` ask different clients.
         """
 
-    async def stalled(self, number: int, why: str) -> bool:
-        """Say that all attempts at a round have failed. Return whether to try once more: real clients may come back."""
+    async def stalled(self, number: int, why: str, quorum: int) -> bool:
+        """Say that all attempts at a round have failed, which needs so many updates. Return whether to try once more:
+        real clients may come back.
+        """
 
     @property
     def flying(self) -> Sequence[Flight]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from roundelay.course import ADMITTED, Ask, Course, End, ask_of
-from roundelay.deployment.federation import ARRIVAL, ARRIVED, FINISHED
+from roundelay.deployment.federation import ARRIVAL, FINISHED
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.records import Fate, KeptTask, Received, TaskState
 from roundelay.errors import ConfigError
@@ -24,14 +24,12 @@ def course_of(run_folder: Path) -> Course:
     with Journal(run_folder / JOURNAL, None) as journal:
         updates = {received.task_id: received for received in journal.updates()}
         tasks = {kept.task.id: kept for kept in journal.tasks.all()}
-        told: list[Ask | bool] = []
+        told: list[Ask] = []
         num_rounds = 0
         for answer in journal.recorded():
             assert isinstance(answer.content, int)
             if answer.kind == ARRIVAL:
                 told.append(ask_of(tasks[answer.content].task))
-            elif answer.kind == ARRIVED:
-                told.append(bool(answer.content))
             elif answer.kind == FINISHED:
                 num_rounds = answer.content
     if not num_rounds:

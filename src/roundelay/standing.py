@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from roundelay.bookkeeping import Finished
 from roundelay.client.exchange import Scalar
@@ -52,7 +52,8 @@ class Standing:
             if self._folder and job.tracking and job.tracking.tensorboard
             else None
         )
-        self._scalars = threading.Lock()
+        self._held: dict[str, tuple[int, Sequence[int] | None]] = {}
+        self._scalars = threading.Lock()  # of what clients say while the run goes on
 
     @property
     def folder(self) -> Path | None:
@@ -147,6 +148,21 @@ class Standing:
             if self._board:
                 self._board.append_scalar(client, scalar.name, scalar.value, scalar.step)
 
+    def keep_data(self, client: str, holding: "Held") -> None:
+        """Note what a client tells of its data; when all have told their label counts, they make the usual table."""
+        with self._scalars:
+            self._held[client] = (holding.num_examples, holding.label_counts)
+            if self._folder is None:
+                return
+            told = {name: {"num_examples": size, "label_counts": counts} for name, (size, counts) in self._held.items()}
+            self._folder.write_json("data.json", told)
+            counts = [self._held.get(name, (0, None))[1] for name in self._job.work.data.clients]
+            if all(counts):
+                width = max(len(row) for row in counts if row is not None)
+                rows = [[*row, *[0] * (width - len(row))] for row in counts if row is not None]
+                table = {"clients": self._job.work.data.clients, "counts": rows}
+                self._folder.write_json("label_counts.json", table)
+
     def keep_record(self, name: str, content: Mapping[str, object]) -> None:
         self.records[name] = content
         if self._folder:
@@ -178,12 +194,24 @@ class Standing:
 
     def close(self, state: str, reason: str) -> None:
         """Keep all that a resumed run needs, and give the folder back."""
-        self.checkpoint()
-        self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors))
-        if self._board:
-            self._board.close()
-        if self._folder:
-            self._folder.close()
+        try:
+            self.checkpoint()
+            self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors))
+            if self._board:
+                self._board.close()
+        finally:
+            if self._folder:
+                self._folder.close()
+
+
+class Held(Protocol):
+    """What a client tells of its data."""
+
+    @property
+    def num_examples(self) -> int: ...
+
+    @property
+    def label_counts(self) -> Sequence[int] | None: ...
 
 
 FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "simulation", "deployment"}
@@ -225,5 +253,6 @@ def _client_row(number: int, report: ClientReport) -> Row:
         "round": number, "attempt": report.attempt, "client": report.client, "status": report.status,
     }  # fmt: skip
     if report.status in ("admitted", "evaluated"):
-        return {**row, "num_examples": report.num_examples, **report.metrics}
+        row["num_examples"] = report.num_examples
+        return {**row, **report.metrics, **row}  # whatever names clients choose: the columns are ours
     return {**row, "reason": report.reason}

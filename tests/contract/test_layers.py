@@ -80,6 +80,23 @@ def test_the_journal_needs_vocabulary_only() -> None:
         assert rooms <= {"deployment", "errors", "messages"}, name
 
 
+def test_the_front_moves_bytes_and_facts_only() -> None:
+    """No model, and no code of a job, is behind what strangers talk to."""
+    for name in (
+        "front",
+        "lobby",
+        "desk",
+        "admission",
+        "polls",
+        "sending",
+        "receiving",
+        "problems",
+        "routes",
+        "server",
+    ):
+        assert rooms_imported(SOURCE / "deployment" / f"{name}.py") <= {"deployment", "errors"}, name
+
+
 def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only_between_local_processes() -> None:
     homes = {
         "matplotlib": "report/plots.py",

@@ -132,7 +132,9 @@ def served(folder: Path, server: Sequence[str], name: str, sites: Sequence[Seque
 
 def on_workers(folder: Path, job: str, name: str, sites: Sequence[Sequence[str]], *overrides: str) -> Outcome:
     """Run a job on workers that listen, which go on listening when it is over."""
-    with commands(folder, *(["worker", "--port", "0", *site, "--folder", f"{name}-{site[1]}"] for site in sites)) as workers:
+    with commands(
+        folder, *(["worker", "--port", "0", *site, "--folder", f"{name}-{site[1]}"] for site in sites)
+    ) as workers:
         addresses = []
         for worker in workers:
             found = re.search(r"worker '(\S+)' waits on (\S+)", worker.line("waits on "))
@@ -159,8 +161,6 @@ def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_
     joined = served(tmp_path, serve("job.toml", "joined"), "joined", sites)
     assert joined == serial
     assert on_workers(tmp_path, "job.toml", "listening", sites) == serial
-
-
 
 
 def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path) -> None:

@@ -32,23 +32,23 @@ Planting = Callable[[pytest.MonkeyPatch], None]
 
 
 def accept_late_answers(patch: pytest.MonkeyPatch) -> None:
-    known = Journal._known_answer
+    known = Journal.known_answer
 
     def planted(self: Journal, task_id: int, client: str, digest: str) -> Ack | None:
         ack = known(self, task_id, client, digest)
         return None if ack is not None and ack.verdict is Verdict.LATE else ack
 
-    patch.setattr(Journal, "_known_answer", planted)
+    patch.setattr(Journal, "known_answer", planted)
 
 
 def forget_whose_task_it_is(patch: pytest.MonkeyPatch) -> None:
-    known = Journal._known_answer
+    known = Journal.known_answer
 
     def planted(self: Journal, task_id: int, client: str, digest: str) -> Ack | None:
         task = self.tasks.get(task_id)
         return known(self, task_id, client if task is None else task.task.client, digest)
 
-    patch.setattr(Journal, "_known_answer", planted)
+    patch.setattr(Journal, "known_answer", planted)
 
 
 def call_stale_what_no_later_attempt_replaced(patch: pytest.MonkeyPatch) -> None:
@@ -78,8 +78,8 @@ def start_again_from_the_memory_of_now(patch: pytest.MonkeyPatch) -> None:
     """A task that is opened once more after a restart loses what its client started from."""
     opens = Tasks.open
 
-    def planted(self: Tasks, tasks: Sequence[Task], sent: str | None, memories: Mapping[str, int]) -> None:
-        opens(self, tasks, sent, memories)
+    def planted(self: Tasks, tasks: Sequence[Task], sent: str | None, memories: Mapping[str, int], group: str) -> None:
+        opens(self, tasks, sent, memories, group)
         with self._db.writing("planted") as db:
             for task in tasks:
                 db.execute("UPDATE tasks SET memory = ? WHERE id = ?", (memories.get(task.client), task.id))
@@ -151,23 +151,35 @@ def end_what_no_round_folds(patch: pytest.MonkeyPatch) -> None:
 def ask_for_an_open_round_always(patch: pytest.MonkeyPatch) -> None:
     opens = Tasks.open
 
-    def planted(self: Tasks, tasks: Sequence[Task], *rest: Any) -> None:
+    def planted(self: Tasks, tasks: Sequence[Task], sent: str, memories: Any, group: str) -> None:
         for task in tasks:
-            self._rounds.require_open(task.round, task.attempt)
-        opens(self, tasks, *rest)
+            self._rounds.require_open(task.round, task.attempt, group)
+        opens(self, tasks, sent, memories, group)
 
     patch.setattr(Tasks, "open", planted)
 
 
+def one_round_for_all_groups(patch: pytest.MonkeyPatch) -> None:
+    """A round that closes takes those along that are beside it."""
+    end = Rounds._end_tasks
+
+    def planted(self: Rounds, db: Any, key: tuple[int, int, str]) -> None:
+        for one in self.all():
+            if (one.opening.number, one.opening.attempt) == key[:2]:
+                end(self, db, (*key[:2], one.opening.group))
+
+    patch.setattr(Rounds, "_end_tasks", planted)
+
+
 _COMMIT = "INSERT INTO committed SELECT client, id FROM tasks JOIN updates ON task = id WHERE id = ? {} ON CONFLICT {}"
-_APART, _FOLDED = "ELSE COALESCE(tasks.round >= (SELECT", "COALESCE(members.round > (SELECT"
+_APART, _FOLDED = "THEN COALESCE(tasks.round >= (SELECT", "COALESCE(members.round > (SELECT"
 PLANTINGS: dict[str, Planting] = {
     "late answers are accepted": accept_late_answers,
     "whose task it is is forgotten": forget_whose_task_it_is,
     "late answers are stale": call_stale_what_no_later_attempt_replaced,
     "what is not folded is collected": collect_what_is_not_folded,
     "what no round folds goes with its own round": in_the_tables(_APART, _APART.replace(">=", ">")),
-    "what no round folds stays for good": in_the_tables(_APART, "ELSE COALESCE(TRUE OR tasks.round >= (SELECT"),
+    "what no round folds stays for good": in_the_tables(_APART, "THEN COALESCE(TRUE OR tasks.round >= (SELECT"),
     "the checkpoint of a round forgets it": in_the_tables(_FOLDED, _FOLDED.replace(">", ">=")),
     "a task starts from the memory of now": start_again_from_the_memory_of_now,
     "the last word is committed": commit_otherwise(
@@ -185,6 +197,7 @@ PLANTINGS: dict[str, Planting] = {
     "losses are in memory only": keep_losses_in_memory,
     "a round ends what it does not fold": end_what_no_round_folds,
     "every task asks for an open round": ask_for_an_open_round_always,
+    "rounds side by side are one": one_round_for_all_groups,
 }
 
 

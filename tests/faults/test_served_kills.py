@@ -23,7 +23,7 @@ PLANTED = {
 def seen(what: str, folder: Path, seed: int) -> Any:  # Any: what JSON holds
     path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
     done = subprocess.run(
-        [sys.executable, "-m", "served", what, str(folder / "run"), str(seed)], capture_output=True, text=True,
+        [sys.executable, "-m", "killed", what, str(folder / "run"), str(seed)], capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": path}, timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -19,9 +19,10 @@ from roundelay.components import describe
 from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
 from roundelay.deployment.hands import Hands, ScriptHands, TrainerHands
-from roundelay.deployment.protocol import Briefing
+from roundelay.deployment.offered import offered_settings
+from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.errors import ClientError, ConfigError, DataError, LayoutError, WireError
-from roundelay.site import Brought, hands_for, label_counts, offered_settings, simulated
+from roundelay.site import Brought, hands_for, holding, simulated
 from roundelay.site.offered import LOSSES, read_settings
 from roundelay.trainer import Trainer
 
@@ -181,7 +182,9 @@ def test_the_digits_are_found_by_name_with_their_settings() -> None:
     made = trainer_hands(Brought(data="digits:num_test=4900", shard="0/2"), briefing(job, settings=without(
         offered_settings(job.to_toml()), "partition")))  # fmt: skip
     assert len(made.examples) == 50
-    assert label_counts(made) == torch.bincount(made.examples.labels()).tolist()
+    counts = torch.bincount(made.examples.labels()).tolist()
+    assert holding(made, True) == Holding(num_examples=50, label_counts=counts)
+    assert holding(made, False) == Holding(num_examples=50), "nobody allowed more"
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -384,7 +387,7 @@ def test_first_values_that_the_server_has_from_elsewhere_must_be_brought(changes
 def scripts_hands(brought: Brought, told: Briefing) -> ScriptHands:
     made = hands(brought, told)
     assert isinstance(made, ScriptHands)
-    assert label_counts(made) is None
+    assert holding(made, True) is None
     return made
 
 
@@ -427,7 +430,7 @@ def test_a_job_of_scripts_needs_a_script_or_brings_it() -> None:
 
 def test_what_has_no_classes_has_no_counts() -> None:
     made = trainer_hands(Brought(data="sites_data:own"), briefing(logistic()))
-    assert label_counts(made) == [14, 13, 13]
+    assert holding(made, True) == Holding(num_examples=40, label_counts=[14, 13, 13])
     made.examples = rd.data.examples.as_examples((torch.zeros(3, 7), torch.zeros(3)))
-    assert label_counts(made) is None
+    assert holding(made, True) == Holding(num_examples=3)
     assert read_settings("has_init = 1")["has_init"] is False

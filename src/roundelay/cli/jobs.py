@@ -146,7 +146,8 @@ def sweep(
 
 def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> None:
     from roundelay.deployment.greeting import Worker
-    from roundelay.serving import Place, Serving
+    from roundelay.deployment.place import Place
+    from roundelay.serving import Serving
     from roundelay.site import simulated
 
     there = [Worker.of(text.strip()) for text in workers]

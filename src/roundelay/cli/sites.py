@@ -57,6 +57,9 @@ Allow = Annotated[
     typer.Option(metavar="MODULE:NAME", help="What the server may ask for beyond roundelay's own parts.",
                  rich_help_panel=OfSites),
 ]  # fmt: skip
+TellLabels = Annotated[
+    bool, typer.Option("--tell-labels", help="Tell how many examples of each class are here, not only how many.")
+]
 
 
 @app.command()
@@ -64,7 +67,7 @@ def serve(
     job: JobFile,
     set: Overrides = None,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="One port, for everything.")] = 8443,
+    port: Annotated[int | None, typer.Option(help="One port, for everything; 8443, or the kit's.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="What clients reach this machine under.")] = None,
     clients: Annotated[
         str | None, typer.Option(help="alice,bob or 3: who takes part, where the job's data does not say.")
@@ -73,21 +76,31 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
-    from roundelay.serving import Place, Serving
+    from roundelay.deployment.place import Place
+    from roundelay.serving import Serving
 
     place = Place(folder, host, port, tuple(name or ()), insecure)
 
     def opened() -> Serving:
         serving = Serving(config.load(job, set or []).prepared(_named(clients)), place)
-        if serving.missing:
-            say(f"{len(serving.missing)} of {len(serving.clients)} clients have yet to join; each of them runs, with "
-                "its own data:")  # fmt: skip
-        else:
-            say("all clients have joined before; each of them comes back with:")
-        say(f"  {serving.join_line}")
+        _say_who_may_join(serving)
         return serving
 
     served(opened)
+
+
+def _say_who_may_join(serving: "Serving") -> None:
+    missing, expected = serving.missing, serving.expected
+    if len(missing) > len(expected):
+        say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
+            "with its own data:")  # fmt: skip
+        say(f"  {serving.join_line}")
+    if expected:
+        say(f"{len(expected)} of {len(serving.clients)} join with the kit or the line of their own: "
+            f"{', '.join(expected[:8])}{', ...' if len(expected) > 8 else ''}")  # fmt: skip
+    if not missing:
+        say("all clients have joined before; each of them comes back with:")
+        say(f"  {serving.join_line}")
 
 
 @app.command()
@@ -96,7 +109,9 @@ def join(
     token: Annotated[str, typer.Option(help="The token of the join line.")] = "",
     token_file: Annotated[Path | None, typer.Option(help="A file with the token, which then is in no history.")] = None,
     pin: Pin = "",
-    kit: Annotated[Path | None, typer.Option(help="A kit folder, instead of token and pin.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="A kit folder, instead of token and pin; this client's folder, too.")
+    ] = None,
     id: Id = None,
     data: DataSpec = None,
     shard: Shard = None,
@@ -105,13 +120,14 @@ def join(
     script: ScriptFile = None,
     script_args: ScriptArgs = "",
     allow: Allow = None,
+    tell_labels: TellLabels = False,
     folder: Folder = None,
     insecure: Insecure = False,
     verbose: Verbose = False,
 ) -> None:
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
     from roundelay.deployment.device import Device
-    from roundelay.deployment.joining import enrolled
+    from roundelay.deployment.joining import enrolled, require_kit
     from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
@@ -128,10 +144,12 @@ def join(
         )
         async with link:
             say(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
-            say(f"over: {await _agent(link, device, brought)}")
+            say(f"over: {await _agent(link, device, brought, tell_labels)}")
 
     _quiet_unless(verbose)
-    with Device(folder or Path(".roundelay") / (id or "client")) as device:
+    if kit is not None:
+        require_kit(kit)
+    with Device(folder or kit or Path(".roundelay") / (id or "client")) as device:
         _until_stopped(lambda: take_part(device))
 
 
@@ -148,6 +166,7 @@ def worker(
     script_args: ScriptArgs = "",
     allow: Allow = None,
     pin: Pin = "",
+    tell_labels: TellLabels = False,
     folder: Folder = None,
     insecure: Insecure = False,
     verbose: Verbose = False,
@@ -164,21 +183,21 @@ def worker(
         async with Listener(device, say, pin=pin, insecure=insecure) as listener:
             there = await listener.start(host, port)
             say(f"worker {id!r} waits on {host}:{there}")
-            await worker_loop(listener, device, lambda link: _agent(link, device, brought), say)
+            await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)
 
     _quiet_unless(verbose)
     with Device(folder or Path(".roundelay") / id) as device:
         _until_stopped(lambda: wait(device))
 
 
-async def _agent(link: "Link", device: "Device", brought: "Brought") -> str:
+async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels: bool) -> str:
     from roundelay.deployment.agent import Agent
-    from roundelay.site import hands_for
+    from roundelay.site import hands_for, holding
 
     def hands(briefing: "Briefing") -> "Hands":
         return hands_for(brought, briefing, device.folder / "script", agent.log)
 
-    agent = Agent(link, device, hands, say)
+    agent = Agent(link, device, hands, say, holding=lambda hands: holding(hands, tell_labels))
     return await agent.run()
 
 
@@ -187,9 +206,9 @@ def served(opened: "Callable[[], Serving]") -> None:
     before, serving = signal.signal(signal.SIGTERM, signal.default_int_handler), None
     try:
         serving = opened()
-        run = serving.run
+        done = serving.run.num_rounds_done
         with closing(serving.rounds()) as rounds:
-            for _ in shown(rounds, serving.plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
+            for _ in shown(rounds, serving.plan.num_rounds, done, console, "waiting for clients"):
                 pass
     except KeyboardInterrupt:
         if serving is None:
@@ -199,7 +218,7 @@ def served(opened: "Callable[[], Serving]") -> None:
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    concluded(run)
+    concluded(serving.run)
 
 
 def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import WireError
+from roundelay.header import DTYPE_NAMES, DTYPES
 from roundelay.layout import Kind, Layout, Spec
 from roundelay.messages import Memory, Payload, Task
 from roundelay.metrics import Sums
@@ -49,12 +50,12 @@ class Site:
 
     def frame(self) -> Frame:
         specs = [
-            [s.name, list(s.shape), _name_of(s.dtype), s.kind.value, list(s.aliases), s.local]
+            [s.name, list(s.shape), DTYPE_NAMES[s.dtype], s.kind.value, list(s.aliases), s.local]
             for s in self.layout.specs
         ]
         fields = {
             "name": self.name, "job_id": self.job_id, "seed": self.seed, "num_rounds": self.num_rounds,
-            "algorithm": self.algorithm, "dtype": _name_of(self.layout.dtype), "specs": specs, "config": self.config,
+            "algorithm": self.algorithm, "dtype": DTYPE_NAMES[self.layout.dtype], "specs": specs, "config": self.config,
         }  # fmt: skip
         return Frame("welcome", fields, {})
 
@@ -195,12 +196,8 @@ def _named(prefix: str, frame: Frame) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in frame.tensors.items() if name.startswith(prefix)}
 
 
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype_of(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise WireError(f"{name!r} is no dtype")
+def _dtype_of(name: object) -> torch.dtype:
+    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise WireError(f"{name!r} is no dtype of a model's tensors")
     return dtype

@@ -1,6 +1,7 @@
 """Who comes in: tokens and dialled connections let a client join, signatures let it speak."""
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -13,6 +14,8 @@ from roundelay.deployment.protocol import Join
 from roundelay.deployment.roster import Roster
 from roundelay.deployment.signing import Claim, Headers, Reason, Refused, Request, claimed, verify
 from roundelay.errors import IdentityError
+
+log = logging.getLogger(__name__)
 
 
 class Admission:
@@ -37,6 +40,7 @@ class Admission:
             key = decode(message.public_key, PUBLIC_KEY_BYTES, "the public key")
         except IdentityError as error:
             raise Rejected("message", str(error)) from None
+        self._look()
         with self._lock:
             inside = self._inside()
             name = message.client if message.token else dialled
@@ -60,9 +64,11 @@ class Admission:
         """
         fields = list(headers)
         claim = claimed(fields)
+        self._look()
         try:
             key = self._roster.public_key(claim.client)
         except IdentityError as error:
+            self._shut_out(claim.client)
             raise Rejected("signature", str(error)) from None
         said = replace(request, round=claim.round, digest=claim.digest)
         verify(said, fields, key, client=claim.client, last_sequence=-1, now_s=self._now_s())
@@ -77,6 +83,27 @@ class Admission:
         self._board.saw(claim.client)
         return claim
 
+    def _look(self) -> None:
+        """See whom an administrator has revoked or invited in the meantime.
+
+        Raises:
+            Rejected: nobody can tell now who takes part; that is no reason for a device to give up.
+        """
+        try:
+            self._roster.refresh()
+        except (IdentityError, OSError) as error:
+            log.error("nobody is let in: %s", error)
+            raise Rejected(
+                "disk", "the server cannot read who may take part; its administrator must see to it"
+            ) from None
+
+    def _shut_out(self, client: str) -> None:
+        """Wait no longer for a client that is on no roster: it was revoked, and nothing of it would be taken."""
+        self._board.forget(client)
+        for kept in self._journal.tasks.open_of(client):
+            self._journal.tasks.lose(kept.task.id, f"client {client!r} was revoked")
+            self._board.came(kept.task.id)
+
     def _enrolled(self, message: Join, key: bytes, dialled: str | None, inside: Collection[str]) -> str:
         if message.token:
             # who was revoked is on no roster, and its name is not for the next one that comes
@@ -86,6 +113,9 @@ class Admission:
             raise IdentityError("a token is needed to join; ask the server's administrator for one")
         if message.client not in (None, dialled):
             raise IdentityError(f"this connection was made to reach client {dialled!r}, not {message.client!r}")
+        if dialled not in self._roster and self._journal.clients.get(dialled, _digest(key)) is not None:
+            raise IdentityError(f"client {dialled!r} was revoked, and comes with the key of before; if it is to take "
+                                "part again, delete its folder, so that it makes a new one")  # fmt: skip
         self._roster.bind(dialled, key)
         return dialled
 

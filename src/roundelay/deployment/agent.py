@@ -19,7 +19,7 @@ from roundelay.deployment.hands import CannotDo, Done, Hands
 from roundelay.deployment.identity import checked_name
 from roundelay.deployment.link import Link
 from roundelay.deployment.patience import UNSIGNED, Patience, Sleep
-from roundelay.deployment.protocol import MAX_WAIT_S, PROTOCOL, Briefing, Hello, Offer
+from roundelay.deployment.protocol import MAX_WAIT_S, PROTOCOL, Briefing, Hello, Holding, Offer
 from roundelay.deployment.pulse import Pulse, TaskOver
 from roundelay.deployment.records import Verdict
 from roundelay.deployment.shelves import Kept
@@ -51,17 +51,18 @@ class Agent:
         hands: Callable[[Briefing], Hands],
         say: Callable[[str], None],
         *,
+        holding: Callable[[Hands], Holding | None] = lambda hands: None,
         sleep: Sleep = asyncio.sleep,
         now_s: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
         longest_pause_s: float | None = None,
     ) -> None:
         """``link`` is open, and its client the one that this device is. ``hands`` is called once for each run, in the
-        thread in which tasks are done. ``now_s`` must be monotonic. ``longest_pause_s`` is that between two tries to
-        reach the server; None: as it fits the link.
+        thread in which tasks are done; ``holding`` says what to tell of the data that they have. ``now_s`` must be
+        monotonic. ``longest_pause_s`` is that between two tries to reach the server; None: as it fits the link.
         """
         self._link, self._device, self._make_hands, self._say = link, device, hands, say
-        self._sleep, self._now_s = sleep, now_s
+        self._holding, self._sleep, self._now_s = holding, sleep, now_s
         longest_s = link.longest_pause_s if longest_pause_s is None else longest_pause_s
         self._patience = Patience(say, sleep, now_s, draw, longest_s)
         self._pulse = Pulse(link, self._patience, sleep, now_s, draw)
@@ -108,6 +109,9 @@ class Agent:
                 await self._deliver(kept)
             hands = await self._pulse.in_thread(lambda: self._make_hands(briefing), _let_it)
             try:
+                holding = await self._pulse.in_thread(lambda: self._holding(hands), _let_it)
+                if holding is not None:
+                    await self._patience.insist(lambda: self._link.tell(holding))
                 await self._serve(hands)
             finally:
                 await self._pulse.finish(hands.close)

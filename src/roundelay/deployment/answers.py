@@ -37,9 +37,9 @@ class Answers:
     journal: Journal
     limits: Limits
 
-    def read(self, task: Task) -> Answered:
+    def read(self, task: Task, *, verified: bool = False) -> Answered:
         """Return what the client of a task has answered. The tensors are the file's own pages, which the system may
-        take back and read again: they are no memory of the server's.
+        take back and read again: they are no memory of the server's. ``verified``: it was read before.
 
         Raises:
             WireError: it is no answer, or one to another task.
@@ -47,9 +47,11 @@ class Answers:
         """
         received = self.journal.update(task.id)
         assert received is not None, "only tasks that were received are read"
+        if not received.size:  # of nothing there are no pages
+            raise WireError("it is empty")
         with self.journal.blobs.open(received.digest) as file:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        frame = wire.decode(memoryview(pages), self.limits)
+        frame = wire.decode(memoryview(pages), self.limits, verified=verified)
         if frame.kind != "answer":
             raise WireError(f"expected a frame of kind 'answer', got {frame.kind!r}")
         answered = Answered.read(frame)
@@ -61,9 +63,9 @@ class Answers:
             )
         return answered
 
-    def update(self, task: Task) -> Answer:
+    def update(self, task: Task, *, verified: bool = False) -> Answer:
         """Return the update that answers a training task, and the claim to what its client would remember."""
-        answered = self.read(task)
+        answered = self.read(task, verified=verified)
         assert answered.payload is not None
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
         return Answer(update, {CLAIM: torch.tensor([task.id])})
@@ -82,6 +84,6 @@ class Shelf:
         self._tasks[update.task.id] = update.task
 
     def take(self, task_id: int) -> Update:
-        return self._answers.update(self._tasks.pop(task_id)).update
+        return self._answers.update(self._tasks.pop(task_id), verified=True).update  # by whoever put it
 
     def close(self) -> None: ...

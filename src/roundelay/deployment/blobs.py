@@ -144,13 +144,11 @@ class Blobs:
         if offset == 0:
             self._sync_folder(self._incoming)
 
-    def promote(self, part: Path, digest: str) -> bool:
-        """Let a whole upload become a blob; return False, and touch nothing, where its bytes have another digest."""
-        hasher = hashlib.sha256()
-        with self._saying("reading an upload"), part.open("rb") as file:
-            while piece := file.read(_PIECE):
-                hasher.update(piece)
-        if hasher.hexdigest() != digest:
+    def promote(self, part: Path, digest: str, written: str | None = None) -> bool:
+        """Let a whole upload become a blob; return False, and touch nothing, where its bytes have another digest.
+        ``written`` is the digest of what this process wrote there; None: it is read, and hashed.
+        """
+        if (written or self._digest_of(part)) != digest:
             return False
         self._place(part, digest, pins=0)
         return True
@@ -166,6 +164,13 @@ class Blobs:
                 self._try_to_remove(path)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
+
+    def _digest_of(self, part: Path) -> str:
+        hasher = hashlib.sha256()
+        with self._saying("reading an upload"), part.open("rb") as file:
+            while piece := file.read(_PIECE):
+                hasher.update(piece)
+        return hasher.hexdigest()
 
     def _place(self, temporary: Path, digest: str, pins: int) -> None:
         """Give synced bytes their name. Under the lock: what ``require`` finds has been synced into its folder."""

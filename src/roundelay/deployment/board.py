@@ -51,6 +51,11 @@ class Board:
         if before is None or now - before > self.gone_after_s:
             self._on_news(None)
 
+    def forget(self, client: str) -> None:
+        """Note that a client is not one any more: it counts as if it had never been heard of."""
+        with self._lock:
+            self._seen.pop(client, None)
+
     def next_task(self, client: str, doing: Collection[int]) -> KeptTask | None:
         """Return the client's first open task that it does not have yet."""
         if self._phase is not Phase.RUNNING:

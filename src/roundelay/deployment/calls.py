@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.records import TaskState
@@ -17,7 +19,15 @@ REMIND_S = 60.0
 """How often we say for whom we wait."""
 
 PATIENCE = 4
-"""So many heartbeats a paused run waits, where nobody is missing, before it tries again."""
+"""So many heartbeats a paused run waits, where enough clients are there, before it tries again."""
+
+
+class Expected(NamedTuple):
+    """A task that somebody waits for, and since when its client may have been silent."""
+
+    task: Task
+    land: Callable[[int], None]
+    since_s: float
 
 
 class Calls:
@@ -25,8 +35,9 @@ class Calls:
 
     def __init__(self, board: Board, loop: asyncio.AbstractEventLoop) -> None:
         self._board, self._loop, self._journal = board, loop, board.journal
-        self._expected: dict[int, tuple[Task, Callable[[int], None]]] = {}  # tasks that are waited for, by id
+        self._expected: dict[int, Expected] = {}  # tasks that are waited for, by id
         self._interrupted = False
+        self._run: asyncio.Task[object] | None = None
         self._change = loop.create_future()
         board.listen_for_news(self._hear)
 
@@ -34,18 +45,27 @@ class Calls:
         """Return the time on the loop's clock, which is monotonic."""
         return self._loop.time()
 
+    def begin(self) -> None:
+        """Called by the task that is the run, before it waits for anything."""
+        self._run = asyncio.current_task()
+        if self._interrupted:
+            raise asyncio.CancelledError
+
     def interrupt(self) -> None:
-        """Make whoever waits, or will, raise KeyboardInterrupt."""
+        """Cancel the run, and with it all that waits on its behalf; it may have begun or not."""
         self._interrupted = True
-        self._hear(None)
+        with suppress(RuntimeError):  # the loop is closed: the run is over
+            self._loop.call_soon_threadsafe(self._cancel)
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
-    def expect(self, tasks: Sequence[Task], land: Callable[[int], None]) -> None:
+    def expect(self, tasks: Sequence[Task], land: Callable[[int], None], *, patient: bool = False) -> None:
         """Call ``land(task id)`` once for each task, as soon as it was answered or lost: for those that were already,
-        now, in the order in which they came.
+        now, in the order in which they came. Who is ``patient`` gives clients that are silent as much time from now on
+        as those that fall silent later: a workflow that asks anew whenever somebody is lost would ask without end.
         """
-        self._expected |= {task.id: (task, land) for task in tasks}
+        since_s = self.now_s() if patient else -math.inf
+        self._expected |= {task.id: Expected(task, land, since_s) for task in tasks}
         here = []
         for task in tasks:
             kept = self._journal.tasks.get(task.id)
@@ -110,15 +130,17 @@ class Calls:
         if absent:
             log.warning("going on without %s, who did not come within %g s", _some(absent), wait_s)
 
-    async def pause(self, why: str, clients: Sequence[str]) -> None:
-        """Wait until somebody is back, or, where nobody is missing, for a while."""
+    async def pause(self, why: str, clients: Sequence[str], needed: int) -> None:
+        """Wait until as many are there as are needed, and somebody is back, or a while is over."""
         absent = self._absent(clients)
         missing = f"missing: {_some(absent)}" if absent else "nobody is missing"
         log.warning("paused: %s; %s", why, missing)
         self._board.turn(Phase.PAUSED, f"{why}; {missing}")
         began_s = said_s = self.now_s()
-        while set(absent) <= set(now := self._absent(clients)):
-            if not now and self.now_s() - began_s >= PATIENCE * self._board.heartbeat_s:
+        while True:
+            now = self._absent(clients)
+            back, tired = set(absent) - set(now), self.now_s() - began_s >= PATIENCE * self._board.heartbeat_s
+            if len(clients) - len(now) >= needed and (back or tired):
                 return
             if self.now_s() - said_s >= REMIND_S:
                 said_s = self.now_s()
@@ -135,6 +157,10 @@ class Calls:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._note, task_id)
 
+    def _cancel(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+
     def _note(self, task_id: int | None) -> None:
         if task_id is not None:
             self._settle(task_id)
@@ -142,25 +168,21 @@ class Calls:
         changed.set_result(None)
 
     def _settle(self, task_id: int) -> None:
-        _, land = self._expected.pop(task_id, (None, None))
-        if land is not None:
-            land(task_id)
+        expected = self._expected.pop(task_id, None)
+        if expected is not None:
+            expected.land(task_id)
 
     async def _rest(self, until_s: float | None) -> None:
         """Wait for news, or for a moment of the loop's clock; look after the silent at least once a heartbeat."""
-        if self._interrupted:
-            raise KeyboardInterrupt
         now_s = self.now_s()
         left_s = self._board.heartbeat_s if until_s is None else min(self._board.heartbeat_s, until_s - now_s)
         await asyncio.wait([self._change], timeout=max(0.0, left_s))
-        if self._interrupted:
-            raise KeyboardInterrupt
         self._lose_the_silent()
 
     def _lose_the_silent(self) -> None:
         gone_after_s = self._board.gone_after_s
-        for task, _ in list(self._expected.values()):
-            if self._board.silent_s(task.client) > gone_after_s:
+        for task, _, since_s in list(self._expected.values()):
+            if min(self._board.silent_s(task.client), self.now_s() - since_s) > gone_after_s:
                 self._journal.tasks.lose(task.id, f"client {task.client!r} was silent for {gone_after_s:g} s")
                 self._settle(task.id)
 

@@ -22,6 +22,8 @@ from roundelay.errors import JournalError
 OnScalar = Callable[[str, int, str, float, int], None]
 """Client, round, name, value, step."""
 
+OnData = Callable[[str, p.Holding], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -45,6 +47,7 @@ class Desk:
     meters: Meters
     briefing: Callable[[str], p.Briefing]
     on_scalar: OnScalar
+    on_data: OnData
     max_answer_bytes: int
     in_thread: InThread
     writers: Executor
@@ -105,6 +108,10 @@ class Desk:
         if call.task is None:
             raise Rejected("not_found", f"client {call.client!r} has no task {call.task_id}")
         await self.in_thread(self._lose, call.task_id, failure)
+        return p.Noted()
+
+    async def data(self, call: Call, holding: p.Holding) -> p.Noted:
+        await self.in_thread(self.on_data, call.client, holding)
         return p.Noted()
 
     async def scalars(self, call: Call, scalars: p.Scalars) -> p.Noted:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import threading
@@ -157,5 +158,5 @@ def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer in {CONNECT_S:.0f} s"
     if isinstance(error, OSError):
-        return error.strerror or str(error) or type(error).__name__
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error) or type(error).__name__
     return str(error)

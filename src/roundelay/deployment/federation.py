@@ -5,17 +5,15 @@ workflow runs again from the last checkpoint: what the journal knows is not aske
 closed is folded from the updates that were its members.
 """
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
-from roundelay import wire
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.bookkeeping import Bookkeeping, Given
-from roundelay.client.exchange import model_frame
 from roundelay.deployment.answers import CLAIM, Answers, Shelf, limits_of
+from roundelay.deployment.asking import Asking
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.calls import Calls
 from roundelay.deployment.records import Fate, Opening, RoundState, TaskState
@@ -30,9 +28,9 @@ from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
 
-ARRIVAL, ARRIVED, FINISHED = "arrival", "arrived", "finished"
-"""What a workflow was told outside of a round, in the journal's words: whose answer came (the task's id), whether one
-waited (0 or 1); and between them, that a round was finished (its number).
+ARRIVAL, FINISHED = "arrival", "finished"
+"""What a workflow was told outside of a round, in the journal's words: whose answer came (the task's id); and between,
+that a round was finished (its number).
 """
 
 TICK_S = 1.0
@@ -56,15 +54,10 @@ class DeployedFederation(Bookkeeping):
         super().__init__(given)
         self._run_s = now_s
         self._board, self._calls, self._journal, self._wait_s = board, calls, board.journal, wait_s
-        self._answers = Answers(board.journal, limits_of(self._expected))
+        self._answers, self._asking = Answers(board.journal, limits_of(self._expected)), Asking(board)
         self._restored_flights = flights
-        self._committed = self._journal.committed()
-        self._last_task = self._journal.tasks.last_id()
-        self._recovering = self._last_task > 0  # until something is asked that the journal does not know
-        self._claimed: set[int] = set()  # tasks of the journal that were asked again
-        self._kept: tuple[Payload, str] | None = None  # what was sent last, and its blob
-        self._digests: dict[int, str] = {}  # of the blobs of tasks that are made and not open yet
-        self._attempts: dict[int, int] = {}  # the last one of each round that is not finished
+        self._last_task = self._asking.last_id
+        self._attempt = 0  # the last one at the round that is trained
         self._flights: dict[int, Flight] = {}
         self._landed: deque[int] = deque()
         self._asked: list[tuple[int, int]] = []  # what was dispatched since a round was accounted for
@@ -74,14 +67,15 @@ class DeployedFederation(Bookkeeping):
     # ---- who is there -----------------------------------------------------------------------------------------------
 
     async def gather(self) -> None:
-        if not self._recovering:
+        self._calls.begin()
+        if not self._asking.last_id:
             await self._calls.gathered(self.clients, self._wait_s)
         self._board.turn(Phase.RUNNING)
 
-    async def stalled(self, number: int, why: str) -> bool:
-        """Pause until more clients are there than now, or a while has passed with all of them there."""
-        if self._journal.rounds.get(number, self._attempts[number] + 1) is None:
-            await self._calls.pause(f"round {number}: {why}", self.clients)
+    async def stalled(self, number: int, why: str, quorum: int) -> bool:
+        """Pause until as many clients are there as a round needs, and somebody is back, or a while has passed."""
+        if self._journal.rounds.last_attempt(number) == self._attempt:  # else it went on before a crash
+            await self._calls.pause(f"round {number}: {why}", self.clients, quorum)
             self._board.turn(Phase.RUNNING)
         return True
 
@@ -92,7 +86,7 @@ class DeployedFederation(Bookkeeping):
         return [(flight, 0) for flight in self._flights.values()]
 
     def restore(self) -> Version | None:
-        self._post([flight.task for flight, _ in self._restored_flights])
+        self._asking.post([flight.task for flight, _ in self._restored_flights])
         self._fly([flight for flight, _ in self._restored_flights])
         return self._given.restored
 
@@ -113,16 +107,18 @@ class DeployedFederation(Bookkeeping):
         tasks, sent, intake = self._opened(
             algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=_is_on_disk
         )
-        self._attempts[number] = attempt
-        opening = Opening(number, attempt, tuple(cohort), goal, deadline_s)
-        known = self._journal.rounds.get(number, attempt)
+        self._attempt, group = attempt, min(cohort, default="")  # cohorts side by side have no client in common
+        opening = Opening(number, attempt, tuple(cohort), goal, deadline_s, group)
+        known = self._journal.rounds.get(number, attempt, group)
         if known is not None and known.state is RoundState.CLOSED:
             self._fold_again(tasks, known.members, intake)
         else:
             elapsed_s = self._journal.rounds.open(opening).elapsed_s
-            self._post(tasks, sent)
+            self._asking.post(tasks, sent, group)
+            self._asking.lose_strangers(tasks)
             await self._answered(tasks, intake, opening, elapsed_s)
-            self._journal.rounds.close(number, attempt, intake.members)
+            self._journal.rounds.close(number, attempt, intake.members, group)
+            self._take_losses_in(tasks, intake)
         return self.account(intake.close())
 
     async def _answered(self, tasks: Sequence[Task], intake: Intake, opening: Opening, elapsed_s: float) -> None:
@@ -137,7 +133,7 @@ class DeployedFederation(Bookkeeping):
                     self._take_in(by_id[task_id], intake)
                 elif deadline_s is not None:
                     passed_s = min(self._calls.now_s() - began, deadline_s)
-                    self._journal.rounds.tick(opening.number, opening.attempt, passed_s)
+                    self._journal.rounds.tick(opening.number, opening.attempt, passed_s, opening.group)
                 if intake.closed:
                     return
         if not intake.closed:
@@ -146,10 +142,17 @@ class DeployedFederation(Bookkeeping):
     def _fold_again(self, tasks: Sequence[Task], members: Sequence[int], intake: Intake) -> None:
         """Bring a round that was closed before a crash to the same end."""
         for task in tasks:
-            kept, update = self._journal.tasks.get(task.id), self._journal.update(task.id)
-            refused = update is not None and update.fate is Fate.REFUSED
-            if task.id in members or refused or (kept is not None and kept.state is TaskState.LOST):
+            update = self._journal.update(task.id)
+            if task.id in members or (update is not None and update.fate is Fate.REFUSED):
                 self._take_in(task, intake)
+        self._take_losses_in(tasks, intake)
+
+    def _take_losses_in(self, tasks: Sequence[Task], intake: Intake) -> None:
+        """Whoever was lost while its round was being closed is lost, not late: so it will be read in the journal."""
+        for task in tasks:
+            lost = self._lost(task) if intake.report(task.id) is None else None
+            if lost is not None:
+                intake.arrive(lost)
 
     def _take_in(self, task: Task, intake: Intake) -> None:
         came = self._came(task)
@@ -169,11 +172,10 @@ class DeployedFederation(Bookkeeping):
 
     @property
     def arrived(self) -> bool:
-        if self._told:
-            return bool(self._again_told(ARRIVED))
-        arrived = bool(self._landed)
-        self._journal.record(ARRIVED, int(arrived))
-        return arrived
+        """In real time no two answers come at one moment. What has landed by now is chance, and after a crash another
+        one: a workflow that went by it would go another way.
+        """
+        return False
 
     def dispatch(
         self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
@@ -185,23 +187,21 @@ class DeployedFederation(Bookkeeping):
             self._asked.append((number, attempt))
             if self._journal.rounds.get(number, attempt) is None:
                 self._journal.rounds.open(Opening(number, attempt, tuple(clients)))
-        self._post(tasks, sent)
+        self._asking.post(tasks, sent)
         self._fly([Flight(task, sent, version.number) for task in tasks])
 
     async def arrival(self) -> Arrived:
         task_id = await self._next_arrival()
         flight = self._flights.pop(task_id)
-        came, refusal = self._came(flight.task), None
-        if isinstance(came, Refusal):
-            came = Lost(flight.task, f"{came.reason.value}: {came.message}")
-            self._journal.settle(task_id, Fate.REFUSED, came.reason)
-        elif isinstance(came, Answer):
+        came = self._came(flight.task)
+        refusal = came if isinstance(came, Refusal) else None
+        if isinstance(came, Answer):
             refusal = self._guard.check(came.update, flight.task, self._expected, answered=False)
-            if refusal is not None:
-                self._journal.settle(task_id, Fate.REFUSED, f"{refusal.reason.value}: {refusal.message}")
-            elif flight.task.kind == "train":
-                self._taken.append(flight.task)
-        return Arrived(flight, came, refusal)
+        if refusal is not None:
+            self._journal.settle(task_id, Fate.REFUSED, f"{refusal.reason.value}: {refusal.message}")
+        elif isinstance(came, Answer) and flight.task.kind == "train":
+            self._taken.append(flight.task)
+        return Arrived(flight, Lost(flight.task, came.message) if isinstance(came, Refusal) else came, refusal)
 
     def account(self, outcome: Outcome) -> Outcome:
         if self._asked or self._taken:  # a round that the workflow has closed itself
@@ -216,7 +216,7 @@ class DeployedFederation(Bookkeeping):
 
     def _fly(self, flights: Sequence[Flight]) -> None:
         self._flights |= {flight.task.id: flight for flight in flights}
-        self._calls.expect([flight.task for flight in flights], self._landed.append)
+        self._calls.expect([flight.task for flight in flights], self._landed.append, patient=True)
 
     async def _next_arrival(self) -> int:
         """Return whose answer the workflow hears of next."""
@@ -263,30 +263,32 @@ class DeployedFederation(Bookkeeping):
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
         tasks = self._tasks(clients, number, 0, model, "evaluate")
-        self._post(tasks, model)
+        self._asking.post(tasks, model)
+        self._asking.lose_strangers(tasks)
         async for _ in self._calls.answers(tasks, None, None):
             pass
-        reports = []
-        for task in tasks:
-            lost = self._lost(task)
-            try:
-                answered = None if lost else self._answers.read(task)
-            except WireError as error:
-                log.warning("client %s could not evaluate: %s", task.client, error)
-                continue
-            if lost is not None:
-                log.warning("client %s could not evaluate: %s\n%s", task.client, lost.reason, lost.traceback)
-            elif answered is not None:
-                came = ClientReport(task.client, "evaluated", "", answered.num_examples, answered.metrics)
-                reports.append(came)
-        return reports
+        return [report for task in tasks if (report := self._measured(task)) is not None]
+
+    def _measured(self, task: Task) -> ClientReport | None:
+        lost = self._lost(task)
+        if lost is not None:
+            log.warning("client %s could not evaluate: %s\n%s", task.client, lost.reason, lost.traceback)
+            return None
+        try:
+            answered = self._answers.read(task)
+        except WireError as error:
+            log.warning("client %s sent what is no evaluation: %s", task.client, error)
+            return None
+        if not 0 <= answered.num_examples <= self._guard.max_num_examples:  # as NaN is not
+            log.warning("client %s claims to have evaluated %r examples; expected up to %g: left out", task.client,
+                        answered.num_examples, self._guard.max_num_examples)  # fmt: skip
+            return None
+        return ClientReport(task.client, "evaluated", "", answered.num_examples, answered.metrics)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def commit(self, outcome: Outcome) -> None:
-        claims = {client: int(memory[CLAIM]) for client, memory in outcome.memories.items()}
-        self._journal.commit(sorted(claims.values()))
-        self._committed |= claims
+        self._asking.commit({client: int(memory[CLAIM]) for client, memory in outcome.memories.items()})
 
     def _window(self) -> Shelf:
         return Shelf(self._answers)
@@ -296,44 +298,8 @@ class DeployedFederation(Bookkeeping):
         epoch: Epoch | None = None,
     ) -> list[Task]:  # fmt: skip
         """Return the tasks that the journal knows for just this, or new ones."""
-        if self._recovering:
-            digest = _digest(sent)
-            found = {client: self._again(number, attempt, client, kind, digest) for client in clients}
-            tasks = [task for task in found.values() if task is not None]
-            if len(tasks) == len(clients):
-                return tasks
-            self._recovering = bool(tasks)
-        return super()._tasks(clients, number, attempt, sent, kind, epoch)
-
-    def _again(self, number: int, attempt: int, client: str, kind: TaskKind, digest: str) -> Task | None:
-        known = self._journal.tasks.find(number, attempt, client, kind, digest)
-        task = next((kept.task for kept in known if kept.task.id not in self._claimed), None)
-        if task is not None:
-            self._claimed.add(task.id)
-        return task
-
-    def _post(self, tasks: Sequence[Task], sent: Payload | None = None) -> None:
-        """Open the tasks that are not, for their clients to see; lose those of clients that have never come."""
-        new = [task for task in tasks if self._journal.tasks.get(task.id) is None]
-        if new:
-            assert sent is not None
-            self._journal.tasks.open(new, self._blob(sent), self._committed)
-        for task in tasks:
-            if not self._journal.clients.takes_part(task.client):
-                self._journal.tasks.lose(task.id, f"client {task.client!r} has never joined")
-        self._board.post([task.client for task in tasks])
-
-    def _blob(self, sent: Payload) -> str:
-        """Return the blob of what is sent, put now unless it is what was sent last."""
-        if (
-            self._kept is not None
-            and _same(self._kept[0], sent)
-            and self._journal.blobs.path(self._kept[1]).exists()  # else nobody was waiting for it any more
-        ):
-            return self._kept[1]
-        digest = self._journal.blobs.put(wire.encode(model_frame(sent)))
-        self._kept = (sent, digest)
-        return digest
+        known = self._asking.again(clients, number, attempt, sent, kind)
+        return super()._tasks(clients, number, attempt, sent, kind, epoch) if known is None else known
 
     def _came(self, task: Task) -> Answer | Lost | Refusal:
         """Return what a task that is settled came to."""
@@ -350,24 +316,6 @@ class DeployedFederation(Bookkeeping):
         if kept is None or kept.state is not TaskState.LOST:
             return None
         return Lost(task, kept.reason, kept.traceback)
-
-
-def _digest(sent: Payload) -> str:
-    """Return the digest that the blob of what is sent has, without putting it."""
-    hasher = hashlib.sha256()
-    for piece in wire.encode(model_frame(sent)):
-        hasher.update(piece)
-    return hasher.hexdigest()
-
-
-def _same(one: Payload, other: Payload) -> bool:
-    """Whether two payloads are made of the same tensors, which nobody changes in place."""
-    return (
-        one.buffers is other.buffers
-        and one.integers is other.integers
-        and one.vectors.keys() == other.vectors.keys()
-        and all(vector is other.vectors[name] for name, vector in one.vectors.items())
-    )
 
 
 def _is_on_disk(_: int) -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from roundelay.deployment.admission import Admission
 from roundelay.deployment.board import Board
-from roundelay.deployment.desk import Call, Desk, OnScalar
+from roundelay.deployment.desk import Call, Desk, OnData, OnScalar
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.lobby import Lobby, Meters, as_json
 from roundelay.deployment.polls import Polls
@@ -48,13 +48,14 @@ class Front:
         stats: Callable[[], Mapping[str, Any]],  # Any: JSON's types nest
         authority_pem: bytes | None,
         on_scalar: OnScalar,
+        on_data: OnData = lambda client, holding: None,
         in_flight_bytes: int = 256 * 2**20,
         patience_s: float = 30.0,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """``briefing(client)``, ``stats`` and ``on_scalar(client, round, name, value, step)`` are called in threads.
-        ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s`` seconds is
-        cut. ``now_s`` is the time of day, by which tokens run out.
+        """``briefing(client)``, ``stats``, ``on_scalar(client, round, name, value, step)`` and ``on_data`` are called
+        in threads. ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s``
+        seconds is cut. ``now_s`` is the time of day, by which tokens run out.
         """
         self._journal, self._patience_s = board.journal, patience_s
         self._admission = Admission(board, roster, doors, now_s)
@@ -65,7 +66,7 @@ class Front:
             board, self._admission, self._meters, run, authority_pem, stats, self._in_thread, patience_s
         )
         self._desk = Desk(
-            board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar,
+            board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar, on_data,
             max_answer_bytes, self._in_thread, self._writers, patience_s,
         )  # fmt: skip
         self._quiet = asyncio.Event()

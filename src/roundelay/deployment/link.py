@@ -31,6 +31,7 @@ from roundelay.deployment.protocol import (
     Briefing,
     Failure,
     Hello,
+    Holding,
     Join,
     Joined,
     LoggedScalar,
@@ -158,6 +159,10 @@ class Link:
 
     async def beat(self, doing: Sequence[int]) -> Beaten:
         return await self._ask(Beaten, "POST", protocol.BEAT, Beat(doing=list(doing)))
+
+    async def tell(self, holding: Holding) -> None:
+        """Say how much data is here."""
+        await self._ask(Noted, "POST", protocol.DATA, holding)
 
     async def scalars(self, round: int, scalars: Sequence[LoggedScalar]) -> None:
         await self._ask(Noted, "POST", protocol.SCALARS, Scalars(round=round, scalars=list(scalars)), round=round)

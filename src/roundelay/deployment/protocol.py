@@ -12,6 +12,7 @@
     POST /v1/updates/{task}  Announce          Receipt                      I have this answer; where do I go on?
     PUT  /v1/updates/{task}?digest&offset&size Receipt                      a part of it, raw bytes
     POST /v1/failures/{task} Failure           Noted                        I cannot do this task
+    POST /v1/data            Holding           Noted                        so much data is here, as far as I tell
     POST /v1/scalars         Scalars           Noted                        numbers that a script logged
 
 What is refused has a status of 4xx or 5xx and a ``Problem``; 503 says ``Retry-After``. A server that has nothing more
@@ -29,8 +30,8 @@ from roundelay.deployment.records import Verdict
 PROTOCOL = 1
 """Counts changes after which a device and a server of before do not understand each other."""
 
-HELLO, JOIN, RUN, WORK, BEAT, SCALARS = (
-    "/v1/hello", "/v1/join", "/v1/run", "/v1/work", "/v1/beat", "/v1/scalars",
+HELLO, JOIN, RUN, WORK, BEAT, DATA, SCALARS = (
+    "/v1/hello", "/v1/join", "/v1/run", "/v1/work", "/v1/beat", "/v1/data", "/v1/scalars",
 )  # fmt: skip
 BLOBS, UPDATES, FAILURES = "/v1/blobs", "/v1/updates", "/v1/failures"
 HEALTH, READY, STATS, OPENAPI = "/healthz", "/readyz", "/stats", "/openapi.json"
@@ -73,9 +74,7 @@ class Hello(Message):
 
 
 class Join(Message):
-    """``public_key`` as base64url. ``client`` is the name that the site chose, None to be given one. ``num_examples``
-    and ``label_counts`` are what it is willing to tell of its data.
-    """
+    """``public_key`` as base64url. ``client`` is the name that the site chose, None to be given one."""
 
     token: Annotated[str, Field(max_length=128)]
     public_key: Annotated[str, Field(max_length=64)]
@@ -155,6 +154,13 @@ class Receipt(Message):
 class Failure(Message):
     reason: Annotated[str, Field(max_length=4_000)]
     traceback: Annotated[str, Field(max_length=60_000)] = ""
+
+
+class Holding(Message):
+    """How many examples a client has, and of each class, where whoever started it allows that to be told."""
+
+    num_examples: Annotated[int, Field(ge=0)]
+    label_counts: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=100_000)] | None = None
 
 
 class LoggedScalar(Message):

@@ -8,6 +8,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -154,12 +155,14 @@ class Listener:
                     raise
                 task = asyncio.create_task(self._greet(sock, str(peer[0])))
                 self._greetings.add(task)
-                task.add_done_callback(self._greeted)
+                task.add_done_callback(partial(self._greeted, sock))
 
-    def _greeted(self, task: "asyncio.Task[None]") -> None:
+    def _greeted(self, sock: socket.socket, task: "asyncio.Task[None]") -> None:
         self._greetings.discard(task)
         self._room.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            sock.close()  # one that was cancelled before it began has closed nothing
+        elif (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "greeting", "exception": error, "task": task})
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:

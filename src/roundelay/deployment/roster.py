@@ -12,14 +12,13 @@ import hashlib
 import hmac
 import math
 import secrets
-import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
 from roundelay.deployment.identity import PUBLIC_KEY_BYTES, checked_name, decode, encode
-from roundelay.deployment.members import Invitation, Member, read_members, write_members
+from roundelay.deployment.members import Invitation, Member, MembersFile
 from roundelay.errors import IdentityError
 
 TOKEN_BYTES = 32
@@ -46,7 +45,7 @@ class Token:
 
 class Roster:
     """The members and the open invitations, in one JSON file that is written whole at each change, before the change is
-    answered for. May be called from any thread.
+    answered for. May be called from any thread, and other processes may change the file: it is read anew then.
 
     ``now_s`` is seconds since 1970 by the server's own clock. Made for the thousands; not for a million.
     """
@@ -57,15 +56,34 @@ class Roster:
         Raises:
             IdentityError: the file is not a roster, or others than its owner may open it.
         """
-        self._path = path
-        self._lock = threading.Lock()  # held from reading to writing: a seat is given once
-        self._members, self._invitations = read_members(path) if path.exists() else ({}, ())
+        self._file = MembersFile(path)
 
     def __contains__(self, client: str) -> bool:
-        return client in self._members
+        return client in self._file.members
+
+    def refresh(self) -> None:
+        """See what other processes have changed. ``public_key`` and all that changes something do so by themselves.
+
+        Raises:
+            IdentityError: the file is not a roster any more, or gone.
+        """
+        self._file.refresh()
 
     def clients(self) -> list[str]:
-        return sorted(self._members)
+        return sorted(self._file.members)
+
+    def members(self) -> list[Member]:
+        """Return who may take part, and who was invited, by name."""
+        return [self._file.members[name] for name in self.clients()]
+
+    def expects(self, client: str, now_s: float) -> bool:
+        """Whether a client may come as it is: it has a key, or a token that was made for it."""
+        known = self._file.members.get(client)
+        return known is not None and bool(known.public_key or known.waits(now_s))
+
+    def invitations(self) -> tuple[Invitation, ...]:
+        """Return those that anybody of several may use, in the order of their making."""
+        return self._file.invitations
 
     def invite(self, client: str, valid_s: float, now_s: float) -> Token:
         """Return a token with which ``client`` may enrol within ``valid_s``; one given out before is void.
@@ -77,8 +95,8 @@ class Roster:
         """
         _check_time(f"client {client!r}", valid_s)
         token = Token.new()
-        with self._lock:
-            known = self._members.get(client, Member(checked_name(client)))
+        with self._file.changing():  # from reading to writing: a seat is given once
+            known = self._file.members.get(client, Member(checked_name(client)))
             self._put(replace(known, token_sha256=_hash(token.reveal()), expires_s=now_s + valid_s))
         return token
 
@@ -95,14 +113,14 @@ class Roster:
         token = Token.new()
         allowed = None if names is None else tuple(checked_name(name) for name in names)
         made = Invitation(_hash(token.reveal()), now_s + valid_s, seats, allowed)
-        with self._lock:
-            kept = [one for one in self._invitations if now_s < one.expires_s + _REMEMBERED_S]
-            self._save(self._members, (*kept, made))
+        with self._file.changing():
+            kept = [one for one in self._file.invitations if now_s < one.expires_s + _REMEMBERED_S]
+            self._save(self._file.members, (*kept, made))
         return token
 
     def admit(self, client: str, public_key: bytes) -> None:
         """Enrol ``client`` without a token: its key was made together with its kit."""
-        with self._lock:
+        with self._file.changing():
             self._put(Member(checked_name(client), public_key=_public_text(public_key)))
 
     def bind(self, client: str, public_key: bytes) -> None:
@@ -112,8 +130,8 @@ class Roster:
             IdentityError: the client has another key already.
         """
         shown = _public_text(public_key)
-        with self._lock:
-            known = self._members.get(client, Member(checked_name(client)))
+        with self._file.changing():
+            known = self._file.members.get(client, Member(checked_name(client)))
             if known.public_key == shown:
                 return
             if known.public_key:
@@ -135,7 +153,7 @@ class Roster:
                 the name is taken, or no seat is left.
         """
         shown = _public_text(public_key)
-        with self._lock:
+        with self._file.changing():
             found = self._found(_hash(token))
             if isinstance(found, Invitation):
                 return self._seat(found, shown, now_s, client, taken)
@@ -148,25 +166,35 @@ class Roster:
         """Return the key that ``client`` signs with.
 
         Raises:
-            IdentityError: nobody of that name is enrolled.
+            IdentityError: nobody of that name is enrolled, or the file cannot be read any more.
         """
-        member = self._members.get(client)
+        self._file.refresh()
+        member = self._file.members.get(client)
         if member is None or not member.public_key:
             raise IdentityError(f"client {client!r} is not enrolled; it must join with a token first")
         return decode(member.public_key, PUBLIC_KEY_BYTES, f"the key of {client!r}")
 
     def revoke(self, client: str) -> None:
         """Forget the client, its key and its token: nothing that it signs is taken from now on."""
-        with self._lock:
-            if client in self._members:
-                left = {name: member for name, member in self._members.items() if name != client}
-                self._save(left, self._invitations)
+        with self._file.changing():
+            if client in self._file.members:
+                left = {name: member for name, member in self._file.members.items() if name != client}
+                self._save(left, self._file.invitations)
+
+    def close_doors(self) -> int:
+        """Make all open invitations void; return of how many seats. Those who came with one stay, and so do tokens that
+        were made for one client.
+        """
+        with self._file.changing():
+            left = sum(one.seats for one in self._file.invitations)
+            self._save(self._file.members, ())
+        return left
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def _found(self, came: str) -> Member | Invitation:
         found: Member | Invitation | None = None
-        known: list[Member | Invitation] = [*self._members.values(), *self._invitations]
+        known: list[Member | Invitation] = [*self._file.members.values(), *self._file.invitations]
         for one in known:  # all of them, each in constant time: how long it takes tells nothing
             if hmac.compare_digest(one.token_sha256, came):
                 found = one
@@ -189,7 +217,7 @@ class Roster:
         return found.client
 
     def _seat(self, found: Invitation, shown: str, now_s: float, client: str | None, taken: Collection[str]) -> str:
-        for name, member in self._members.items():
+        for name, member in self._file.members.items():
             allowed = found.names is None or name in found.names
             if member.public_key == shown and allowed and client in (None, name):
                 return name  # it has a seat: the answer was lost on the way
@@ -208,21 +236,18 @@ class Roster:
             raise IdentityError(f"the name is taken: {client!r} is with another device, or a token of its own was made "
                                 "for it; join under another name, or without one, to be given one")  # fmt: skip
         fewer = replace(found, seats=found.seats - 1)
-        invitations = tuple(fewer if one is found else one for one in self._invitations)
-        self._save({**self._members, client: Member(client, public_key=shown)}, invitations)
+        invitations = tuple(fewer if one is found else one for one in self._file.invitations)
+        self._save({**self._file.members, client: Member(client, public_key=shown)}, invitations)
         return client
 
     def _is_free(self, name: str, now_s: float, taken: Collection[str]) -> bool:
-        known = self._members.get(name)
-        return name not in taken and (known is None or not (known.public_key or known.waits(now_s)))
+        return name not in taken and not self.expects(name, now_s)
 
     def _put(self, member: Member) -> None:
-        self._save({**self._members, member.client: member}, self._invitations)
+        self._save({**self._file.members, member.client: member}, self._file.invitations)
 
-    def _save(self, members: dict[str, Member], invitations: tuple[Invitation, ...]) -> None:
-        """Only what is on the disk is believed: should writing fail, the roster stays as it was."""
-        write_members(self._path, members, invitations)
-        self._members, self._invitations = members, invitations
+    def _save(self, members: Mapping[str, Member], invitations: tuple[Invitation, ...]) -> None:
+        self._file.save(members, invitations)
 
 
 def _proposed(invitation: Invitation) -> Iterator[str]:

@@ -48,6 +48,7 @@ ROUTES = (
           round="task", query=("digest", "offset", "size")),
     Route("failure", "POST", f"{p.FAILURES}/{{task:[0-9]{{1,19}}}}", "I cannot do this task.", p.Failure, p.Noted,
           round="task"),
+    Route("data", "POST", p.DATA, "So much data is here, as far as I tell.", p.Holding, p.Noted),
     Route("scalars", "POST", p.SCALARS, "Numbers that a script logged.", p.Scalars, p.Noted, round="body"),
 )  # fmt: skip
 

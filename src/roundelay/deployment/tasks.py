@@ -104,6 +104,12 @@ class Tasks:
         assert row is not None
         return int(row[0])
 
+    def last_round(self) -> int:
+        """Return the highest round that a task names, 0 where there is none."""
+        row = self._db.one("SELECT COALESCE(MAX(round), 0) FROM tasks")
+        assert row is not None
+        return int(row[0])
+
     def _new(self, tasks: Sequence[Task], sent: str | None, group: str) -> list[Task]:
         """Return the tasks that are not known yet, each once."""
         new: dict[int, Task] = {}

@@ -3,6 +3,7 @@
 Each client has one upload at most, so that what unfinished ones take is bounded by the number of clients.
 """
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ class Uploads:
         self._db, self._blobs, self._max_bytes = db, blobs, max_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()
+        # by client: how far its upload was hashed while it came, so that it need not be read again when it is whole. One
+        # that was begun before a restart is not here, and is read
+        self._hashed: dict[str, tuple[int, hashlib._Hash]] = {}
         blobs.remove_unfinished({blobs.part(client) for (client,) in db.all("SELECT client FROM uploads")})
 
     def begin(self, client: str, digest: str, size: int) -> int:
@@ -40,6 +44,7 @@ class Uploads:
             if received and not self._is_there(client, digest, size, received):
                 received = 0
             if kept != (digest, size, received):
+                self._hashed.pop(client, None)
                 with self._db.writing("beginning an upload") as db:
                     db.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?, ?)", (client, digest, size, received))
             return received
@@ -69,9 +74,15 @@ class Uploads:
                     Denial.WRONG_SIZE, f"client {client!r} sent {offset + len(data)} bytes of an upload of {size}"
                 )
             if data:
+                at, hasher = self._hashed.pop(client, (0, None))  # it is kept only if all of this comes to its end
                 self._blobs.append(self._blobs.part(client), data, offset)
                 with self._db.writing("counting a part of an upload") as db:
                     db.execute("UPDATE uploads SET received = ? WHERE client = ?", (offset + len(data), client))
+                if not offset:
+                    at, hasher = 0, hashlib.sha256()
+                if hasher is not None and at == offset:
+                    hasher.update(data)
+                    self._hashed[client] = (offset + len(data), hasher)
             return offset + len(data)
 
     def finish(self, client: str, digest: str) -> None:
@@ -88,9 +99,10 @@ class Uploads:
                     Denial.INCOMPLETE, f"client {client!r} has sent {received} of {size} bytes; go on at {received}"
                 )
             part = self._blobs.part(client)
+            at, hasher = self._hashed.pop(client, (0, None))
             if not part.exists():
                 self._blobs.require(digest, size)
-            elif not self._blobs.promote(part, digest):
+            elif not self._blobs.promote(part, digest, hasher.hexdigest() if hasher and at == size else None):
                 self._forget(client)
                 raise RequestDenied(
                     Denial.WRONG_DIGEST,
@@ -104,6 +116,7 @@ class Uploads:
             self._forget(client)
 
     def _forget(self, client: str) -> None:
+        self._hashed.pop(client, None)
         with self._db.writing("forgetting an upload") as db:
             db.execute("DELETE FROM uploads WHERE client = ?", (client,))
         self._blobs.drop(self._blobs.part(client))

@@ -32,6 +32,7 @@ class Deployed:
     _began_ns: int = field(default_factory=time.monotonic_ns)
     _calls: Calls | None = None
     _loop: asyncio.AbstractEventLoop | None = None
+    _interrupted: bool = False
 
     def open(self) -> None:
         """There is nothing to start: devices come by themselves."""
@@ -52,6 +53,8 @@ class Deployed:
                 f"checkpoint.pt is that of round {done}; was it replaced? Bring the whole folder back from a copy"
             )
         self._calls = Calls(self.board, self._loop)
+        if self._interrupted:  # before there was anybody to hear it
+            self._calls.interrupt()
         return DeployedFederation(
             given, board=self.board, calls=self._calls, flights=self.flights, wait_s=self.wait_s, now_s=self._now_s
         )
@@ -69,6 +72,7 @@ class Deployed:
         journal.collect()
 
     def interrupt(self) -> None:
+        self._interrupted = True
         if self._calls is not None:
             self._calls.interrupt()
 

@@ -127,7 +127,7 @@ class SimulatedFederation(Bookkeeping):
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
 
-    async def stalled(self, number: int, why: str) -> bool:
+    async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """A simulated client that is lost does not come back: the round is over."""
         return False
 

@@ -5,7 +5,7 @@ would be imported here, and no file: what is not our own must be allowed, or bro
 """
 
 from roundelay.site.brought import Brought
-from roundelay.site.making import hands_for, label_counts
+from roundelay.site.making import hands_for, holding
 from roundelay.site.named import simulated
 
-__all__ = ["Brought", "hands_for", "label_counts", "simulated"]
+__all__ = ["Brought", "hands_for", "holding", "simulated"]

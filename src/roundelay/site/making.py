@@ -30,7 +30,7 @@ from roundelay.trainer import Trainer
 from roundelay.wire import Frame
 
 if TYPE_CHECKING:  # its packages come with an extra, which a simulation does without
-    from roundelay.deployment.protocol import Briefing
+    from roundelay.deployment.protocol import Briefing, Holding
 
 OnScalar = Callable[[str, int, Scalar], None]
 
@@ -57,10 +57,20 @@ def hands_for(brought: Brought, briefing: "Briefing", folder: Path, on_scalar: O
     return TrainerHands(replace(job, data=data, partition=None, attacks=()).prepared().work, site)
 
 
-def label_counts(hands: Hands) -> list[int] | None:
-    """Return how many examples of each class a client trains on, None where that cannot be told: for who wants to."""
+def holding(hands: Hands, tell_labels: bool) -> "Holding | None":
+    """Return what to tell of a client's data: its size and, if allowed, how many examples of each class; None where a
+    script has it, which tells of it what it likes.
+    """
+    from roundelay.deployment.protocol import Holding  # see above
+
     if not isinstance(hands, TrainerHands):
         return None
+    counts = label_counts(hands) if tell_labels else None
+    return Holding(num_examples=len(hands.examples), label_counts=counts)
+
+
+def label_counts(hands: TrainerHands) -> list[int] | None:
+    """Return how many examples of each class a client trains on, None where that cannot be told."""
     try:
         labels = hands.examples.labels()
     except DataError:  # regression, or text: nothing to count

@@ -109,13 +109,14 @@ class Buffer:
     def take(self, arrived: Arrived, weight: float) -> None:
         task, sent, answer = arrived.flight.task, arrived.flight.sent, arrived.answer
         self._bytes_down += sent.num_bytes
-        if isinstance(answer, Lost):
-            self._others.append(ClientReport(task.client, "lost", answer.reason, traceback=answer.traceback))
-            return
-        self._bytes_up += answer.update.payload.num_bytes
+        if not isinstance(answer, Lost):
+            self._bytes_up += answer.update.payload.num_bytes
         if arrived.refusal is not None:
             reason = f"{arrived.refusal.reason.value}: {arrived.refusal.message}"
             self._others.append(ClientReport(task.client, "refused", reason))
+            return
+        if isinstance(answer, Lost):
+            self._others.append(ClientReport(task.client, "lost", answer.reason, traceback=answer.traceback))
             return
         update, staleness = answer.update, self._version.number - arrived.flight.version
         self._window.put(self._rebased(update, sent, weight) if staleness else update)

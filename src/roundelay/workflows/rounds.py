@@ -97,8 +97,10 @@ class Rounds:
             if short is None:
                 break
             log.warning("round %d, attempt %d: %s", number, attempt, short)
-            if attempt + 1 >= self.attempts and not await fed.stalled(number, short):
-                break
+            if attempt + 1 < self.attempts:
+                continue
+            if left is not None or not await fed.stalled(number, short, self.quorum):
+                break  # where somebody waits for the others to end their epoch, it ends
         return outcome
 
     def shortfall(self, outcome: Outcome) -> str | None:
