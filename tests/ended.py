@@ -120,8 +120,9 @@ def ended(folder: Path) -> None:
     check(run, simulated, whole)
     assert len(list((folder / "runs").iterdir())) == 2, "a changed job has a run of its own"
     client, digest = json.loads((folder / "in-flight").read_text())
-    words = [json.loads(line) for line in (folder / f"{client}.told").read_text().splitlines()]
-    assert [digest in word for word in words if word[0] == "puts"].count(True) == 1, "what was in flight was lost"
+    said = [json.loads(line) for line in (folder / f"{client}.told").read_text().splitlines()]
+    put = [offset for word, _, *rest in said if word == "puts" for of, offset in [rest] if of == digest]
+    assert put.count(min(put)) == 1, "what was in flight was sent again"
     assert {life.name for life in run.stopped} >= {"c0", "c1"}
     for life in run.stopped:
         assert "stopped; the same command goes on" in life.output, life.output

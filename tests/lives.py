@@ -15,11 +15,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from roundelay import cli
+
+with suppress(ImportError):  # what draws a run's pictures, before the first fork
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
 
 DEADLINE_S = 60.0
 PR_SET_PDEATHSIG = 1

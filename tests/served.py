@@ -15,7 +15,7 @@ from typing import Any
 
 from lives import Ending, Life, together
 
-from roundelay.deployment import desk, device, joining  # noqa: F401
+from roundelay.deployment import delivery, desk, device, joining  # noqa: F401
 from roundelay.deployment.delivery import Delivery
 from roundelay.deployment.device import JOINED
 from roundelay.deployment.hands import TrainerHands
@@ -120,7 +120,8 @@ class Run:
             if life.name != "server":
                 life.signal(signal.SIGTERM)
                 life.wait(lambda _: False)
-                assert life.status in (0, 130), f"{life.name} ended with {life.status}:\n{life.output}"
+                ended = life.status in (0, 130, -signal.SIGKILL)
+                assert ended, f"{life.name} ended with {life.status}:\n{life.output}"
 
     @property
     def is_over(self) -> bool:
@@ -129,9 +130,7 @@ class Run:
 
     def finished(self) -> list[Path]:
         """Return the folders of the runs that came to their end, the first one first."""
-        states = sorted(
-            (self.folder / "runs").glob("*/state.json")
-        )  # a kill in its first moments leaves a folder behind
+        states = sorted((self.folder / "runs").glob("*/state.json"))  # one that began and was killed has none
         return [path.parent for path in states if json.loads(path.read_text())["state"] == "finished"]
 
     def begin(self, name: str) -> Life:
@@ -181,7 +180,10 @@ class Run:
 
 
 def told(path: Path) -> None:
-    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows."""
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and have it send
+    each answer in several parts.
+    """
+    delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     do, keep, put, settle = TrainerHands.do, Answers.keep, Link.put_part, Delivery.settle
 
@@ -197,9 +199,9 @@ def told(path: Path) -> None:
         note("kept", offer.id)
         return kept
 
-    async def putting(self: Any, task: int, round: int, digest: str, *rest: Any) -> Any:
-        note("puts", task, digest)
-        return await put(self, task, round, digest, *rest)
+    async def putting(self: Any, task: int, round: int, digest: str, size: int, offset: int, data: bytes) -> Any:
+        note("puts", task, digest, offset)
+        return await put(self, task, round, digest, size, offset, data)
 
     async def settling(self: Any, kept: Any) -> Any:
         settled = await settle(self, kept)
