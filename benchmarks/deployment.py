@@ -9,6 +9,7 @@ nothing is left in it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -104,7 +105,7 @@ def floor(root: Path, size: int, rounds: int) -> Measured:
 
 
 def differences(at: Sequence[float]) -> list[float]:
-    return [after - before for before, after in zip(at, at[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(at)]
 
 
 # ---- the server -----------------------------------------------------------------------------------------------------

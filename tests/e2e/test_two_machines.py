@@ -67,6 +67,7 @@ def sha256_of(serving: Process) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_link_that_is_cut_in_mid_upload_costs_a_part_and_no_bit(tmp_path: Path) -> None:
+    both = len(SITES) * NUM_VALUES * 4
     with two_machines(tmp_path) as pair:
         if not pair.is_slow:
             pytest.skip("tc cannot slow a link down here, so that nothing could be cut in the middle")
@@ -79,7 +80,7 @@ def test_a_link_that_is_cut_in_mid_upload_costs_a_part_and_no_bit(tmp_path: Path
             before = pair.site.sent_bytes()
             for client in clients:
                 client.wait_for(f"task .*round {number}")
-            until(lambda: pair.site.sent_bytes() > before + PART_BYTES or serving.is_over, "an upload")  # noqa: B023
+            until(lambda: pair.site.sent_bytes() > before + 2 * both // 3 or serving.is_over, "an upload")  # noqa: B023
             assert not serving.has_said(f"round {number}/2"), "too late: the answers are there already"
             pair.cut()
             time.sleep(down_s)
@@ -90,10 +91,38 @@ def test_a_link_that_is_cut_in_mid_upload_costs_a_part_and_no_bit(tmp_path: Path
         for client in clients:
             assert client.ended() == 0, client.said
             assert "it goes on: the server answers" in client.said
-    both = len(SITES) * NUM_VALUES * 4
     for num_bytes in sent:
         assert both < num_bytes < 1.05 * both + len(SITES) * PART_BYTES, "more than a part of each was sent again"
     assert not [file for kit in kits for file in kit.glob("answers/*/*")], "what the server has is not kept"
+    assert simulated(config.load(job), SITES).run().sha256 == came
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_that_listen_on_another_machine_are_dialled_over_tls_and_again_after_a_cut(tmp_path: Path) -> None:
+    listen, run, again = commands("Workers that listen")
+    with two_machines(tmp_path) as pair:
+        job = job_for(pair.server.folder, hidden=("[64]", "[4096, 1024]"), num_rounds=("3", "2"))
+        workers = []
+        for number, name in enumerate(SITES):
+            words = listen.replace("alice", name).replace("10002", f"1000{number + 2}").replace("0/3", f"{number}/2")
+            workers.append(pair.site.begin(words.replace("mnist:./data", "digits"), name=name))
+            workers[-1].wait_for("waits on")
+        run, again = (re.sub(r"10\.0\.0\.5(\d):10002", r"10.214.0.2:1000\1", words) for words in (run, again))
+        running = pair.server.begin(run)
+        for worker in workers:
+            worker.wait_for("task .*round 1")
+        pair.cut()
+        time.sleep(2)
+        pair.mend()
+        came = sha256_of(running)
+        assert running.ended() == 0, running.said
+        for worker in workers:
+            worker.wait_for("is over")
+            assert "trusting the coordinator with pin" in worker.said
+            assert not worker.is_over
+        simulating = pair.server.begin(again)
+        assert sha256_of(simulating) == came
     assert simulated(config.load(job), SITES).run().sha256 == came
 
 

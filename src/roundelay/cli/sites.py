@@ -180,7 +180,7 @@ def worker(
     brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
 
     async def wait(device: Device) -> None:
-        async with Listener(device, say, pin=pin, insecure=insecure) as listener:
+        async with Listener(device, say, client=id, pin=pin, insecure=insecure) as listener:
             there = await listener.start(host, port)
             say(f"worker {id!r} waits on {host}:{there}")
             await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)

@@ -1,7 +1,7 @@
 """The routes of those who signed: what a client is given to do, and what becomes of its answers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -145,7 +145,7 @@ class Desk:
             body, digest = await self.intake.read(
                 call.request, call.client, part.length, lambda: self.board.saw(call.client)
             )
-            self.meters.bytes_in += len(body)
+            self.meters.bytes_in += part.length
             check_body(call.claim, digest)
             return await self._to_the_end(self._written, call.client, call.task_id, part, body)
 
@@ -194,7 +194,7 @@ class Desk:
         _require_not_over(self.board)
         return p.Receipt(received=self.board.journal.uploads.begin(client, digest, size))
 
-    def _written(self, client: str, task_id: int, part: Part, body: bytes) -> p.Receipt:
+    def _written(self, client: str, task_id: int, part: Part, body: Sequence[bytes]) -> p.Receipt:
         uploads = self.board.journal.uploads
         try:
             received = uploads.write(client, part.digest, part.offset, body)
