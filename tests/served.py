@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lives import Life, Moment, together
+from lives import Ending, Life, together
 
-from roundelay.deployment import desk, device, joining  # noqa: F401
+from roundelay.deployment import delivery, desk, device, joining  # noqa: F401
 from roundelay.deployment.delivery import Delivery
 from roundelay.deployment.device import JOINED
 from roundelay.deployment.hands import TrainerHands
+from roundelay.deployment.link import Link
 from roundelay.deployment.shelves import Answers
+from roundelay.serving import JOURNAL, OVER
 
 CLIENTS = ("c0", "c1", "c2", "c3")
 JOB = """
@@ -48,10 +50,13 @@ class Run:
     rounds: int
     plant: Callable[[], None] = lambda: None
     plant_client: Callable[[], None] = lambda: None
-    of_server: list[Moment] = field(default_factory=list)
-    of_clients: dict[str, list[Moment]] = field(default_factory=dict)
+    of_server: list[Ending] = field(default_factory=list)
+    of_clients: dict[str, list[Ending]] = field(default_factory=dict)
     kills: dict[str, list[str]] = field(default_factory=dict)
+    stopped: list[Life] = field(default_factory=list)
     from_journal: int = 0
+    line: list[str] = field(default_factory=list)
+    lives: dict[str, Life] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -71,37 +76,62 @@ class Run:
 
     def served(self) -> Path:
         """Run to the end, through all kills; return the run folder."""
-        found = None
-        while found is None:
+        self.lives["server"] = self.opened()
+        self.lives |= {client: self.begin(client) for client in CLIENTS}
+        self.go_on()
+        self.leave()
+        (finished,) = self.finished()
+        return finished
+
+    def opened(self) -> Life:
+        """Begin the server, however often it is killed, until it has said how to join; that is ``line`` from now on."""
+        while True:
             server = self.begin("server")
-            server.wait(lambda life: " --pin " in life.output)
+            server.wait(lambda life: "--insecure" in life.output or " --pin " in life.output)
             found = re.search(r"roundelay join (.+)\n", server.output)
-            if server.status is not None:
-                assert server.status == -signal.SIGKILL, server.output
-                self._note(server)
+            if server.status is None:
+                break
+            assert server.status == -signal.SIGKILL, server.output
+            self._note(server)
+        assert found is not None, server.output
         self.line = found[1].split()
-        lives = {
-            "server": self.begin("server") if server.status is not None else server,
-            **{client: self.begin(client) for client in CLIENTS},
-        }
-        while lives["server"].status is None:
-            for over in together([life for life in lives.values() if life.status is None]):
+        return server
+
+    def go_on(self) -> None:
+        """Begin anew who is killed, until the server has ended otherwise."""
+        while self.lives["server"].status is None:
+            for over in together([life for life in self.lives.values() if life.status is None]):
                 if over.status == -signal.SIGKILL:
                     self._note(over)
-                    lives[over.name] = self.begin(over.name)
+                    if over.name == "server" and self.is_over:
+                        continue
                 elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
-                    lives[over.name] = self.begin(
-                        over.name
-                    )  # it did not come as far as to know its server: typed again
-                elif over.status != 0:
-                    raise AssertionError(f"{over.name} ended with {over.status}:\n{over.output}")
-        for life in lives.values():  # some may not have heard of the end: the server waits for it for some seconds
-            life.signal(signal.SIGTERM)
-            life.wait(lambda _: False)
-            assert life.status in (0, 130), f"{life.name} ended with {life.status}:\n{life.output}"
-        states = (self.folder / "runs").glob("*/state.json")  # a kill in its first moments leaves a folder behind
-        (finished,) = (path for path in states if json.loads(path.read_text())["state"] == "finished")
-        return finished.parent
+                    pass  # it did not come as far as to know its server: its user types the line again
+                elif over.name == "server" or over.status == 0:
+                    continue
+                else:
+                    assert over.status == 130, f"{over.name} ended with {over.status}:\n{over.output}"
+                    self.stopped.append(over)
+                self.lives[over.name] = self.begin(over.name)
+
+    def leave(self) -> None:
+        """End the clients; some may not have heard of the run's end, which a server waits for only for some seconds."""
+        for life in self.lives.values():
+            if life.name != "server":
+                life.signal(signal.SIGTERM)
+                life.wait(lambda _: False)
+                ended = life.status in (0, 130, -signal.SIGKILL)
+                assert ended, f"{life.name} ended with {life.status}:\n{life.output}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server was done but for what it shows at the end: its command would begin another run."""
+        return any((folder / JOURNAL / OVER).exists() for folder in self.finished())
+
+    def finished(self) -> list[Path]:
+        """Return the folders of the runs that came to their end, the first one first."""
+        states = sorted((self.folder / "runs").glob("*/state.json"))  # one that began and was killed has none
+        return [path.parent for path in states if json.loads(path.read_text())["state"] == "finished"]
 
     def begin(self, name: str) -> Life:
         if name == "server":
@@ -150,9 +180,12 @@ class Run:
 
 
 def told(path: Path) -> None:
-    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows."""
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and have it send
+    each answer in several parts.
+    """
+    delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    do, keep, settle = TrainerHands.do, Answers.keep, Delivery.settle
+    do, keep, put, settle = TrainerHands.do, Answers.keep, Link.put_part, Delivery.settle
 
     def note(*words: object) -> None:
         os.write(file, (json.dumps(words) + "\n").encode())
@@ -166,12 +199,17 @@ def told(path: Path) -> None:
         note("kept", offer.id)
         return kept
 
+    async def putting(self: Any, task: int, round: int, digest: str, size: int, offset: int, data: bytes) -> Any:
+        note("puts", task, digest, offset)
+        return await put(self, task, round, digest, size, offset, data)
+
     async def settling(self: Any, kept: Any) -> Any:
         settled = await settle(self, kept)
         note(settled.verdict.value, kept.offer.id, kept.digest)
         return settled
 
-    TrainerHands.do, Answers.keep, Delivery.settle = doing, keeping, settling  # type: ignore[method-assign]
+    TrainerHands.do, Answers.keep, Link.put_part = doing, keeping, putting  # type: ignore[method-assign]
+    Delivery.settle = settling  # type: ignore[method-assign]
 
 
 def check(run: Run, simulated: Path, served: Path) -> None:

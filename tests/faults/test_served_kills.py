@@ -1,5 +1,5 @@
-"""kill -9 of the server and of its clients, at any moment of a served run: nothing is lost, nothing counts twice, and the
-run ends in the bits of its simulation.
+"""kill -9 of the server and of its clients, at any moment of a served run: nothing is lost, nothing counts twice, and
+the run ends in the bits of its simulation.
 """
 
 import json
