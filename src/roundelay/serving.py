@@ -68,7 +68,9 @@ _DAY_S = 86_400.0
 
 
 class Serving:
-    """One run, its door open from the beginning; iterate over ``rounds()`` to train. Sites type ``join_line``."""
+    """One run, its door open from the beginning; iterate over ``rounds()`` to train. Sites type ``join_line``, and
+    ``return_line`` where they have joined before.
+    """
 
     def __init__(self, job: Prepared, place: Place) -> None:
         """Find the run that was going on, or begin one, and open the door.
@@ -99,7 +101,7 @@ class Serving:
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
-            self.join_line = ""
+            self.join_line = self.return_line = ""
             self._open(authority)
         except BaseException:
             self.journal.close()
@@ -254,6 +256,7 @@ class Serving:
         seats = len(strangers)
         token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
         self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
+        self.return_line = _line(self.address, self.pin, "")
 
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}

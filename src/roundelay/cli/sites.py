@@ -95,12 +95,12 @@ def _say_who_may_join(serving: "Serving") -> None:
         say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
             "with its own data:")  # fmt: skip
         say(f"  {serving.join_line}")
-    if expected:
-        say(f"{len(expected)} of {len(serving.clients)} join with the kit or the line of their own: "
-            f"{', '.join(expected[:8])}{', ...' if len(expected) > 8 else ''}")  # fmt: skip
-    if not missing:
-        say("all clients have joined before; each of them comes back with:")
-        say(f"  {serving.join_line}")
+    known = [client for client in serving.clients if client not in missing or client in expected]
+    if known:
+        say(f"{len(known)} of {len(serving.clients)} clients are known ({', '.join(known[:8])}"
+            f"{', ...' if len(known) > 8 else ''}); they come with a kit or token of their own, or come back, "
+            "in the folder where they joined, with:")  # fmt: skip
+        say(f"  {serving.return_line}")
 
 
 @app.command()
