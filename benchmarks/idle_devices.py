@@ -95,7 +95,8 @@ def main() -> None:
                 os._exit(1)
             os._exit(0)
         children.append(child)
-    sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(any(statuses))
 
 
 if __name__ == "__main__":

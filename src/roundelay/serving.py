@@ -4,14 +4,14 @@ The same call after a crash finds the run that was going on, by its job, and goe
 """
 
 import errno
-import json
 import logging
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "journal"
 """The journal's folder inside the run folder."""
+
+OVER = "over"
+"""The file beside the journal that says that the run has ended and its clients could hear so. Until then the same
+command takes it up again: whoever is killed in the farewell does not begin to train anew.
+"""
 
 TOKEN_DAYS = 7.0
 FAREWELL_S = 5.0
@@ -120,7 +125,7 @@ class Serving:
         now_s = time.time()
         return [client for client in self.missing if self.roster.expects(client, now_s)]
 
-    def rounds(self) -> Iterator[Round]:
+    def rounds(self) -> Generator[Round, None, None]:
         """Train round by round, and let everything go. What stops it before its end lets uploads come in first; a disk
         that is full stops nothing, but everything waits until there is room.
         """
@@ -173,8 +178,11 @@ class Serving:
             self._deployed.checkpointed(self.run.standing.version)
         self.board.turn(Phase.ENDED, self.run.history().stopped)
         until_s = time.monotonic() + FAREWELL_S
-        while time.monotonic() < until_s and self._unaware():
-            time.sleep(0.05)
+        with suppress(KeyboardInterrupt):  # the run is over: only the farewell is cut short
+            while time.monotonic() < until_s and self._unaware():
+                time.sleep(0.05)
+        with suppress(OSError):
+            (self.journal.folder / OVER).touch()
 
     def _let_go(self) -> None:
         assert self._server is not None
@@ -259,8 +267,8 @@ def unfinished(job: Prepared) -> Path | None:
     folders = [folder for folder in root.glob("*") if (folder / JOURNAL / "journal.db").exists()]
     wanted = fixed_part(job.resolved)
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
-        state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").exists() else {}
-        if state.get("state") != "finished" and fixed_part((folder / "job.toml").read_text()) == wanted:
+        is_over = (folder / JOURNAL / OVER).exists()
+        if not is_over and fixed_part((folder / "job.toml").read_text()) == wanted:
             return folder
     return None
 

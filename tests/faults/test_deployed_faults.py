@@ -1,6 +1,6 @@
 """Devices that fail, fall silent or answer nonsense: each costs its own client the round, by name, and nobody else."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -280,7 +280,13 @@ def wait_for_the_silent(patch: pytest.MonkeyPatch) -> None:
 
 
 def once_lost_for_ever_lost(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Board, "saw", lambda self, client: self._seen.setdefault(client, self._now_s()))
+    next_task = Board.next_task
+
+    def planted(self: Board, client: str, doing: Collection[int]) -> KeptTask | None:
+        lost = {kept.task.client for kept in self.journal.tasks.all(TaskState.LOST)}
+        return None if client in lost else next_task(self, client, doing)
+
+    patch.setattr(Board, "next_task", planted)
 
 
 def test_a_device_that_falls_silent_is_lost_and_takes_part_again_when_it_is_back(tmp_path: Path) -> None:
@@ -289,7 +295,7 @@ def test_a_device_that_falls_silent_is_lost_and_takes_part_again_when_it_is_back
 
 test_the_check_of_silence_catches = caught(check_silence, {
     "the silent are waited for": wait_for_the_silent,
-    "who was lost is not seen any more": once_lost_for_ever_lost,
+    "who was lost gets nothing to do any more": once_lost_for_ever_lost,
 })  # fmt: skip
 
 

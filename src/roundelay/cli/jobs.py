@@ -156,7 +156,7 @@ def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: boo
     if simulate:
         _train(named, None)
         return
-    served(Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
+    served(lambda: Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
 
 
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,10 +79,14 @@ def serve(
     from roundelay.deployment.place import Place
     from roundelay.serving import Serving
 
-    made = config.load(job, set or [])
-    serving = Serving(made.prepared(_named(clients)), Place(folder, host, port, tuple(name or ()), insecure))
-    _say_who_may_join(serving)
-    served(serving)
+    place = Place(folder, host, port, tuple(name or ()), insecure)
+
+    def opened() -> Serving:
+        serving = Serving(config.load(job, set or []).prepared(_named(clients)), place)
+        _say_who_may_join(serving)
+        return serving
+
+    served(opened)
 
 
 def _say_who_may_join(serving: "Serving") -> None:
@@ -197,28 +201,24 @@ async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels
     return await agent.run()
 
 
-def served(serving: "Serving") -> None:
-    """Train, show how it goes, and come to an orderly end on SIGTERM too."""
-
-    def stop(*_: object) -> None:
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    done, plan = serving.run.num_rounds_done, serving.plan
+def served(opened: "Callable[[], Serving]") -> None:
+    """Open the door, train, show how it goes, and come to an orderly end on SIGTERM too."""
+    before, serving = signal.signal(signal.SIGTERM, signal.default_int_handler), None
     try:
-        for _ in shown(serving.rounds(), plan.num_rounds, done, console, "waiting for clients"):
-            pass
-    except (KeyboardInterrupt, _Stopped):
-        run = serving.run
-        say(f"stopped after round {run.num_rounds_done}; the same command goes on with the run in {run.folder}")
+        serving = opened()
+        done = serving.run.num_rounds_done
+        with closing(serving.rounds()) as rounds:
+            for _ in shown(rounds, serving.plan.num_rounds, done, console, "waiting for clients"):
+                pass
+    except KeyboardInterrupt:
+        if serving is None:
+            raise
+        say(f"stopped after round {serving.run.num_rounds_done}; the same command goes on with the run in "
+            f"{serving.run.folder}")  # fmt: skip
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
     concluded(serving.run)
-
-
-class _Stopped(BaseException):
-    """The process was asked to end."""
 
 
 def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:

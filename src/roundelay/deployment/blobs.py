@@ -9,7 +9,7 @@ import itertools
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -131,15 +131,18 @@ class Blobs:
         """Return the file of a client's upload. Its name is a digest, as an id may hold any character."""
         return self._incoming / f"{hashlib.sha256(client.encode()).hexdigest()}{_PART}"
 
-    def append(self, part: Path, data: bytes, offset: int) -> None:
-        """Write a part of an upload; it is on disk when this returns."""
+    def append(self, part: Path, pieces: Sequence[bytes], offset: int) -> None:
+        """Write a part of an upload, piece after piece; it is on disk when this returns."""
         self._fuse.check()
         doing = "writing a part of an upload"
         with self._saying(doing):
             if offset == 0:  # not truncated: after a crash in a rename it may be a blob's second name
                 self._disk.remove(part)
             with self._opened(part, doing, fresh=offset == 0) as file:
-                write_all(self._disk, file, data, offset)
+                at = offset
+                for piece in pieces:
+                    write_all(self._disk, file, piece, at)
+                    at += len(piece)
                 self._sync(file)
         if offset == 0:
             self._sync_folder(self._incoming)

@@ -45,6 +45,7 @@ from roundelay.deployment.protocol import (
 from roundelay.deployment.replies import PIECE_BYTES, Clock, Moved, body_of, digest_of, parsed, pieces, refused
 from roundelay.deployment.signing import Request, sign
 from roundelay.deployment.trouble import DIALLED_S, LONGEST_S, Again, OwnDisk, Refusal, Unreachable
+from roundelay.header import Bytes
 
 _QUICK_S = 2.0
 _M = TypeVar("_M", bound=Message)
@@ -174,7 +175,7 @@ class Link:
         message = Announce(digest=digest, size=size)
         return await self._ask(Receipt, "POST", f"{protocol.UPDATES}/{task}", message, round=round)
 
-    async def put_part(self, task: int, round: int, digest: str, size: int, offset: int, data: bytes) -> Receipt:
+    async def put_part(self, task: int, round: int, digest: str, size: int, offset: int, data: Bytes) -> Receipt:
         """Send a part, from ``offset``, of an answer of ``size`` bytes."""
         query = f"digest={digest}&offset={offset}&size={size}"
         fields = {
@@ -202,7 +203,7 @@ class Link:
 
     @asynccontextmanager
     async def _asked(
-        self, method: str, path: str, body: bytes = b"", *, query: str = "", round: int = 0, signed: bool = True,
+        self, method: str, path: str, body: Bytes = b"", *, query: str = "", round: int = 0, signed: bool = True,
         fields: dict[str, str] | None = None, wait_s: float = 0.0,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Moved]]:  # fmt: skip
         """Yield an answer that is none of refusal, and what is to be called whenever more of it has come."""
@@ -241,7 +242,7 @@ class Link:
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise Unreachable(explained(error, self.address)) from error
 
-    async def _signed(self, method: str, path: str, query: str, body: bytes, round: int) -> dict[str, str]:
+    async def _signed(self, method: str, path: str, query: str, body: Bytes, round: int) -> dict[str, str]:
         digest = await asyncio.to_thread(digest_of, body) if len(body) > PIECE_BYTES else digest_of(body)
         request = Request(method, path, self.run, round, query, digest)
         try:

@@ -87,28 +87,29 @@ class Intake:
 
     async def read(
         self, request: web.Request, client: str, length: int, alive: Callable[[], object]
-    ) -> tuple[bytearray, bytes]:
-        """Return the body and its SHA-256. Whoever sends nothing for too long is cut; ``alive`` is called whenever
+    ) -> tuple[list[bytes], bytes]:
+        """Return the body, in pieces as they came, and its SHA-256. Whoever sends nothing for too long is cut; ``alive`` is called whenever
         something comes.
 
         Raises:
             ConnectionError: it did not come whole.
         """
         self._reading[client] = request
-        body, hasher = bytearray(), hashlib.sha256()
+        body, came, hasher = list[bytes](), 0, hashlib.sha256()
         try:
-            while len(body) < length:
+            while came < length:
                 piece = await _piece(request, self._patience_s)
                 if not piece:
-                    raise ConnectionResetError(f"{len(body)} of {length} bytes came")
+                    raise ConnectionResetError(f"{came} of {length} bytes came")
                 alive()
-                body += piece
+                body.append(piece)
+                came += len(piece)
                 hasher.update(piece)
         finally:
             if self._reading.get(client) is request:
                 del self._reading[client]
-        if len(body) != length:
-            raise Rejected("message", f"the body has {len(body)} bytes, not the {length} of its Content-Length")
+        if came != length:
+            raise Rejected("message", f"the body has {came} bytes, not the {length} of its Content-Length")
         return body, hasher.digest()
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from roundelay.deployment.pinning import Address
 from roundelay.deployment.protocol import Message, Problem
 from roundelay.deployment.trouble import Again, Refusal, Unreachable, printable
+from roundelay.header import Bytes
 
 MAX_RETRY_S = 60.0
 """A server may ask to be left alone for so long, and no longer."""
@@ -37,7 +38,7 @@ class Clock:
         self._runs = False
 
 
-async def pieces(body: bytes, moved: Moved) -> AsyncIterator[memoryview]:
+async def pieces(body: Bytes, moved: Moved) -> AsyncIterator[memoryview]:
     """Hand a body over piece by piece: the next one is asked for when the last one is on its way."""
     view = memoryview(body)
     for at in range(0, len(view), PIECE_BYTES):
@@ -86,5 +87,5 @@ def refused(came: aiohttp.ClientResponse, body: bytes, address: Address) -> Exce
     return Refusal(came.status, problem, address)
 
 
-def digest_of(body: bytes) -> bytes:
+def digest_of(body: Bytes) -> bytes:
     return hashlib.sha256(body).digest()

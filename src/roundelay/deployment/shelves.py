@@ -5,6 +5,7 @@ fetched again, and a damaged one is found out when it is read.
 """
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Models:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._fresh: set[str] = set()  # verified by this process, and not read since
 
     def path(self, digest: str) -> Path:
         return self._folder / digest
@@ -66,19 +68,27 @@ class Models:
     def put(self, digest: str) -> None:
         """Let the verified part become the model, and forget all but the last ones."""
         os.replace(self.part(digest), self.path(digest))
+        self._fresh.add(digest)
         kept = sorted((p for p in self._folder.iterdir() if p.suffix == ""), key=lambda p: p.stat().st_mtime_ns)
         for old in kept[:-NUM_MODELS]:
             if old.name != digest:
                 old.unlink()
 
     def read(self, digest: str) -> Payload:
-        """Return a model in memory of its own.
+        """Return a model. Its tensors are the file's own pages, which the system may take back and read again; what is
+        changed in them is changed in memory only. One that was just verified and put is believed, the first time.
 
         Raises:
             WireError: the file holds none, or was damaged; it is removed.
         """
+        verified = digest in self._fresh
+        self._fresh.discard(digest)
         try:
-            return read_model(_read(self.path(digest)))
+            with self.path(digest).open("rb") as file:
+                if not os.fstat(file.fileno()).st_size:  # of nothing there are no pages
+                    raise WireError("it is empty")
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return read_model(wire.decode(memoryview(pages), LARGEST, verified=verified))
         except WireError:
             self.path(digest).unlink(missing_ok=True)
             raise
@@ -133,10 +143,16 @@ class Kept:
     path: Path
     start: int
 
-    def read(self, offset: int, num_bytes: int) -> bytes:
+    def read(self, offset: int, num_bytes: int) -> memoryview:
+        """Return a part, as the file's own pages: what is there of it."""
+        first = self.start + offset
+        skipped = first % mmap.ALLOCATIONGRANULARITY
         with self.path.open("rb") as file:
-            file.seek(self.start + offset)
-            return file.read(num_bytes)
+            end = min(first + num_bytes, os.fstat(file.fileno()).st_size)
+            if end <= first:
+                return memoryview(b"")
+            begin = first - skipped
+            return memoryview(mmap.mmap(file.fileno(), end - begin, access=mmap.ACCESS_READ, offset=begin))[skipped:]
 
     def is_whole(self) -> bool:
         """Whether the bytes still are those that were written."""

@@ -5,7 +5,7 @@ Each client has one upload at most, so that what unfinished ones take is bounded
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from roundelay.deployment.blobs import DIGEST, Blobs
@@ -56,34 +56,61 @@ class Uploads:
         )
         return None if row is None else int(row[0])
 
-    def write(self, client: str, digest: str, offset: int, data: bytes) -> int:
-        """Add a part; return the offset of the next one. The part is on disk when this returns.
+    def write(self, client: str, digest: str, offset: int, data: bytes | Sequence[bytes]) -> int:
+        """Add a part, in one piece or several; return the offset of the next one. The part is on disk when this
+        returns.
 
         Raises:
             RequestDenied: no such upload was begun, or the part lies elsewhere than at its end; ``begin`` says where.
             JournalError: it could not be written, and is not counted.
         """
+        pieces = [data] if isinstance(data, bytes) else data
+        end = offset + sum(map(len, pieces))
         with self._alone(client):
             size, received = self._begun(client, digest)
             if offset != received:
                 raise RequestDenied(
                     Denial.WRONG_OFFSET, f"client {client!r} sent a part at {offset}; its upload goes on at {received}"
                 )
-            if offset + len(data) > size:
-                raise RequestDenied(
-                    Denial.WRONG_SIZE, f"client {client!r} sent {offset + len(data)} bytes of an upload of {size}"
-                )
-            if data:
+            if end > size:
+                raise RequestDenied(Denial.WRONG_SIZE, f"client {client!r} sent {end} bytes of an upload of {size}")
+            if end > offset:
                 at, hasher = self._hashed.pop(client, (0, None))  # it is kept only if all of this comes to its end
-                self._blobs.append(self._blobs.part(client), data, offset)
+                self._blobs.append(self._blobs.part(client), pieces, offset)
                 with self._db.writing("counting a part of an upload") as db:
-                    db.execute("UPDATE uploads SET received = ? WHERE client = ?", (offset + len(data), client))
+                    db.execute("UPDATE uploads SET received = ? WHERE client = ?", (end, client))
                 if not offset:
                     at, hasher = 0, hashlib.sha256()
                 if hasher is not None and at == offset:
-                    hasher.update(data)
-                    self._hashed[client] = (offset + len(data), hasher)
-            return offset + len(data)
+                    for piece in pieces:
+                        hasher.update(piece)
+                    self._hashed[client] = (end, hasher)
+            return end
+
+    def take_whole(self, client: str, digest: str, pieces: Sequence[bytes]) -> None:
+        """Take an upload that comes in one part: it is a blob when this returns, and pinned as one that was put. Of
+        its progress nothing is noted, as there is none: after a crash before ``Journal.accept`` it is sent again.
+
+        Raises:
+            RequestDenied: as ``write`` and ``finish`` do.
+            JournalError: it could not be written.
+        """
+        num_bytes, hasher = sum(map(len, pieces)), hashlib.sha256()
+        for piece in pieces:
+            hasher.update(piece)
+        with self._alone(client):
+            size, received = self._begun(client, digest)
+            if received:
+                raise RequestDenied(
+                    Denial.WRONG_OFFSET, f"client {client!r} sent a part at 0; its upload goes on at {received}"
+                )
+            if num_bytes != size:
+                raise RequestDenied(
+                    Denial.WRONG_SIZE, f"client {client!r} sent {num_bytes} bytes as an upload of {size}"
+                )
+            if hasher.hexdigest() != digest:
+                raise self._damaged(client, digest, size)
+            self._blobs.put(pieces)
 
     def finish(self, client: str, digest: str) -> None:
         """Verify the whole upload, which then is a blob. It is kept until the client begins another one, or until
@@ -103,17 +130,20 @@ class Uploads:
             if not part.exists():
                 self._blobs.require(digest, size)
             elif not self._blobs.promote(part, digest, hasher.hexdigest() if hasher and at == size else None):
-                self._forget(client)
-                raise RequestDenied(
-                    Denial.WRONG_DIGEST,
-                    f"client {client!r}: the {size} bytes do not have the SHA-256 {digest} that was announced; they "
-                    "were removed, send them again",
-                )
+                raise self._damaged(client, digest, size)
 
     def drop(self, client: str) -> None:
         """Forget what the client has sent of an upload, if it has begun one."""
         with self._alone(client):
             self._forget(client)
+
+    def _damaged(self, client: str, digest: str, size: int) -> RequestDenied:
+        self._forget(client)
+        return RequestDenied(
+            Denial.WRONG_DIGEST,
+            f"client {client!r}: the {size} bytes do not have the SHA-256 {digest} that was announced; they were "
+            "removed, send them again",
+        )
 
     def _forget(self, client: str) -> None:
         self._hashed.pop(client, None)
