@@ -1,5 +1,6 @@
 """One roster, several processes: what an administrator changes holds at once, wherever it is read."""
 
+import math
 import os
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def test_a_revoked_client_is_out_with_its_next_request_and_nobody_waits_for_it()
             assert (kept.state, kept.reason) == (TaskState.LOST, "client 'a' was revoked")
             assert here.news[-1] == 1
             assert not here.board.is_present("a")
+            assert here.board.silent_s("a") == math.inf, "what it is asked next is lost at once"
             assert (await other.poll()).status == 200
 
     with place() as here:
