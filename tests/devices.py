@@ -2,10 +2,14 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
+import roundelay as rd
 from roundelay import wire
 from roundelay.client.exchange import Site, read_model
 from roundelay.components import describe
@@ -22,6 +26,14 @@ from roundelay.run import Run
 HEARTBEAT_S = 0.2
 ONE_AT_A_TIME = threading.Lock()
 """Devices are machines of their own: in one process, they would share torch's generator and its number of threads."""
+
+LIMIT_S = 30.0
+"""How long a test waits for what must come; planted bugs may make it wait for ever."""
+
+
+class Vanishes(Exception):
+    """Raised in place of an answer: the device is switched off, and was for long."""
+
 
 Answering = Callable[[KeptTask, bytes], bytes | None]
 """What a device sends instead of its answer; None: it stays silent."""
@@ -46,6 +58,7 @@ class Device:
         self._board, self._client, self._memories, self._answering = board, client, memories, answering
         self._posted = threading.Event()
         self._left = False
+        self.accepted: Callable[[KeptTask], None] = _nobody_asks
         self._silent: set[int] = set()
         self.tasks: list[KeptTask] = []
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -68,7 +81,12 @@ class Device:
                 self._posted.clear()
                 continue
             self.tasks.append(kept)
-            self._do(kept)
+            try:
+                self._do(kept)
+            except Vanishes:
+                with self._board._lock:
+                    self._board._seen[self._client] -= 2 * self._board.gone_after_s
+                return
 
     def _do(self, kept: KeptTask) -> None:
         journal, task = self._board.journal, kept.task
@@ -91,6 +109,7 @@ class Device:
         assert digest == hashlib.sha256(raw).hexdigest()
         journal.accept(task.id, self._client, digest, len(raw), {})
         self._board.came(task.id)
+        self.accepted(kept)
 
 
 class Deployment:
@@ -98,12 +117,16 @@ class Deployment:
 
     def __init__(
         self, prepared: Prepared, folder: Path | None = None, memories: dict[str, dict[int, Memory]] | None = None,
-        answering: Mapping[str, Answering] = {}, wait_s: float = 60.0,
+        answering: Mapping[str, Answering] = {}, wait_s: float = 60.0, heartbeat_s: float = HEARTBEAT_S,
     ) -> None:  # fmt: skip
-        self.run = Run(prepared, folder, world=self._world)
+        self.run = Run(prepared, folder, world=self._made_world)
         assert self.run.folder is not None
         self.journal = Journal(self.run.folder / "journal", JournalRun("run", prepared.resolved))
-        self.board = Board(self.journal, HEARTBEAT_S)
+        self.board = Board(self.journal, heartbeat_s)
+        self.rounds: list[rd.Round] = []
+        self._world: Deployed | None = None
+        self._thread = threading.Thread(target=self._drive, daemon=True)
+        self._ending: BaseException | None = None
         self.memories = {} if memories is None else memories
         self.devices: dict[str, Device] = {}
         self._prepared, self._answering, self._wait_s = prepared, answering, wait_s
@@ -115,7 +138,56 @@ class Deployment:
         answering = self._answering.get(client, as_they_are)
         self.devices[client] = Device(self.board, self._prepared, self.run, client, memories, answering)
 
+    # ---- a run that is watched while it goes on ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finished(self) -> rd.History:
+        """Wait for the end of the run."""
+        self._thread.join(LIMIT_S)
+        assert not self._thread.is_alive(), "the run waits for ever"
+        if self._ending is not None:
+            raise self._ending
+        return self.run.history()
+
+    def kill(self) -> None:
+        """End the run where it stands; nothing is checkpointed any more."""
+        self.run.standing.checkpoint = lambda: None  # type: ignore[method-assign]
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        if self._thread.ident is not None:
+            eventually(lambda: self._world is not None or self.over)
+            if self._world is not None:
+                self._world.interrupt()
+            self._thread.join(LIMIT_S)
+            assert not self._thread.is_alive(), "the run does not end"
+
+    def checkpointed(self) -> None:
+        """Tell the journal that a checkpoint was written by hand."""
+        version = self.run.standing.version
+        assert self._world is not None
+        assert version is not None
+        self._world.checkpointed(version)
+
+    @property
+    def over(self) -> bool:
+        return self._thread.ident is not None and not self._thread.is_alive()
+
+    @property
+    def asked(self) -> list[int]:
+        """The tasks that devices were given."""
+        return [kept.task.id for device in self.devices.values() for kept in device.tasks]
+
+    def _drive(self) -> None:
+        try:
+            self.rounds.extend(self.run)
+        except BaseException as error:
+            self._ending = error
+
     def leave(self) -> None:
+        self.interrupt()
         for device in self.devices.values():
             device.leave()
         self.journal.close()
@@ -124,24 +196,73 @@ class Deployment:
         for device in list(self.devices.values()):
             device.wake()
 
-    def _world(self, run: Run) -> Deployed:
+    def _made_world(self, run: Run) -> Deployed:
         standing = run.standing
-        return Deployed(
+        self._world = Deployed(
             self.board, standing.flights, standing.virtual_ns, self._wait_s,
             lambda version: run.trainer.layout.sha256(version.vectors),
         )  # fmt: skip
+        return self._world
 
 
 @contextmanager
 def deployed(
     prepared: Prepared, folder: Path | None = None, memories: dict[str, dict[int, Memory]] | None = None,
-    answering: Mapping[str, Answering] = {},
+    answering: Mapping[str, Answering] = {}, absent: Collection[str] = (), wait_s: float = 60.0,
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> Iterator[Deployment]:  # fmt: skip
-    """Begin, or go on with, a run on devices, all of which join."""
-    deployment = Deployment(prepared, folder, memories, answering)
+    """Begin, or go on with, a run on devices, all of which join but those that are absent."""
+    # a run that ends gives torch its threads back, and a device of this process may still be at work: their number is
+    # the process's, and changes sums
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    deployment = Deployment(prepared, folder, memories, answering, wait_s, heartbeat_s)
     try:
         for client in prepared.work.data.clients:
-            deployment.join(client)
+            if client not in absent:
+                deployment.join(client)
         yield deployment
     finally:
         deployment.leave()
+        torch.set_num_threads(threads)
+
+
+def _nobody_asks(kept: KeptTask) -> None: ...
+
+
+class Turns:
+    """The answers of every round come in this order; who is not named stays silent."""
+
+    def __init__(self, order: Sequence[str]) -> None:
+        self._order, self._news = order, threading.Condition()
+        self._came: dict[tuple[int, int], list[str]] = {}
+
+    def answering(self) -> dict[str, Answering]:
+        return {f"c{i}": self._in_turn for i in range(6)}
+
+    def watch(self, deployment: Deployment) -> None:
+        for device in deployment.devices.values():
+            device.accepted = self._accepted
+
+    def _in_turn(self, kept: KeptTask, answer: bytes) -> bytes | None:
+        task = kept.task
+        if task.client not in self._order:
+            return None
+        came = self._came.setdefault((task.round, task.attempt), [])
+        turn = self._order.index(task.client)
+        with self._news:
+            in_turn = self._news.wait_for(lambda: len(came) >= turn, LIMIT_S)
+        return answer if in_turn else None
+
+    def _accepted(self, kept: KeptTask) -> None:
+        with self._news:
+            self._came[kept.task.round, kept.task.attempt].append(kept.task.client)
+            self._news.notify_all()
+
+
+def eventually(true: Callable[[], object]) -> None:
+    """Wait for what another thread does."""
+    until_s = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < until_s, "it never came"
+        time.sleep(0.005)

@@ -219,6 +219,11 @@ def joining(token: str, key: DeviceKey, client: str | None = None) -> p.Join:
     return p.Join(token=token, public_key=encode(key.public), client=client)
 
 
+def waits(here: Place, client: str) -> bool:
+    """Whether a poll of the client has found nothing to do, and sleeps."""
+    return any(woken._waiters for woken in here.front._polls._waiting.get(client, ()))  # type: ignore[attr-defined]
+
+
 def within(coroutine: Any, timeout_s: float = 30.0) -> Any:
     """Run what must end by itself."""
 

@@ -4,6 +4,7 @@ One process imports everything once and forks the commands, since an import take
 by SIGKILL: before or after the n-th call of a named method, or after so many calls and returns of any code at all.
 """
 
+import ctypes
 import functools
 import inspect
 import os
@@ -14,18 +15,31 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from roundelay import cli
 
-DEADLINE_S = 240.0
+with suppress(ImportError):  # what draws a run's pictures, before the first fork
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+
+DEADLINE_S = 60.0
+PR_SET_PDEATHSIG = 1
+
+
+class Ending(Protocol):
+    """How a life comes to its end."""
+
+    def arm(self) -> None:
+        """Prepare it, in the process that will end."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """``where`` is a class and its method, or None: any code. ``count`` calls come before."""
+    """Of a kill. ``where`` is a class and its method, or None: any code. ``count`` calls come before."""
 
     where: tuple[type, str] | None
     count: int
@@ -99,6 +113,7 @@ class Life:
             _live(arguments, folder, writing, prepare)
         os.close(writing)
         self.status: int | None = None
+        self.moment: Ending | None = None
 
     def wait(self, until: Callable[["Life"], bool]) -> None:
         """Wait until something holds, or the process is over."""
@@ -124,7 +139,9 @@ class Life:
 def together(lives: Sequence[Life]) -> list[Life]:
     """Wait until one of them says something, or ends; return those that have ended."""
     ready, _, _ = select.select(lives, [], [], DEADLINE_S)
-    assert ready, "\n".join(f"{life.name} says nothing more; the last was:\n{life.output[-2000:]}" for life in lives)
+    assert ready, time.asctime() + "\n".join(
+        f"{life.name} says nothing more; the last was:\n{life.output[-2000:]}" for life in lives
+    )
     for life in ready:
         life.collect([life.fileno()])
     return [life for life in ready if life.status is not None]
@@ -133,6 +150,7 @@ def together(lives: Sequence[Life]) -> list[Life]:
 def _live(arguments: Sequence[str], folder: Path, writing: int, prepare: Callable[[], None]) -> None:
     code: object = 1
     try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody outlives the process that looks after it
         os.chdir(folder)
         for descriptor in (1, 2):
             os.dup2(writing, descriptor)

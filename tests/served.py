@@ -1,42 +1,27 @@
-"""A run on real devices under kills: the server and its clients are processes, each with its own share of moments.
-
-Run as a program, in a process of its own: ``python -m served NAME FOLDER``; what was seen is printed as JSON.
-"""
+"""A run on real devices whose server and clients are processes, each of which may die at moments of its own."""
 
 import json
 import os
-import random
 import re
 import signal
 import socket
 import sqlite3
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import networks  # noqa: F401: before the first fork
-from lives import Life, Moment, together
+from lives import Ending, Life, together
 
-from roundelay import serving, site  # noqa: F401: before the first fork
-from roundelay.deployment import desk, device, joining  # noqa: F401
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.clients import Clients
+from roundelay.deployment import delivery, desk, device, joining  # noqa: F401
 from roundelay.deployment.delivery import Delivery
 from roundelay.deployment.device import JOINED
 from roundelay.deployment.hands import TrainerHands
-from roundelay.deployment.journal import Journal
 from roundelay.deployment.link import Link
-from roundelay.deployment.records import KeptTask
-from roundelay.deployment.rounds import Rounds
-from roundelay.deployment.shelves import Answers, Memories, Models
-from roundelay.deployment.tasks import Tasks
-from roundelay.deployment.uploads import Uploads
-from roundelay.standing import Standing
+from roundelay.deployment.shelves import Answers
+from roundelay.serving import JOURNAL, OVER
 
 CLIENTS = ("c0", "c1", "c2", "c3")
 JOB = """
@@ -56,18 +41,6 @@ checkpoint_every_s = 0.3
 heartbeat_s = 2.0
 """
 
-OF_SERVER: Sequence[tuple[type, str]] = (
-    (Journal, "accept"), (Uploads, "begin"), (Uploads, "write"), (Uploads, "finish"), (Tasks, "open"),
-    (Rounds, "open"), (Rounds, "close"), (Journal, "commit"), (Journal, "save_checkpoint"), (Standing, "checkpoint"),
-    (Clients, "advance"), (Blobs, "put"), (Standing, "finish_round"),
-)  # fmt: skip
-OF_CLIENT: Sequence[tuple[type, str]] = (
-    (Memories, "save"), (Memories, "forget_before"), (Answers, "keep"), (Answers, "drop"), (Link, "announce"),
-    (Link, "put_part"), (Models, "put"), (TrainerHands, "do"), (Delivery, "settle"), (Link, "poll"),
-)  # fmt: skip
-SERVERS_CALLS, CLIENTS_CALLS = (20_000, 120_000), (20_000, 100_000)
-"""Between these, a life ends at any moment: some in their beginning, some rounds later."""
-
 
 @dataclass
 class Run:
@@ -76,19 +49,22 @@ class Run:
     folder: Path
     rounds: int
     plant: Callable[[], None] = lambda: None
-    of_server: list[Moment] = field(default_factory=list)
-    of_clients: dict[str, list[Moment]] = field(default_factory=dict)
+    plant_client: Callable[[], None] = lambda: None
+    of_server: list[Ending] = field(default_factory=list)
+    of_clients: dict[str, list[Ending]] = field(default_factory=dict)
     kills: dict[str, list[str]] = field(default_factory=dict)
+    stopped: list[Life] = field(default_factory=list)
     from_journal: int = 0
-    restart_s: list[float] = field(default_factory=list)
+    line: list[str] = field(default_factory=list)
+    lives: dict[str, Life] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
         (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
         (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
                                              "return federated(4)\n")  # fmt: skip
         with socket.create_server(("127.0.0.1", 0)) as probe:
-            self._port = probe.getsockname()[1]
+            self.port = probe.getsockname()[1]
 
     # ---- what is run ------------------------------------------------------------------------------------------------
 
@@ -100,40 +76,78 @@ class Run:
 
     def served(self) -> Path:
         """Run to the end, through all kills; return the run folder."""
-        server = self._begin("server")
-        server.wait(lambda life: " --pin " in life.output)
-        found = re.search(r"roundelay join (.+)\n", server.output)
-        assert found, server.output
-        self._line = found[1].split()
-        lives = {"server": server, **{client: self._begin(client) for client in CLIENTS}}
-        while lives["server"].status is None:
-            for over in together([life for life in lives.values() if life.status is None]):
+        self.lives["server"] = self.opened()
+        self.lives |= {client: self.begin(client) for client in CLIENTS}
+        self.go_on()
+        self.leave()
+        (finished,) = self.finished()
+        return finished
+
+    def opened(self) -> Life:
+        """Begin the server, however often it is killed, until it has said how to join; that is ``line`` from now on."""
+        while True:
+            server = self.begin("server")
+            server.wait(lambda life: "--insecure" in life.output or " --pin " in life.output)
+            found = re.search(r"roundelay join (.+)\n", server.output)
+            if server.status is None:
+                break
+            assert server.status == -signal.SIGKILL, server.output
+            self._note(server)
+        assert found is not None, server.output
+        self.line = found[1].split()
+        return server
+
+    def go_on(self) -> None:
+        """Begin anew who is killed, until the server has ended otherwise."""
+        while self.lives["server"].status is None:
+            for over in together([life for life in self.lives.values() if life.status is None]):
                 if over.status == -signal.SIGKILL:
                     self._note(over)
-                    lives[over.name] = self._begin(over.name)
+                    if over.name == "server" and self.is_over:
+                        continue
                 elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
-                    lives[over.name] = self._begin(over.name)  # it did not come as far as to know its server: typed again
-                elif over.status != 0:
-                    raise AssertionError(f"{over.name} ended with {over.status}:\n{over.output}")
-        for life in lives.values():  # some may not have heard of the end: the server waits for it for some seconds
-            life.signal(signal.SIGTERM)
-            life.wait(lambda _: False)
-            assert life.status in (0, 130), f"{life.name} ended with {life.status}:\n{life.output}"
-        return next((self.folder / "runs").iterdir())
+                    pass  # it did not come as far as to know its server: its user types the line again
+                elif over.name == "server" or over.status == 0:
+                    continue
+                else:
+                    assert over.status == 130, f"{over.name} ended with {over.status}:\n{over.output}"
+                    self.stopped.append(over)
+                self.lives[over.name] = self.begin(over.name)
 
-    def _begin(self, name: str) -> Life:
+    def leave(self) -> None:
+        """End the clients; some may not have heard of the run's end, which a server waits for only for some seconds."""
+        for life in self.lives.values():
+            if life.name != "server":
+                life.signal(signal.SIGTERM)
+                life.wait(lambda _: False)
+                ended = life.status in (0, 130, -signal.SIGKILL)
+                assert ended, f"{life.name} ended with {life.status}:\n{life.output}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server was done but for what it shows at the end: its command would begin another run."""
+        return any((folder / JOURNAL / OVER).exists() for folder in self.finished())
+
+    def finished(self) -> list[Path]:
+        """Return the folders of the runs that came to their end, the first one first."""
+        states = sorted((self.folder / "runs").glob("*/state.json"))  # one that began and was killed has none
+        return [path.parent for path in states if json.loads(path.read_text())["state"] == "finished"]
+
+    def begin(self, name: str) -> Life:
         if name == "server":
             left = self.of_server
-            arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self._port)]
+            arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self.port)]
         else:
             left = self.of_clients.get(name, [])
-            arguments = ["join", *self._line, "--id", name, "--job", "job.toml", "--folder", name]
+            arguments = ["join", *self.line, "--id", name, "--data", "four:clients", "--allow", "networks:Awkward",
+                         "--folder", name]  # fmt: skip
         moment = left.pop(0) if left else None
 
         def prepare() -> None:
             if name == "server":
                 self.plant()
             else:
+                self.plant_client()
                 told(self.folder / f"{name}.told")
             if moment is not None:
                 moment.arm()
@@ -143,7 +157,6 @@ class Run:
         return life
 
     def _note(self, over: Life) -> None:
-        print(time.monotonic(), over.name, over.moment, file=sys.stderr)
         self.kills.setdefault(over.name, []).append(str(over.moment))
         if over.name == "server":
             self.from_journal += self._journal_is_ahead()
@@ -167,9 +180,12 @@ class Run:
 
 
 def told(path: Path) -> None:
-    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows."""
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and have it send
+    each answer in several parts.
+    """
+    delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    do, keep, settle = TrainerHands.do, Answers.keep, Delivery.settle
+    do, keep, put, settle = TrainerHands.do, Answers.keep, Link.put_part, Delivery.settle
 
     def note(*words: object) -> None:
         os.write(file, (json.dumps(words) + "\n").encode())
@@ -183,12 +199,17 @@ def told(path: Path) -> None:
         note("kept", offer.id)
         return kept
 
+    async def putting(self: Any, task: int, round: int, digest: str, size: int, offset: int, data: bytes) -> Any:
+        note("puts", task, digest, offset)
+        return await put(self, task, round, digest, size, offset, data)
+
     async def settling(self: Any, kept: Any) -> Any:
         settled = await settle(self, kept)
         note(settled.verdict.value, kept.offer.id, kept.digest)
         return settled
 
-    TrainerHands.do, Answers.keep, Delivery.settle = doing, keeping, settling  # type: ignore[method-assign]
+    TrainerHands.do, Answers.keep, Link.put_part = doing, keeping, putting  # type: ignore[method-assign]
+    Delivery.settle = settling  # type: ignore[method-assign]
 
 
 def check(run: Run, simulated: Path, served: Path) -> None:
@@ -225,54 +246,3 @@ def check(run: Run, simulated: Path, served: Path) -> None:
 
 def timeless(line: str) -> dict[str, object]:
     return {name: value for name, value in json.loads(line).items() if name not in ("seconds", "virtual_s")}
-
-
-# ---- what is tried --------------------------------------------------------------------------------------------------
-
-
-def kills(folder: Path) -> object:
-    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 10, random.Random(1)))
-    draw = random.Random(2)
-    drawn = moments(OF_CLIENT, CLIENTS_CALLS, 10, draw)
-    run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
-    check(run, run.simulated(), run.served())
-    return {"kills": run.kills, "from_journal": run.from_journal}
-
-
-def moments(places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random) -> list[Moment]:
-    """Draw moments: some in the places that matter, others anywhere."""
-    named = draw.sample(places, count - count // 3)
-    chosen = [Moment(place, draw.randint(1, 3), draw.random() < 0.5) for place in named]
-    chosen += [Moment(None, draw.randint(*calls)) for _ in range(count // 3)]
-    draw.shuffle(chosen)
-    return chosen
-
-
-# ---- planted bugs ---------------------------------------------------------------------------------------------------
-
-
-def acknowledged_before_it_is_written() -> None:
-    """The server says "accepted", and writes the row when the client comes again."""
-    finished, work, late = desk.Desk._finished, desk.Desk.work, dict[str, tuple[Any, ...]]()
-
-    def planted(self: Any, client: str, task_id: int, digest: str, size: int) -> Any:
-        late[client] = (client, task_id, digest, size)
-        settled = desk.p.Settled(verdict=desk.Verdict.ACCEPTED, number=1, duplicate=False)
-        return desk.p.Receipt(received=size, settled=settled)
-
-    async def later(self: Any, call: Any, poll: Any) -> Any:
-        if call.client in late:
-            await self.in_thread(finished, self, *late.pop(call.client))
-        return await work(self, call, poll)
-
-    desk.Desk._finished, desk.Desk.work = planted, later  # type: ignore[method-assign]
-
-
-def caught(folder: Path) -> object:
-    return {}
-
-
-_ = KeptTask
-
-if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]))))

@@ -52,6 +52,7 @@ from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
 from roundelay.workflows.server import Aggregate, GlobalModel, Result, Server
+from roundelay.world import Deployment
 
 __version__ = version("roundelay")
 
@@ -71,6 +72,7 @@ __all__ = [
     "CrossSite",
     "Cyclic",
     "Data",
+    "Deployment",
     "Dirichlet",
     "Ditto",
     "Evaluation",

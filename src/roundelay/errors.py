@@ -47,6 +47,14 @@ class JournalError(RoundelayError, RuntimeError):
     """
 
 
+class DiskError(JournalError):
+    """The disk did not take what the journal gave it, being full perhaps; with the cause gone, the journal goes on."""
+
+
+class NoJournal(JournalError):
+    """There is no journal there, or one that a crash has kept from being begun."""
+
+
 class JournalMismatch(JournalError, ValueError):
     """What is asked contradicts what the journal holds: another job, or a round that went another way."""
 

@@ -148,16 +148,18 @@ class Job:
 
     def serve(
         self, clients: Sequence[str] | None = None, *, folder: str | Path = ".roundelay/server", host: str = "0.0.0.0",
-        port: int = 8443, names: Sequence[str] = (), insecure: bool = False, say: Callable[[str], None] = print,
+        port: int | None = None, names: Sequence[str] = (), insecure: bool = False, say: Callable[[str], None] = print,
     ) -> History:  # fmt: skip
         """Train on real devices, which join over HTTPS; the line that they join with is said. Called again after a
         crash, the run goes on. ``clients`` are their ids, where the job's data does not say who there is; ``folder``
-        keeps who is who, over all runs; ``names`` are what clients reach this machine under.
+        keeps who is who, over all runs; ``names`` are what clients reach this machine under, and ``port``, 8443 unless
+        the folder says otherwise.
 
         Raises:
             MissingExtra: the extra ``serve`` is not installed.
         """
-        from roundelay.serving import Place, Serving  # its extra is for those who serve
+        from roundelay.deployment.place import Place
+        from roundelay.serving import Serving  # its extra is for those who serve
 
         serving = Serving(self.prepared(clients), Place(Path(folder), host, port, names, insecure))
         say(serving.join_line)

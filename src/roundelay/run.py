@@ -10,8 +10,8 @@ import shutil
 import tempfile
 import threading
 import weakref
-from asyncio import Runner
-from collections.abc import Callable, Iterator
+from asyncio import CancelledError, Runner
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class Run:
                     client_config=job.client_config, rule=job.aggregator, privacy=job.privacy,
                     epoch=job.epoch,
                 )  # fmt: skip
-                runner.run(self._work(world.federation(given)))
+                _run(runner, self._work(world.federation(given)))
             self._state = "finished"
             self._reason = job.plan.stopping.reason(standing.rows) or _ended(self.num_rounds_done, job.plan.num_rounds)
         except _Left:
@@ -229,6 +229,16 @@ class Run:
 
         return Sites(job.name if self.folder is None else self.folder.name, job.plan.num_rounds,
                      folder.resolve() / "sites", partition, self.standing.keep_scalar)  # fmt: skip
+
+
+def _run(runner: Runner, work: Coroutine[object, object, None]) -> None:
+    """Raises:
+    KeyboardInterrupt: the world was interrupted.
+    """
+    try:
+        runner.run(work)
+    except CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _nothing() -> None: ...

@@ -3,14 +3,15 @@
 The same call after a crash finds the run that was going on, by its job, and goes on with it.
 """
 
-import json
+import errno
 import logging
+import os
 import re
 import secrets
-import socket
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,17 @@ from roundelay.deployment.certificates import Authority, server_certificate, ser
 from roundelay.deployment.dialling import Dialler, Dialling
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.front import Front
-from roundelay.deployment.greeting import COORDINATOR, Worker, is_loopback
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.kits import ROSTER
 from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.pinning import Address, join_line
-from roundelay.deployment.protocol import Briefing
+from roundelay.deployment.place import Place
+from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.deployment.records import Run as JournalRun
 from roundelay.deployment.roster import Roster
 from roundelay.deployment.server import Server
 from roundelay.deployment.world import Deployed
-from roundelay.errors import ConfigError, JournalMismatch, RoundelayError
+from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected
 from roundelay.history import History, Round
@@ -49,42 +50,21 @@ log = logging.getLogger(__name__)
 JOURNAL = "journal"
 """The journal's folder inside the run folder."""
 
+OVER = "over"
+"""The file beside the journal that says that the run has ended and its clients could hear so. Until then the same
+command takes it up again: whoever is killed in the farewell does not begin to train anew.
+"""
+
 TOKEN_DAYS = 7.0
 FAREWELL_S = 5.0
 """How long a server whose run has ended waits for its clients to hear so."""
 
 DRAIN_S = 30.0
 """How long one that is told to stop lets uploads come to their end."""
+
+LOOK_S, ROOM_BYTES = 2.0, 16 * 2**20
+"""How often a server that waits for its disk looks again, and how much must fit."""
 _DAY_S = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a server listens, and where it keeps who is who. ``names`` are what clients reach it under, the first in
-    the join line; without any, what this machine is known by. With ``workers`` it does not listen: it dials them.
-    Without TLS (``insecure``), whoever stands between sees and changes all; to this machine itself, TLS is not needed.
-    """
-
-    folder: Path
-    host: str = "0.0.0.0"
-    port: int = 8443
-    names: Sequence[str] = ()
-    insecure: bool = False
-    workers: Sequence[Worker] = ()
-
-    @property
-    def is_secured(self) -> bool:
-        dials_out = not self.workers or any(not is_loopback(worker.host) for worker in self.workers)
-        return dials_out and not self.insecure
-
-    def known_as(self) -> list[str]:
-        if self.workers:
-            return [COORDINATOR]
-        if self.names:
-            return list(self.names)
-        if self.host in ("0.0.0.0", "::"):
-            return list(dict.fromkeys([_outward(), socket.gethostname(), "localhost", "127.0.0.1"]))
-        return list(dict.fromkeys([self.host, "localhost", "127.0.0.1"]))
 
 
 class Serving:
@@ -117,7 +97,7 @@ class Serving:
                 self.board, self.roster, Doors(clients, len(clients)), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
-                on_scalar=self._keep_scalar, on_data=self.run.standing.keep_data,
+                on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
             self.join_line = ""
             self._open(authority)
@@ -139,20 +119,47 @@ class Serving:
         joined = {participant.client for participant in self.journal.clients.all()}
         return [client for client in self._job.work.data.clients if client not in joined]
 
-    def rounds(self) -> Iterator[Round]:
-        """Train round by round, and let everything go. What stops it before its end lets uploads come in first."""
-        rounds = iter(self.run)
+    @property
+    def expected(self) -> list[str]:
+        """Those of the missing that need no join line, as they have a key or a token of their own already."""
+        now_s = time.time()
+        return [client for client in self.missing if self.roster.expects(client, now_s)]
+
+    def rounds(self) -> Generator[Round, None, None]:
+        """Train round by round, and let everything go. What stops it before its end lets uploads come in first; a disk
+        that is full stops nothing, but everything waits until there is room.
+        """
         try:
-            yield from rounds
+            while True:
+                try:
+                    yield from self.run
+                    break
+                except (DiskError, OSError) as error:
+                    self._outlast(error)
+            self._conclude()
         except BaseException as error:
             if not isinstance(error, RoundelayError):
                 self._drain()
             raise
-        else:
-            self._conclude()
         finally:
-            rounds.close()  # type: ignore[attr-defined]
             self._let_go()
+
+    def _outlast(self, error: DiskError | OSError) -> None:
+        """Wait until the disk takes something again; then go on from the last checkpoint, and the journal.
+
+        Raises:
+            OSError, JournalError: that does not pass by itself.
+        """
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise error
+        self.journal.check()
+        folder = self.run.folder
+        assert folder is not None
+        log.error("everything waits for the disk: %s", error)
+        self.board.turn(Phase.PAUSED, str(error))
+        while not _has_room(folder):
+            time.sleep(LOOK_S)
+        self.run = Run(self._job, folder, world=self._world)
 
     def train(self) -> History:
         for _ in self.rounds():
@@ -171,8 +178,11 @@ class Serving:
             self._deployed.checkpointed(self.run.standing.version)
         self.board.turn(Phase.ENDED, self.run.history().stopped)
         until_s = time.monotonic() + FAREWELL_S
-        while time.monotonic() < until_s and self._unaware():
-            time.sleep(0.05)
+        with suppress(KeyboardInterrupt):  # the run is over: only the farewell is cut short
+            while time.monotonic() < until_s and self._unaware():
+                time.sleep(0.05)
+        with suppress(OSError):
+            (self.journal.folder / OVER).touch()
 
     def _let_go(self) -> None:
         assert self._server is not None
@@ -202,6 +212,9 @@ class Serving:
     def _keep_scalar(self, client: str, number: int, name: str, value: float, step: int) -> None:
         self.run.standing.keep_scalar(client, number, Scalar(name, value, step))
 
+    def _keep_data(self, client: str, holding: Holding) -> None:
+        self.run.standing.keep_data(client, holding)
+
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def _world(self, run: Run) -> Deployed:
@@ -223,8 +236,8 @@ class Serving:
 
         elif place.insecure:
             log.warning("without TLS, whoever stands between sees and changes all that is sent")
-        self._server = server = Server(self._front.app, None if place.workers else place.host, place.port, tls,
-                                       renew=renew)  # fmt: skip
+        self._server = server = Server(self._front.app, None if place.workers else place.host,
+                                       0 if place.workers else place.listens_on(), tls, renew=renew)  # fmt: skip
         port = server.start()
         self.pin = None if authority is None else authority.pin
         if place.workers:
@@ -234,9 +247,12 @@ class Serving:
             self._dialling = Dialling(dialler)
             self._dialling.start()
             return
-        self.address = Address(names[0], port)
-        missing = self.missing
-        token = self.roster.open_door(missing, len(missing), TOKEN_DAYS * _DAY_S, time.time()) if missing else None
+        self.address = Address(names[0], port, self.pin is not None)
+        place.note(self.address)
+        now_s = time.time()
+        strangers = [client for client in self.missing if not self.roster.expects(client, now_s)]
+        seats = len(strangers)
+        token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
         self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
 
     def _unaware(self) -> set[str]:
@@ -251,8 +267,8 @@ def unfinished(job: Prepared) -> Path | None:
     folders = [folder for folder in root.glob("*") if (folder / JOURNAL / "journal.db").exists()]
     wanted = fixed_part(job.resolved)
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
-        state = json.loads((folder / "state.json").read_text()) if (folder / "state.json").exists() else {}
-        if state.get("state") != "finished" and fixed_part((folder / "job.toml").read_text()) == wanted:
+        is_over = (folder / JOURNAL / OVER).exists()
+        if not is_over and fixed_part((folder / "job.toml").read_text()) == wanted:
             return folder
     return None
 
@@ -267,10 +283,11 @@ def _check(job: Prepared) -> None:
 def _journal(folder: Path, job: Prepared) -> Journal:
     """Open the run's journal, or begin it. No run's name is used again: what was signed for it is worthless then."""
     wanted = tomli_w.dumps({**fixed_part(job.resolved), "clients": list(job.work.data.clients)})
-    if not (folder / "journal.db").exists():
+    try:
+        journal = Journal(folder, None)
+    except NoJournal:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.parent.name)[:50].strip("-.") or "run"
         return Journal(folder, JournalRun(f"{name}-{secrets.token_hex(5)}", wanted))
-    journal = Journal(folder, None)
     if journal.run.job != wanted:
         journal.close()
         difference = journal.run.difference(JournalRun(journal.run.id, wanted))
@@ -278,18 +295,20 @@ def _journal(folder: Path, job: Prepared) -> Journal:
     return journal
 
 
+def _has_room(folder: Path) -> bool:
+    """Whether the disk takes some megabytes, and syncs them."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
+
+
 def _line(address: Address, pin: str | None, token: str) -> str:
     if pin is not None:
         return join_line(address, pin, token)
     shown = f" --token {token}" if token else ""
-    return f"roundelay join {str(address).replace('https', 'http', 1)}{shown} --insecure"
-
-
-def _outward() -> str:
-    """Return the address with which this machine goes out; nothing is sent to find it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-        except OSError:  # no way out
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    return f"roundelay join {address}{shown} --insecure"

@@ -194,12 +194,14 @@ class Standing:
 
     def close(self, state: str, reason: str) -> None:
         """Keep all that a resumed run needs, and give the folder back."""
-        self.checkpoint()
-        self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors))
-        if self._board:
-            self._board.close()
-        if self._folder:
-            self._folder.close()
+        try:
+            self.checkpoint()
+            self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors))
+            if self._board:
+                self._board.close()
+        finally:
+            if self._folder:
+                self._folder.close()
 
 
 class Held(Protocol):

@@ -57,7 +57,7 @@ class World(Protocol):
         """Hear that this version is on disk, with all that a resumed run needs."""
 
     def interrupt(self) -> None:
-        """Make what waits for clients raise KeyboardInterrupt; called from another thread."""
+        """Make what waits for clients raise KeyboardInterrupt, or CancelledError; called from another thread."""
 
     def close(self) -> None:
         """Give back what ``open`` took."""

@@ -24,6 +24,7 @@ from roundelay.errors import ConfigError
 from roundelay.layout import Bound
 from roundelay.learner import Context, cursor
 from roundelay.learner.cursor import Cursor
+from roundelay.simulation.federation import SimulatedFederation
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint
 
 SEED, SIZE = 7, 4  # the seed of small_job
@@ -371,6 +372,20 @@ def test_a_client_that_never_gets_through_does_not_keep_the_others_waiting_for_e
 def test_a_round_below_its_quorum_ends_an_epoch_in_which_somebody_waits() -> None:
     rounds = by_round(job("skip", workflow=rd.Rounds(quorum=3), num_rounds=4))
     assert rounds[2:] == picked({"b": (1, THIRD), "c": (1, THIRD)}, {"a": (2, FIRST), "b": (2, FIRST), "c": (2, FIRST)})
+
+
+def test_a_federation_that_would_pause_ends_the_epoch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real devices wait for those who are away; nobody is away who has no batch left."""
+    paused = []
+
+    async def stalled(self: SimulatedFederation, number: int, why: str, quorum: int) -> bool:
+        paused.append(number)
+        assert len(paused) < 3, "the run pauses for ever"
+        return True
+
+    monkeypatch.setattr(SimulatedFederation, "stalled", stalled)
+    test_a_round_below_its_quorum_ends_an_epoch_in_which_somebody_waits()
+    assert not paused
 
 
 def test_a_round_that_fails_while_nobody_waits_is_of_the_same_epoch() -> None:

@@ -33,6 +33,7 @@ def asked(route: str) -> Asked:
         "beat": p.Beat(doing=[1]),
         "announce": p.Announce(digest=sha256(ANSWER), size=len(ANSWER)),
         "failure": p.Failure(reason="no data"),
+        "data": p.Holding(num_examples=3, label_counts=[1, 2]),
         "scalars": p.Scalars(round=1, scalars=[p.LoggedScalar(name="x", value=1.0, step=1)]),
     }
     body = text[route].model_dump_json().encode() if route in text else b""
@@ -44,6 +45,7 @@ def asked(route: str) -> Asked:
         "announce": ("POST", f"{p.UPDATES}/1", body, 1, []),
         "part": ("PUT", path, ANSWER, 1, fields),
         "failure": ("POST", f"{p.FAILURES}/1", body, 1, []),
+        "data": ("POST", p.DATA, body, 0, []),
         "scalars": ("POST", p.SCALARS, body, 1, []),
     }
     return plain[route]
@@ -125,6 +127,8 @@ def test_a_stranger_is_turned_away(route: str, stranger: Callable[[Place], Devic
     async def go() -> None:
         method, path, body, round_, fields = asked(route)
         async with stranger(here) as device:
+            if stranger is revoked:  # whose task is lost at once
+                await device.ask(method, path, body, round=round_, fields=fields)
             before = state(here)
             said = await device.ask(method, path, body, round=round_, fields=fields)
             assert (said.status, said.error) == (401, "signature")

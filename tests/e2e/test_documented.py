@@ -1,6 +1,7 @@
 """What the documentation shows is run as it is shown."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,38 @@ def test_the_readme_s_five_lines_make_a_script_a_client(tmp_path: Path) -> None:
     ran(tmp_path, sys.executable, "plain.py")
     (command,) = re.findall(r"^roundelay (run --script .*)$", page, flags=re.M)
     assert "sha256: " in ran(tmp_path, *AS_A_COMMAND, *command.split())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
+def test_what_the_pages_have_typed_into_two_terminals_trains_on_a_device(page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text().replace(" \\\n ", "")
+    (serve,) = re.findall(r"^roundelay (serve .*--host 127.0.0.1.*)$", text, flags=re.M)
+    (join,) = re.findall(r"^roundelay (join https://127.0.0.1:8443 --token TOKEN --pin PIN .*)$", text, flags=re.M)
+    if page == "README.md":
+        (tmp_path / "examples").symlink_to(ROOT / "examples")
+    else:
+        (tmp_path / "job.toml").write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.S)[0])
+    command = [*AS_A_COMMAND, *serve.split(), "--port", "0"]  # others may use the machine
+    env = {**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as serving:
+        try:
+            assert serving.stdout is not None
+            said = []
+            for line in serving.stdout:
+                said.append(line)
+                if "roundelay join" in line:
+                    break
+            else:
+                raise AssertionError("".join(said))
+            ran(tmp_path, *AS_A_COMMAND, *line.split()[1:], *join.split()[6:])
+            (came,) = re.findall(r"sha256: ([0-9a-f]{64})", serving.stdout.read())
+            assert serving.wait(60) == 0
+        finally:
+            serving.kill()
+    alone = [word for word in serve.split()[1:] if word not in ("--host", "127.0.0.1")]
+    assert came in ran(tmp_path, *AS_A_COMMAND, "run", *alone)
 
 
 def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_check_of_cuts_catches_a_budget_that_leaks(monkeypatch: pytest.Monke
         check_a_cut(here)
 
 
-def check_silence(patience_s: float = 0.05, timeout_s: float = 10.0) -> None:
+def check_silence(patience_s: float = 0.3, timeout_s: float = 10.0) -> None:
     """The contract: who stops in the middle of a body is hung up on, whatever it has sent until then."""
 
     async def go() -> None:

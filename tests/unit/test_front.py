@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from fronts import DAY_S, MODEL, RUN, Device, Place, Said, joining, part_of, place, within
+from fronts import DAY_S, MODEL, RUN, Device, Place, Said, joining, part_of, place, waits, within
 from journals import sha256
 
 from roundelay.deployment import protocol as p
@@ -107,7 +107,7 @@ def poll_and(here: Place, meanwhile: Callable[[], object], *doing: int) -> Said:
     async def go() -> Said:
         async with Device.of(here) as device:
             polling = asyncio.create_task(device.poll(*doing, wait_s=30))
-            while "a" not in here.front._polls._waiting:
+            while not waits(here, "a"):
                 await asyncio.sleep(0.001)
             meanwhile()
             return await polling
@@ -152,7 +152,7 @@ def test_a_client_that_hangs_up_waits_no_more() -> None:
     async def go() -> None:
         async with Device.of(here) as device:
             polling = asyncio.create_task(device.poll(wait_s=30))
-            while "a" not in here.front._polls._waiting:
+            while not waits(here, "a"):
                 await asyncio.sleep(0.001)
             polling.cancel()
         while here.front._polls._waiting:
@@ -486,7 +486,7 @@ def test_what_anybody_may_ask() -> None:
 def test_the_check_of_polls_catches_a_wake_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Polls, "_wake", lambda self, clients: None)
     with place() as here:
-        here.board.heartbeat_s = 0.02  # so that it ends soon
+        here.board.heartbeat_s = 0.1  # so that it ends soon
         assert poll_and(here, lambda: here.open_round()).status == 204, "what the test above would have met"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roundelay.deployment import roster as rosters
+from roundelay.deployment import members
 from roundelay.deployment.doors import Doors
 from roundelay.deployment.roster import Roster
 from roundelay.errors import IdentityError
@@ -132,9 +132,9 @@ def test_of_a_crowd_as_many_get_in_as_there_are_seats(tmp_path: Path) -> None:
 def test_the_check_of_crowds_catches_a_roster_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roster = roster_in(tmp_path)
     token = roster.open_door(None, 3, DAY_S, NOW_S).reveal()
-    together = threading.Barrier(8)
-    monkeypatch.setattr(roster, "_lock", contextlib.nullcontext())
-    monkeypatch.setattr(rosters, "write_members", lambda *_: together.wait(10))
+    together = threading.Barrier(8)  # all have looked before one has written
+    monkeypatch.setattr(roster._file, "changing", contextlib.nullcontext)
+    monkeypatch.setattr(members, "write_members", lambda *_: together.wait(10))
     assert len(rush(roster, token)) == 8, "what the test above would have met"
 
 
@@ -151,28 +151,6 @@ def test_a_seat_that_could_not_be_written_is_not_given(tmp_path: Path, monkeypat
             roster.enrol(token, KEYS[0], NOW_S)
     assert "a" not in roster
     assert roster.enrol(token, KEYS[1], NOW_S) == "a"
-
-
-def test_what_another_process_writes_holds_from_the_next_call_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    serving, command = roster_in(tmp_path), roster_in(tmp_path)
-    token = command.open_door(["a", "b"], 2, DAY_S, NOW_S).reveal()
-    assert serving.enrol(token, KEYS[0], NOW_S) == "a"
-    own = command.invite("c", DAY_S, NOW_S).reveal()
-    command.revoke("a")
-    with pytest.raises(IdentityError, match="not enrolled"):
-        serving.public_key("a")
-    assert serving.enrol(own, KEYS[2], NOW_S) == "c"
-    assert serving.enrol(token, KEYS[1], NOW_S) == "a", "the one who is revoked is forgotten"
-    assert command.clients() == ["a", "c"]
-    (tmp_path / "roster.json").write_text("edited by hand, and not well")
-    assert serving.public_key("c") == KEYS[2]
-    assert serving.clients() == ["a", "c"]
-    assert [record.levelname for record in caplog.records] == ["ERROR"], "said once"
-
-
-# ---- doors ----------------------------------------------------------------------------------------------------------
 
 
 def test_doors_admit_by_name_or_by_number() -> None:

@@ -32,6 +32,7 @@ class Listening:
 
     folder: Path
     pin: str = ""
+    client: str = ""
     hands: Doubler = field(default_factory=Doubler)
     clock: Clock = field(default_factory=Clock)
     said: list[str] = field(default_factory=list)
@@ -43,7 +44,7 @@ class Listening:
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Listening"]:
         with Device(self.folder) as device:
-            async with Listener(device, self.said.append, pin=self.pin) as listener:
+            async with Listener(device, self.said.append, client=self.client, pin=self.pin) as listener:
                 self.port = await listener.start("127.0.0.1", self.port)
 
                 async def serve(link: Link) -> str:
@@ -290,6 +291,19 @@ def test_a_worker_has_one_name(tmp_path: Path) -> None:
                 async with dialling(here, worker, None, client="b") as (_, said):
                     await until(lambda: said, "the refusal")
                     assert "this worker is client 'a'" in said[0]
+
+    within(play())
+
+
+def test_a_worker_that_was_told_its_name_is_not_taken_for_another_when_it_is_met_first(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with Listening(tmp_path / "device", client="b").open() as worker:
+            with place(root=tmp_path, members="") as here:
+                async with dialling(here, worker, None) as (_, said):
+                    await until(lambda: said, "the refusal")
+                    assert "this worker is client 'b', not 'a'" in said[0]
+                async with dialling(here, worker, None, client="b"):
+                    await until(lambda: here.journal.clients.takes_part("b"), "the joining")
 
     within(play())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from fronts import Device, Place, head, joining, place, within
+from fronts import Device, Place, head, joining, place, waits, within
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment import server as servers
@@ -180,7 +180,7 @@ def test_at_the_end_what_is_under_way_may_finish_and_who_waits_is_sent_away() ->
             writer.write(head(a, 1, ANSWER, 0, PART) + ANSWER[:100])
             await writer.drain()
             polling = asyncio.create_task(b.poll(2, wait_s=30))
-            while here.front._desk.intake.in_flight == 0 or "b" not in here.front._polls._waiting:
+            while here.front._desk.intake.in_flight == 0 or not waits(here, "b"):
                 await asyncio.sleep(0.001)
             stopping = threading.Thread(target=here.server.stop, args=(20.0,))
             stopping.start()

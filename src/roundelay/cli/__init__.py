@@ -9,13 +9,16 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 import roundelay as rd
-from roundelay.cli import jobs, runs, sites
+from roundelay.cli import doctor, jobs, members, runs, sites
 from roundelay.cli.common import console
 from roundelay.errors import RoundelayError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(jobs.app)
 app.add_typer(sites.app)
+app.add_typer(members.kits)
+app.add_typer(doctor.app)
+app.add_typer(members.app, name="clients")
 app.add_typer(runs.app, name="runs")
 
 

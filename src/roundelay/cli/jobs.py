@@ -146,7 +146,8 @@ def sweep(
 
 def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> None:
     from roundelay.deployment.greeting import Worker
-    from roundelay.serving import Place, Serving
+    from roundelay.deployment.place import Place
+    from roundelay.serving import Serving
     from roundelay.site import simulated
 
     there = [Worker.of(text.strip()) for text in workers]
@@ -155,7 +156,7 @@ def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: boo
     if simulate:
         _train(named, None)
         return
-    served(Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
+    served(lambda: Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
 
 
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +67,7 @@ def serve(
     job: JobFile,
     set: Overrides = None,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "0.0.0.0",
-    port: Annotated[int, typer.Option(help="One port, for everything.")] = 8443,
+    port: Annotated[int | None, typer.Option(help="One port, for everything; 8443, or the kit's.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="What clients reach this machine under.")] = None,
     clients: Annotated[
         str | None, typer.Option(help="alice,bob or 3: who takes part, where the job's data does not say.")
@@ -76,17 +76,31 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
-    from roundelay.serving import Place, Serving
+    from roundelay.deployment.place import Place
+    from roundelay.serving import Serving
 
-    made = config.load(job, set or [])
-    serving = Serving(made.prepared(_named(clients)), Place(folder, host, port, tuple(name or ()), insecure))
-    if serving.missing:
-        say(f"{len(serving.missing)} of {len(serving.clients)} clients have yet to join; each of them runs, with its "
-            "own data:")  # fmt: skip
-    else:
+    place = Place(folder, host, port, tuple(name or ()), insecure)
+
+    def opened() -> Serving:
+        serving = Serving(config.load(job, set or []).prepared(_named(clients)), place)
+        _say_who_may_join(serving)
+        return serving
+
+    served(opened)
+
+
+def _say_who_may_join(serving: "Serving") -> None:
+    missing, expected = serving.missing, serving.expected
+    if len(missing) > len(expected):
+        say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
+            "with its own data:")  # fmt: skip
+        say(f"  {serving.join_line}")
+    if expected:
+        say(f"{len(expected)} of {len(serving.clients)} join with the kit or the line of their own: "
+            f"{', '.join(expected[:8])}{', ...' if len(expected) > 8 else ''}")  # fmt: skip
+    if not missing:
         say("all clients have joined before; each of them comes back with:")
-    say(f"  {serving.join_line}")
-    served(serving)
+        say(f"  {serving.join_line}")
 
 
 @app.command()
@@ -95,7 +109,9 @@ def join(
     token: Annotated[str, typer.Option(help="The token of the join line.")] = "",
     token_file: Annotated[Path | None, typer.Option(help="A file with the token, which then is in no history.")] = None,
     pin: Pin = "",
-    kit: Annotated[Path | None, typer.Option(help="A kit folder, instead of token and pin.")] = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="A kit folder, instead of token and pin; this client's folder, too.")
+    ] = None,
     id: Id = None,
     data: DataSpec = None,
     shard: Shard = None,
@@ -111,7 +127,7 @@ def join(
 ) -> None:
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
     from roundelay.deployment.device import Device
-    from roundelay.deployment.joining import enrolled
+    from roundelay.deployment.joining import enrolled, require_kit
     from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
@@ -131,7 +147,9 @@ def join(
             say(f"over: {await _agent(link, device, brought, tell_labels)}")
 
     _quiet_unless(verbose)
-    with Device(folder or Path(".roundelay") / (id or "client")) as device:
+    if kit is not None:
+        require_kit(kit)
+    with Device(folder or kit or Path(".roundelay") / (id or "client")) as device:
         _until_stopped(lambda: take_part(device))
 
 
@@ -162,7 +180,7 @@ def worker(
     brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
 
     async def wait(device: Device) -> None:
-        async with Listener(device, say, pin=pin, insecure=insecure) as listener:
+        async with Listener(device, say, client=id, pin=pin, insecure=insecure) as listener:
             there = await listener.start(host, port)
             say(f"worker {id!r} waits on {host}:{there}")
             await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)
@@ -183,27 +201,24 @@ async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels
     return await agent.run()
 
 
-def served(serving: "Serving") -> None:
-    """Train, show how it goes, and come to an orderly end on SIGTERM too."""
-
-    def stop(*_: object) -> None:
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    run, plan = serving.run, serving.plan
+def served(opened: "Callable[[], Serving]") -> None:
+    """Open the door, train, show how it goes, and come to an orderly end on SIGTERM too."""
+    before, serving = signal.signal(signal.SIGTERM, signal.default_int_handler), None
     try:
-        for _ in shown(serving.rounds(), plan.num_rounds, run.num_rounds_done, console, "waiting for clients"):
-            pass
-    except (KeyboardInterrupt, _Stopped):
-        say(f"stopped after round {run.num_rounds_done}; the same command goes on with the run in {run.folder}")
+        serving = opened()
+        done = serving.run.num_rounds_done
+        with closing(serving.rounds()) as rounds:
+            for _ in shown(rounds, serving.plan.num_rounds, done, console, "waiting for clients"):
+                pass
+    except KeyboardInterrupt:
+        if serving is None:
+            raise
+        say(f"stopped after round {serving.run.num_rounds_done}; the same command goes on with the run in "
+            f"{serving.run.folder}")  # fmt: skip
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    concluded(run)
-
-
-class _Stopped(BaseException):
-    """The process was asked to end."""
+    concluded(serving.run)
 
 
 def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:

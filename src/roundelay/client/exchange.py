@@ -144,20 +144,13 @@ class Answered:
                 raise WireError(f"an answer's metric {name!r} is {value!r}; expected a number")
         return Answered(
             fields["task_id"],
-            _float("num_examples", fields["num_examples"]),
+            float(fields["num_examples"]),
             fields["weighted"],
-            {name: _float(name, value) for name, value in fields["metrics"].items()},
+            {name: float(value) for name, value in fields["metrics"].items()},
             _payload(frame) if fields["trained"] else None,
             _named(MEMORY, frame),
             fields["group"],
         )
-
-
-def _float(name: str, value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise WireError(f"an answer's {name!r} has too many digits for a number") from None
 
 
 FORM = {"task_id": int, "num_examples": int | float, "weighted": bool, "metrics": dict, "group": int, "trained": bool}

@@ -1,7 +1,8 @@
 """Answers as they lie in the journal: frames in files, read when they are needed and never before."""
 
+import logging
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +15,8 @@ from roundelay.guard import Expected
 from roundelay.header import ALIGNMENT, PREFIX, Limits
 from roundelay.messages import Task, Update
 from roundelay.trainer import Answer
+
+log = logging.getLogger(__name__)
 
 CLAIM = "task"
 """Under this name an answer's memory holds the task's id: what the client would remember stays on its device, and who
@@ -36,6 +39,7 @@ def max_answer_bytes(limits: Limits) -> int:
 class Answers:
     journal: Journal
     limits: Limits
+    _weighted: dict[bool, str] = field(default_factory=dict)  # who told its number of examples first, and who did not
 
     def read(self, task: Task, *, verified: bool = False) -> Answered:
         """Return what the client of a task has answered. The tensors are the file's own pages, which the system may
@@ -67,8 +71,16 @@ class Answers:
         """Return the update that answers a training task, and the claim to what its client would remember."""
         answered = self.read(task, verified=verified)
         assert answered.payload is not None
+        self._note_weight(answered.weighted, task.client)
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
         return Answer(update, {CLAIM: torch.tensor([task.id])})
+
+    def _note_weight(self, weighted: bool, client: str) -> None:
+        if weighted not in self._weighted:
+            self._weighted[weighted] = client
+            if len(self._weighted) == 2:
+                log.warning("client %r sends num_examples and client %r does not, which then counts as one: send it "
+                            "from every client, or from none", self._weighted[True], self._weighted[False])  # fmt: skip
 
 
 class Shelf:

@@ -37,6 +37,7 @@ class Calls:
         self._board, self._loop, self._journal = board, loop, board.journal
         self._expected: dict[int, Expected] = {}  # tasks that are waited for, by id
         self._interrupted = False
+        self._run: asyncio.Task[object] | None = None
         self._change = loop.create_future()
         board.listen_for_news(self._hear)
 
@@ -44,10 +45,17 @@ class Calls:
         """Return the time on the loop's clock, which is monotonic."""
         return self._loop.time()
 
+    def begin(self) -> None:
+        """Called by the task that is the run, before it waits for anything."""
+        self._run = asyncio.current_task()
+        if self._interrupted:
+            raise asyncio.CancelledError
+
     def interrupt(self) -> None:
-        """Make whoever waits, or will, raise KeyboardInterrupt."""
+        """Cancel the run, and with it all that waits on its behalf; it may have begun or not."""
         self._interrupted = True
-        self._hear(None)
+        with suppress(RuntimeError):  # the loop is closed: the run is over
+            self._loop.call_soon_threadsafe(self._cancel)
 
     # ---- answers ----------------------------------------------------------------------------------------------------
 
@@ -123,15 +131,16 @@ class Calls:
             log.warning("going on without %s, who did not come within %g s", _some(absent), wait_s)
 
     async def pause(self, why: str, clients: Sequence[str], needed: int) -> None:
-        """Wait until somebody is back, or, where as many are there as are needed, for a while."""
+        """Wait until as many are there as are needed, and somebody is back, or a while is over."""
         absent = self._absent(clients)
         missing = f"missing: {_some(absent)}" if absent else "nobody is missing"
         log.warning("paused: %s; %s", why, missing)
         self._board.turn(Phase.PAUSED, f"{why}; {missing}")
         began_s = said_s = self.now_s()
-        while set(absent) <= set(now := self._absent(clients)):
-            enough = len(clients) - len(now) >= needed
-            if enough and self.now_s() - began_s >= PATIENCE * self._board.heartbeat_s:
+        while True:
+            now = self._absent(clients)
+            back, tired = set(absent) - set(now), self.now_s() - began_s >= PATIENCE * self._board.heartbeat_s
+            if len(clients) - len(now) >= needed and (back or tired):
                 return
             if self.now_s() - said_s >= REMIND_S:
                 said_s = self.now_s()
@@ -148,6 +157,10 @@ class Calls:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._note, task_id)
 
+    def _cancel(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+
     def _note(self, task_id: int | None) -> None:
         if task_id is not None:
             self._settle(task_id)
@@ -161,13 +174,9 @@ class Calls:
 
     async def _rest(self, until_s: float | None) -> None:
         """Wait for news, or for a moment of the loop's clock; look after the silent at least once a heartbeat."""
-        if self._interrupted:
-            raise KeyboardInterrupt
         now_s = self.now_s()
         left_s = self._board.heartbeat_s if until_s is None else min(self._board.heartbeat_s, until_s - now_s)
         await asyncio.wait([self._change], timeout=max(0.0, left_s))
-        if self._interrupted:
-            raise KeyboardInterrupt
         self._lose_the_silent()
 
     def _lose_the_silent(self) -> None:

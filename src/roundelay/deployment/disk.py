@@ -8,7 +8,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from roundelay.errors import JournalError
+from roundelay.errors import DiskError, JournalError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -80,14 +80,14 @@ class Fuse:
         if self._blown is not None:
             raise JournalError(self._blown)
 
-    def passing(self, doing: str, cause: Exception) -> JournalError:
+    def passing(self, doing: str, cause: Exception) -> DiskError:
         """Return the error for a failure after which the journal can go on."""
         advice = (
             "make room; the journal then goes on by itself"
             if _is_full(cause)
             else "the journal goes on once the cause is gone"
         )
-        return JournalError(
+        return DiskError(
             f"journal {self._folder}: {doing} failed ({cause}); nothing of it was acknowledged or kept: {advice}"
         )
 

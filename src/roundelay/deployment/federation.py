@@ -67,12 +67,13 @@ class DeployedFederation(Bookkeeping):
     # ---- who is there -----------------------------------------------------------------------------------------------
 
     async def gather(self) -> None:
+        self._calls.begin()
         if not self._asking.last_id:
             await self._calls.gathered(self.clients, self._wait_s)
         self._board.turn(Phase.RUNNING)
 
     async def stalled(self, number: int, why: str, quorum: int) -> bool:
-        """Pause until somebody is back, or a while has passed with as many clients there as a round needs."""
+        """Pause until as many clients are there as a round needs, and somebody is back, or a while has passed."""
         if self._journal.rounds.last_attempt(number) == self._attempt:  # else it went on before a crash
             await self._calls.pause(f"round {number}: {why}", self.clients, quorum)
             self._board.turn(Phase.RUNNING)

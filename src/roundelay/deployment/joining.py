@@ -59,6 +59,15 @@ async def enrolled(
     return link
 
 
+def require_kit(kit: Path) -> None:
+    """Raises:
+    IdentityError: it is none.
+    """
+    if not (kit / AUTHORITY_PUBLIC).is_file():
+        raise IdentityError(f"{kit}: is no kit, since {AUTHORITY_PUBLIC} is not in it; give the folder that "
+                            "the server's administrator sent")  # fmt: skip
+
+
 def server_address(url: str, insecure: bool) -> Address:
     """Read where a server is.
 
@@ -111,11 +120,8 @@ def _unpacked(device: Device, kit: Path, token: str) -> str:
     Raises:
         IdentityError: it is no kit, or a secret in it is open to others.
     """
-    authority = kit / AUTHORITY_PUBLIC
-    if not authority.is_file():
-        raise IdentityError(f"{kit}: is no kit, since {AUTHORITY_PUBLIC} is not in it; give the folder that "
-                            "the server's administrator sent")  # fmt: skip
-    device.trust(authority.read_bytes())
+    require_kit(kit)
+    device.trust((kit / AUTHORITY_PUBLIC).read_bytes())
     if os.path.lexists(kit / DEVICE_KEY) and (kit / DEVICE_KEY).resolve() != (device.folder / DEVICE_KEY).resolve():
         device.take_key(DeviceKey.load(kit / DEVICE_KEY))
     if not token and os.path.lexists(kit / TOKEN):

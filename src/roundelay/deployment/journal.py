@@ -30,7 +30,7 @@ from roundelay.deployment.records import (
 from roundelay.deployment.rounds import Rounds
 from roundelay.deployment.tasks import Tasks
 from roundelay.deployment.uploads import Uploads
-from roundelay.errors import JournalError, JournalMismatch
+from roundelay.errors import JournalError, JournalMismatch, NoJournal
 from roundelay.messages import TaskKind
 
 _RECEIVED = """
@@ -54,13 +54,14 @@ class Journal:
 
         Raises:
             JournalError: it cannot be read or made, another process has it open, or a newer version wrote it.
+            NoJournal: ``run`` is None, and there is none.
             JournalMismatch: it is the journal of another run; the message names what differs.
         """
         self.folder = folder
         disk, self._fuse = disk or Disk(), Fuse(folder)
         path = folder / "journal.db"
         if run is None and not path.exists():
-            raise JournalError(f"there is no journal in {folder}; give the folder of a run that was served")
+            raise NoJournal(f"there is no journal in {folder}; give the folder of a run that was served")
         with ExitStack() as opened:
             opened.callback(os.close, _locked(folder, disk, self._fuse))
             self._db = Database(path, disk, self._fuse)
@@ -238,7 +239,7 @@ class Journal:
         known = None if row is None else Run(*row)
         if known is None:
             if run is None:
-                raise JournalError(f"the journal in {folder} was never begun; give the folder of a run that was served")
+                raise NoJournal(f"the journal in {folder} was never begun; give the folder of a run that was served")
             with self._db.writing("beginning the journal") as db:
                 db.execute("INSERT INTO run VALUES (1, ?, ?)", (run.id, run.job))
             return run

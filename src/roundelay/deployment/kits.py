@@ -16,6 +16,7 @@ from roundelay.deployment.certificates import (
 )
 from roundelay.deployment.identity import DeviceKey, checked_name, write_secret
 from roundelay.deployment.pinning import Address, join_line
+from roundelay.deployment.place import SETTINGS, settle
 from roundelay.deployment.roster import Roster
 from roundelay.errors import IdentityError
 from roundelay.files import save_atomically
@@ -72,12 +73,12 @@ def _write(
     server = folder / "server"
     authority = Authority.open(server, now_s)
     server_certificate(server, names, now_s)
+    settle(server, names, address.port)
     roster = Roster(server / ROSTER)
     for site in sites:
         kit = folder / "sites" / site
         kit.mkdir(mode=0o700, parents=True)
         _public(kit / AUTHORITY_PUBLIC, authority.pem)
-        token = ""
         if with_keys:
             key = DeviceKey.new()
             key.save(kit / DEVICE_KEY)
@@ -85,8 +86,8 @@ def _write(
         else:
             token = roster.invite(site, token_days * _DAY_S, now_s).reveal()
             write_secret(kit / TOKEN, f"{token}\n".encode())
-        line = join_line(address, authority.pin, token)
-        write_secret(kit / JOIN_LINE, f"{line}\n".encode())
+            line = join_line(address, authority.pin, token)
+            write_secret(kit / JOIN_LINE, f"{line}\n".encode())
         text = _site_readme(site, address, authority.pin, None if with_keys else token_days)
         _public(kit / README, text.encode())
     _public(server / README, _server_readme(names, sites, address, authority.pin).encode())
@@ -99,22 +100,21 @@ def _public(path: Path, content: bytes) -> None:
 def _site_readme(site: str, address: Address, pin: str, token_days: float | None) -> str:
     """``token_days`` is None where the kit holds a key instead of a token."""
     if token_days is None:
-        secret = (f"* `{DEVICE_KEY}`: **secret.** This site's private key. Whoever has it can speak for this site.\n"
-                  f"* `{JOIN_LINE}`: the line to type.")  # fmt: skip
+        secret = f"* `{DEVICE_KEY}`: **secret.** This site's private key; whoever has it can speak for this site."
         lost = (f"* **`{DEVICE_KEY}` was lost, or somebody else may have seen it.** Tell the server's administrator\n"
                 "  at once, who shuts it out and sends a new kit.")  # fmt: skip
         start = f"Keep `{DEVICE_KEY}` in this folder: the program uses it instead of making a key of its own."
     else:
-        secret = (f"* `{JOIN_LINE}`: **secret until it was used.** The line to type.\n"
-                  f"* `{TOKEN}`: **secret until it was used.** The one-time token of that line by itself; it is valid\n"
-                  f"  for {token_days:g} days.")  # fmt: skip
+        secret = (f"* `{TOKEN}`: **secret until it was used.** A one-time token; it is valid for {token_days:g} days.\n"
+                  f"* `{JOIN_LINE}`: **secret until it was used.** The same token in a line by itself, for a\n"
+                  "  machine to which this folder cannot be taken; it needs nothing else of this folder.")  # fmt: skip
         lost = ("* **\"This token has been used with another key\", and nobody at your site has used it.** Somebody\n"
                 "  else has. Tell the server's administrator at once.\n"
                 "* **\"This token ran out\".** Ask for a new one.")  # fmt: skip
         start = "At its first start the program makes a key of its own, which never leaves this machine."
     return _SITE.format(
         site=site, host=address.host, port=address.port, url=address, pin=pin, authority=AUTHORITY_PUBLIC,
-        join=JOIN_LINE, secret=secret, lost=lost, start=start,
+        secret=secret, lost=lost, start=start,
     )  # fmt: skip
 
 
@@ -122,6 +122,7 @@ def _server_readme(names: Sequence[str], sites: Sequence[str], address: Address,
     return _SERVER.format(
         names=", ".join(names), url=address, port=address.port, pin=pin, sites="\n".join(f"* `{s}`" for s in sites),
         authority=AUTHORITY_PUBLIC, secret=AUTHORITY_SECRET, key=SERVER_SECRET, roster=ROSTER,
+        settings=SETTINGS, clients=",".join(sites),
     )  # fmt: skip
 
 
@@ -151,13 +152,24 @@ that breaks TLS open to look inside cannot be used, and is told apart from the s
 
 2. Check that the machine's clock is right (`date`).
 3. Install the program: `pip install 'roundelay[serve]'`.
-4. Run, in this folder, the line that is in `{join}`: `sh ./{join}`.
+4. Run, in this folder:
+
+       roundelay join {url} --kit . --id {site} --data mnist:./data
+
+   What stands behind `--data` is your data; the federation's project says what it is to be: a known data set and its
+   folder, or `my_module:my_function`, or, in place of `--data`, a training script of your own (`--script train.py`).
 
 {start}
+This folder is also where the program keeps what it must not forget: its key, its answers until the server has them. Do
+not delete it while a run goes on. The same command goes on after a restart, and needs the token no more.
 
 ## If it does not work
 
-The program says what is wrong and what to do. Beyond that:
+This looks at everything between this machine and the server, and says what is wrong and what to do:
+
+    roundelay doctor {url} --folder .
+
+Beyond that:
 
 * **It says that the pin is another one.** Do not go on. Somebody may stand between you and {url}.
 * **The machine is replaced.** Ask for a new token; the new machine makes a new key.
@@ -171,12 +183,23 @@ Its pin, which sites compare by telephone:
 
     {pin}
 
+## What to do
+
+Start it in the folder of the job, with the names of the sites as those of the clients:
+
+    roundelay serve job.toml --folder THIS_FOLDER --clients {clients}
+
+Names and port are in `{settings}`; edit it, or give `--name` and `--port`. Leave `--clients` out where the job's data
+names the same clients. `roundelay doctor --server THIS_FOLDER` looks at everything that could be in the way, and
+`roundelay clients list --folder THIS_FOLDER` at who has joined.
+
 ## What is in this folder
 
 * `{secret}`: **the most secret file of the federation.** Whoever has it can pose as the server. If it is lost, every
   site needs a new join line: keep a copy, offline.
 * `{key}`: **secret.** The server's own key and certificate. It is made anew when names change or its end is near.
 * `{authority}`: what sites trust. Not secret.
+* `{settings}`: under which names and port the server is reached.
 * `{roster}`: who may take part: public keys, and hashes of the tokens that were not used yet. Nobody else may
   change it.
 

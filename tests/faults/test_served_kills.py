@@ -1,0 +1,55 @@
+"""kill -9 of the server and of its clients, at any moment of a served run: nothing is lost, nothing counts twice, and
+the run ends in the bits of its simulation.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import roundelay
+
+PLANTED = {
+    "acknowledged_before_it_is_written": "was asked again for task",
+    "forgotten_before_it_is_acknowledged": "which it had finished",
+    "remembers_what_it_did_last": "another model came out",
+}
+
+
+def seen(what: str, folder: Path, seed: int) -> Any:  # Any: what JSON holds
+    path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-m", "killed", what, str(folder / "run"), str(seed)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path}, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check_kills(folder: Path, seed: int) -> None:
+    kills = seen("kills", folder, seed)
+    num_of_server = len(kills["kills"].pop("server"))
+    assert num_of_server >= 10, "the run ended before the server was killed as often"
+    assert sum(map(len, kills["kills"].values())) >= 10, "the run ended before the clients were killed as often"
+    assert 0 < kills["from_journal"] < num_of_server, "the server must go on from a checkpoint, and from beyond one"
+
+
+def test_ten_kills_of_a_server_and_ten_of_its_clients_change_nothing(tmp_path: Path) -> None:
+    check_kills(tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_kills_at_many_more_moments_change_nothing(tmp_path: Path, seed: int) -> None:
+    check_kills(tmp_path, seed)
+
+
+def test_the_check_catches_planted_bugs(tmp_path: Path) -> None:
+    said = seen("caught", tmp_path, 0)
+    assert said.keys() == PLANTED.keys()
+    for name, words in PLANTED.items():
+        assert words in said[name], f"{name}: {said[name] or 'nothing was noticed'}"

@@ -1,0 +1,142 @@
+"""Kills of a served run, and bugs that the check of them must catch.
+
+Run as a program, in a process of its own: ``python -m killed WHAT FOLDER SEED``; what was seen is printed as JSON.
+"""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lives import Moment
+from served import CLIENTS, Run, check
+
+from roundelay.deployment import desk
+from roundelay.deployment.blobs import Blobs
+from roundelay.deployment.clients import Clients
+from roundelay.deployment.delivery import Delivery
+from roundelay.deployment.hands import TrainerHands
+from roundelay.deployment.journal import Journal
+from roundelay.deployment.link import Link
+from roundelay.deployment.protocol import Receipt, Settled
+from roundelay.deployment.records import Verdict
+from roundelay.deployment.rounds import Rounds
+from roundelay.deployment.shelves import Answers, Kept, Memories, Models
+from roundelay.deployment.tasks import Tasks
+from roundelay.deployment.uploads import Uploads
+from roundelay.standing import Standing
+
+OF_SERVER: Sequence[tuple[type, str]] = (
+    (Journal, "accept"), (Uploads, "begin"), (Uploads, "write"), (Uploads, "finish"), (Tasks, "open"),
+    (Rounds, "open"), (Rounds, "close"), (Journal, "commit"), (Journal, "save_checkpoint"), (Standing, "checkpoint"),
+    (Clients, "advance"), (Blobs, "put"), (Standing, "finish_round"),
+)  # fmt: skip
+OF_CLIENT: Sequence[tuple[type, str]] = (
+    (Memories, "save"), (Memories, "forget_before"), (Answers, "keep"), (Answers, "drop"), (Link, "announce"),
+    (Link, "put_part"), (Models, "put"), (TrainerHands, "do"), (Delivery, "settle"), (Link, "poll"),
+)  # fmt: skip
+SERVERS_CALLS, CLIENTS_CALLS = (20_000, 250_000), (20_000, 100_000)
+"""Between these, a life ends at any moment: some in their beginning, some rounds later."""
+
+
+def kills(folder: Path, seed: int) -> object:
+    draw = random.Random(seed)
+    run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 12, draw))
+    drawn = moments(OF_CLIENT, CLIENTS_CALLS, 14, draw)
+    run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
+    check(run, run.simulated(), run.served())
+    return {"kills": run.kills, "from_journal": run.from_journal}
+
+
+def moments(
+    places: Sequence[tuple[type, str]], calls: tuple[int, int], count: int, draw: random.Random
+) -> list[Moment]:
+    """Draw moments: some in the places that matter, others anywhere."""
+    named = draw.sample(places, count - count // 3)
+    chosen = [Moment(place, draw.randint(1, 3), draw.random() < 0.5) for place in named]
+    chosen += [Moment(None, draw.randint(*calls)) for _ in range(count // 3)]
+    draw.shuffle(chosen)
+    return chosen
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+def acknowledged_before_it_is_written() -> None:
+    """The server says "accepted", and writes the row when the client comes again."""
+    finished, work, late = desk.Desk._finished, desk.Desk.work, dict[str, tuple[Any, ...]]()
+
+    def planted(self: Any, client: str, task_id: int, digest: str, size: int) -> Any:
+        late[client] = (client, task_id, digest, size)
+        settled = Settled(verdict=Verdict.ACCEPTED, number=1, duplicate=False)
+        return Receipt(received=size, settled=settled)
+
+    async def later(self: Any, call: Any, poll: Any) -> Any:
+        if call.client in late:
+            await self.in_thread(finished, self, *late.pop(call.client))
+        return await work(self, call, poll)
+
+    desk.Desk._finished, desk.Desk.work = planted, later  # type: ignore[method-assign]
+
+
+def forgotten_before_it_is_acknowledged() -> None:
+    """The device drops its answer when the server has heard of it."""
+    announce = Delivery._announced
+
+    async def planted(self: Any, kept: Any) -> Any:
+        receipt = await announce(self, kept)
+        os.unlink(kept.path)
+        return receipt
+
+    def read(self: Any, offset: int, num_bytes: int) -> bytes:
+        return held[self.digest][offset : offset + num_bytes]
+
+    held, keep = dict[str, bytes](), Answers.keep
+
+    def keeping(self: Any, run: str, offer: Any, frame: Any) -> Any:
+        kept = keep(self, run, offer, frame)
+        held[kept.digest] = kept.path.read_bytes()[kept.start :]
+        return kept
+
+    Delivery._announced, Kept.read, Answers.keep = planted, read, keeping  # type: ignore[assignment, method-assign]
+
+
+def remembers_what_it_did_last() -> None:
+    """The device begins from its newest memory, whether or not what it came from ever counted."""
+    read = Memories.read
+
+    def planted(self: Any, run: str, task_id: int) -> Any:
+        newest = max((int(path.name) for path in (self._folder / run).iterdir() if path.name.isdecimal()), default=0)
+        return read(self, run, newest)
+
+    Memories.read = planted  # type: ignore[method-assign]
+
+
+def caught(folder: Path, _: int) -> object:
+    """Return by planted bug what the check said, "" where it did not notice."""
+    said = {}
+    for plant, who, where in (
+        (acknowledged_before_it_is_written, "server", Moment((Journal, "accept"), 6)),
+        (forgotten_before_it_is_acknowledged, "c1", Moment((Link, "put_part"), 2)),
+        (remembers_what_it_did_last, "c1", Moment((Answers, "keep"), 2)),
+    ):
+        run = Run(folder / plant.__name__, 3)
+        if who == "server":
+            run.of_server, run.plant = [where], plant
+        else:
+            run.of_clients, run.plant_client = {who: [where]}, plant
+        simulated, served = run.simulated(), run.served()
+        assert sum(map(len, run.kills.values())) == 1
+        try:
+            check(run, simulated, served)
+            said[plant.__name__] = ""
+        except AssertionError as error:
+            said[plant.__name__] = str(error)
+    return said
+
+
+if __name__ == "__main__":
+    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
