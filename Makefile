@@ -26,6 +26,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/simulation.py compare
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/scripts.py
+	$(BIN)/python benchmarks/deployment.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -90,7 +90,7 @@ def look(pid: int) -> tuple[float, int, int, float]:
 
 
 def settle(pid: int) -> None:
-    """Wait until a server that has no client yet is done with what it does at its start: what it has then is its base."""
+    """Wait until a server that has no client yet is done with its start: what it has then is its base."""
     before, now = 0, look(pid)[2]
     while now != before:
         time.sleep(1.0)

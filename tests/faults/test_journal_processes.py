@@ -80,7 +80,7 @@ def rows_are_written_behind():
             accept(self, *one)
         late[:] = [answer]
         task_id, client, digest, size, fields = answer
-        return self._known_answer(task_id, client, digest) or Ack(
+        return self.known_answer(task_id, client, digest) or Ack(
             task_id, digest, Verdict.ACCEPTED, len(self.updates()) + 1)
     Journal.accept = planted
 

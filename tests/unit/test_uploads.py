@@ -1,15 +1,19 @@
 """Blobs and uploads of the journal: pins, collection, parts that follow each other, and what is refused."""
 
+import errno
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from journals import accepted, begun, key_of, opened, sha256
 
+from roundelay.deployment.blobs import Blobs
+from roundelay.deployment.disk import Disk
 from roundelay.deployment.journal import Journal
 from roundelay.deployment.records import Checkpoint, Denial, Fate, RequestDenied, Verdict
+from roundelay.deployment.uploads import Uploads
 from roundelay.errors import JournalError, JournalMismatch
 from roundelay.messages import Task
 
@@ -156,6 +160,104 @@ def test_bytes_of_another_digest_never_become_a_blob(journal: Journal) -> None:
     assert denied.value.denial is Denial.WRONG_DIGEST
     assert list(journal.blobs.digests()) == list((journal.folder / "incoming").iterdir()) == []
     assert journal.uploads.begin("a", NOBODY, 4) == 0
+
+
+class FullOnce(Disk):
+    """Has no room for the write number ``at``, half of which it takes."""
+
+    at = 0
+
+    def write(self, file: int, data: memoryview, offset: int) -> int:
+        self.at -= 1
+        if not self.at:
+            super().write(file, data[: len(data) // 2], offset)
+            raise OSError(errno.ENOSPC, "planted")
+        return super().write(file, data, offset)
+
+
+def check_a_part_that_came_twice(folder: Path) -> None:
+    """What is hashed while it comes is what is on disk: a part that found no room is not counted, and hashed once."""
+    disk, data = FullOnce(), bytes(range(256)) * 4
+    with opened(folder, disk) as journal:
+        begun(journal)
+        journal.uploads.begin("a", sha256(data), 1024)
+        journal.uploads.write("a", sha256(data), 0, [data[:100], data[100:300]])
+        disk.at = 2
+        with pytest.raises(JournalError, match="make room"):
+            journal.uploads.write("a", sha256(data), 300, [data[300:700], data[700:]])
+        assert journal.uploads.begin("a", sha256(data), 1024) == 300
+        journal.uploads.write("a", sha256(data), 300, data[300:])
+        journal.uploads.finish("a", sha256(data))
+        assert journal.blobs.path(sha256(data)).read_bytes() == data
+
+
+def test_a_part_that_came_twice_counts_once(tmp_path: Path) -> None:
+    check_a_part_that_came_twice(tmp_path / "run")
+
+
+def test_a_part_that_is_hashed_before_it_is_written_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Blobs.append
+
+    def planted(self: Blobs, part: Path, pieces: Sequence[bytes], offset: int) -> None:
+        uploads = hashing[0]
+        _, hasher = uploads._hashed.get("a", (0, hashlib.sha256()))
+        for piece in pieces:
+            hasher.update(piece)
+        uploads._hashed["a"] = (offset + sum(map(len, pieces)), hasher)
+        append(self, part, pieces, offset)
+
+    class Planted(Uploads):
+        def write(self, client: str, digest: str, offset: int, data: bytes | Sequence[bytes]) -> int:
+            hashing[:] = [self]
+            pieces = [data] if isinstance(data, bytes) else data
+            self._blobs.append(self._blobs.part(client), pieces, offset)
+            end = offset + sum(map(len, pieces))
+            with self._db.writing("planted") as db:
+                db.execute("UPDATE uploads SET received = ? WHERE client = ?", (end, client))
+            return end
+
+    hashing: list[Uploads] = []
+    monkeypatch.setattr(Blobs, "append", planted)
+    monkeypatch.setattr("roundelay.deployment.journal.Uploads", Planted)
+    with pytest.raises(RequestDenied, match="do not have the SHA-256"):
+        check_a_part_that_came_twice(tmp_path / "run")
+
+
+def test_an_upload_that_was_begun_before_a_restart_is_read_before_it_is_believed(journal: Journal) -> None:
+    journal.uploads.begin("a", sha256(b"12345678"), 8)
+    journal.uploads.write("a", sha256(b"12345678"), 0, b"1234")
+    journal = reopened(journal)
+    with journal.blobs.part("a").open("r+b") as file:
+        file.write(b"X")
+    journal.uploads.write("a", sha256(b"12345678"), 4, b"5678")
+    with pytest.raises(RequestDenied, match="do not have the SHA-256"):
+        journal.uploads.finish("a", sha256(b"12345678"))
+    journal.close()
+
+
+def test_an_upload_in_one_part_is_a_blob_at_once_and_pinned_until_it_is_accepted(journal: Journal) -> None:
+    digest, uploads = sha256(b"12345678"), journal.uploads
+    with pytest.raises(RequestDenied, match="begun no upload"):
+        uploads.take_whole("a", digest, [b"12345678"])
+    uploads.begin("a", digest, 8)
+    for pieces, denied in (([b"1234567"], "7 bytes as an upload of 8"), ([b"1234", b"5679"], "do not have")):
+        with pytest.raises(RequestDenied, match=denied):
+            uploads.take_whole("a", digest, pieces)
+        assert list(journal.blobs.digests()) == list((journal.folder / "incoming").iterdir()) == []
+    with pytest.raises(RequestDenied, match="begun no upload"):
+        uploads.take_whole("a", digest, [b"12345678"])  # what was damaged is forgotten
+    uploads.begin("a", digest, 8)
+    uploads.write("a", digest, 0, b"123")
+    with pytest.raises(RequestDenied, match="goes on at 3"):
+        uploads.take_whole("a", digest, [b"12345678"])
+    uploads.drop("a")
+    uploads.begin("a", digest, 8)
+    uploads.take_whole("a", digest, [b"1234", b"5678"])
+    assert journal.collect() == 0
+    assert journal.accept(1, "a", digest, 8, {}).verdict is Verdict.ACCEPTED
+    assert journal._db.all("SELECT * FROM uploads") == list((journal.folder / "incoming").iterdir()) == []
 
 
 @pytest.mark.parametrize(

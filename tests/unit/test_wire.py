@@ -220,3 +220,18 @@ def test_a_big_endian_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for attempt in (lambda: wire.encode(Frame("x")), lambda: wire.decode(b"rdl-wire")):
         with pytest.raises(WireError, match="big-endian"):
             attempt()
+
+
+def test_bytes_that_were_verified_are_not_hashed_again_and_checked_for_all_else() -> None:
+    frame = Frame("x", {"loss": 0.5}, {"a": torch.arange(3.0), "b": torch.tensor([True])})
+    raw = bytearray(wire.to_bytes(frame))
+    assert torch.equal(wire.decode(bytes(raw), verified=True).tensors["a"], torch.arange(3.0))
+    raw[-1] ^= 1
+    with pytest.raises(WireError, match="damaged"):
+        wire.decode(bytes(raw))
+    assert wire.decode(bytes(raw), verified=True).fields == {"loss": 0.5}
+    raw[-33] = 2  # the bool
+    with pytest.raises(WireError, match="a bool is a byte"):
+        wire.decode(bytes(raw), verified=True)
+    with pytest.raises(WireError, match="in all"):
+        wire.decode(bytes(raw[:-1]), verified=True)

@@ -88,8 +88,8 @@ class Intake:
     async def read(
         self, request: web.Request, client: str, length: int, alive: Callable[[], object]
     ) -> tuple[list[bytes], bytes]:
-        """Return the body, in pieces as they came, and its SHA-256. Whoever sends nothing for too long is cut; ``alive`` is called whenever
-        something comes.
+        """Return the body, in pieces as they came, and its SHA-256. Whoever sends nothing for too long is cut;
+        ``alive`` is called whenever something comes.
 
         Raises:
             ConnectionError: it did not come whole.
