@@ -89,6 +89,14 @@ def look(pid: int) -> tuple[float, int, int, float]:
             sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"))  # fmt: skip
 
 
+def settle(pid: int) -> None:
+    """Wait until a server that has no client yet is done with what it does at its start: what it has then is its base."""
+    before, now = 0, look(pid)[2]
+    while now != before:
+        time.sleep(1.0)
+        before, now = now, look(pid)[2]
+
+
 # ---- the floor ------------------------------------------------------------------------------------------------------
 
 
@@ -121,6 +129,7 @@ def serve(root: Path, size: int, rounds: int) -> Measured:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with server(root, port) as (process, line):
+        settle(process.pid)
         watch = Watch(process.pid)
         watch.start()
         url, token, pin = re.findall(r"join (\S+) --token (\S+) --pin (\S+)", line)[0]

@@ -89,10 +89,6 @@ class Bookkeeping(ABC):
         self._drawn = self.clients if self._root is None else [c for c in self.clients if c != self._root]
         self._last_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._shown: set[str] = set()  # tracebacks that were logged in full
-        bound = self._trainer.bound
-        self._initial = Version(
-            0, {"params": bound.params().clone()}, bound.buffers().clone(), bound.integers().clone()
-        )
         self._reports: list[ClientReport] = []  # of the round that is not finished
         self._started = time.perf_counter()
 
@@ -111,8 +107,14 @@ class Bookkeeping(ABC):
         """Return the tasks under way, each with its nanosecond of arrival."""
 
     def begin(self, algorithm: Algorithm) -> Version:
-        first, state = self._initial, algorithm.init(self._initial.state["params"], len(self.clients))
+        first = self._initial()
+        state = algorithm.init(first.state["params"], len(self.clients))
         return Version(0, state, first.buffers, first.integers, epoch=self._given.epoch)
+
+    def _initial(self) -> Version:
+        """Return the model as it is before anything was trained, which is now. Kept, it would be one copy too many."""
+        bound = self._trainer.bound
+        return Version(0, {"params": bound.params().clone()}, bound.buffers().clone(), bound.integers().clone())
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
         if self._given.privacy is not None:  # a draw of its own for every client, as the accountant reckons

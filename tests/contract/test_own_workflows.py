@@ -199,7 +199,7 @@ def test_the_resume_test_would_see_a_model_begun_anew(tmp_path: Path, monkeypatc
 
     def fresh(self: SimulatedFederation) -> object:
         kept = restore(self)
-        return kept and replace(kept, state={**kept.state, "params": self._initial.state["params"]})
+        return kept and replace(kept, state={**kept.state, "params": self._initial().state["params"]})
 
     monkeypatch.setattr(SimulatedFederation, "restore", fresh)
     with pytest.raises(AssertionError):

@@ -73,10 +73,10 @@ class Desk:
                 if self.board.phase is Phase.ENDED:
                     self.told_over.add(client)
                 require_open(self.board.phase, self.board.reason)
-                task = await self.in_thread(self.board.next_task, client, poll.doing)
-                if task is not None:
+                offer: p.Offer | None = await self.in_thread(self._next_offer, client, poll.doing)
+                if offer is not None:
                     self.board.saw(client)
-                    return await self._offer(task)
+                    return offer
                 if loop.time() >= end or self.polls.closing:
                     break
                 try:
@@ -149,18 +149,6 @@ class Desk:
             check_body(call.claim, digest)
             return await self._to_the_end(self._written, call.client, call.task_id, part, body)
 
-    async def _offer(self, kept: KeptTask) -> p.Offer:
-        assert kept.sent is not None, "a task of a run has a model"
-        try:
-            size = (await self.in_thread(self.board.journal.blobs.path(kept.sent).stat)).st_size
-        except OSError as error:  # closed in this moment, and its blob collected; or removed by hand
-            raise JournalError(f"blob {kept.sent} cannot be read ({error})") from error
-        task = kept.task
-        return p.Offer(
-            id=task.id, round=task.round, attempt=task.attempt, kind=task.kind, config=dict(task.config),
-            sent=kept.sent, size=size, memory=kept.memory,
-        )  # fmt: skip
-
     async def _to_the_end(self, write: Callable[..., p.Receipt], *args: object) -> p.Receipt:
         """Write in a thread; a client that hangs up meanwhile changes nothing, and its bytes are counted until then."""
 
@@ -177,6 +165,21 @@ class Desk:
             raise
 
     # ---- in threads -------------------------------------------------------------------------------------------------
+
+    def _next_offer(self, client: str, doing: Sequence[int]) -> p.Offer | None:
+        kept = self.board.next_task(client, doing)
+        if kept is None:
+            return None
+        assert kept.sent is not None, "a task of a run has a model"
+        try:
+            size = self.board.journal.blobs.path(kept.sent).stat().st_size
+        except OSError as error:  # closed in this moment, and its blob collected; or removed by hand
+            raise JournalError(f"blob {kept.sent} cannot be read ({error})") from error
+        task = kept.task
+        return p.Offer(
+            id=task.id, round=task.round, attempt=task.attempt, kind=task.kind, config=dict(task.config),
+            sent=kept.sent, size=size, memory=kept.memory,
+        )  # fmt: skip
 
     def _standing(self, client: str, task_id: int, digest: str, size: int) -> p.Receipt | None:
         """Return how an answer stands: settled, under way, or None where nothing is known of it."""
@@ -197,6 +200,9 @@ class Desk:
     def _written(self, client: str, task_id: int, part: Part, body: Sequence[bytes]) -> p.Receipt:
         uploads = self.board.journal.uploads
         try:
+            if part.length == part.size:
+                uploads.take_whole(client, part.digest, body)
+                return self._accepted(client, task_id, part.digest, part.size)
             received = uploads.write(client, part.digest, part.offset, body)
         except RequestDenied as denied:
             if denied.denial in (Denial.WRONG_OFFSET, Denial.NO_UPLOAD):  # another request came between
@@ -208,6 +214,9 @@ class Desk:
 
     def _finished(self, client: str, task_id: int, digest: str, size: int) -> p.Receipt:
         self.board.journal.uploads.finish(client, digest)
+        return self._accepted(client, task_id, digest, size)
+
+    def _accepted(self, client: str, task_id: int, digest: str, size: int) -> p.Receipt:
         ack = self.board.journal.accept(task_id, client, digest, size, {})
         if ack.verdict is Verdict.ACCEPTED:
             self.board.came(task_id)

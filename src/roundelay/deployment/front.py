@@ -147,22 +147,25 @@ class Front:
         """Serve a signed route: who it is first, then what it says, then whether the signature was for this round."""
         path, _, query = request.raw_path.partition("?")
         asked = Request(request.method, path, self._run, query=query)
-        claim = await self._in_thread(self._admission.enter, asked, list(request.headers.items()))
+        task_id = int(request.match_info["task"]) if route.round == "task" else 0
+        claim, kept = await self._in_thread(self._entered, asked, list(request.headers.items()), task_id)
         self._meters.disk_failed = False  # the number of the request was written
         message = None
         if route.raw != "takes":
             message = await self._message(request, route, claim)
-        task_id = int(request.match_info.get("task", "0"))
         if task_id > _MAX_TASK:
             raise Rejected("not_found", f"client {claim.client!r} has no such task")
-        kept = await self._in_thread(self._journal.tasks.get, task_id) if route.round == "task" else None
-        if kept is not None and kept.task.client != claim.client:
-            kept = None
         _check_round(route, claim, message, kept)
         answer = await handle(Call(request, claim, task_id, kept), message)
         if isinstance(answer, web.StreamResponse):
             return answer
         return web.Response(status=204) if answer is None else as_json(answer)
+
+    def _entered(self, asked: Request, fields: list[tuple[str, str]], task_id: int) -> tuple[Claim, KeptTask | None]:
+        """Return who asks, and the task of that id if it is a task of theirs."""
+        claim = self._admission.enter(asked, fields)
+        kept = self._journal.tasks.get(task_id)
+        return claim, kept if kept is not None and kept.task.client == claim.client else None
 
     async def _message(self, request: web.Request, route: Route, claim: Claim) -> Message | None:
         body = await read_message(request, self._patience_s)

@@ -1,10 +1,11 @@
 """Sending a blob to a client: all of it, or the part that it does not have yet."""
 
 import asyncio
+import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from aiohttp import web
 
@@ -31,11 +32,10 @@ async def send(
     if _names(request.headers.get("If-None-Match", ""), etag):
         return web.Response(status=304, headers={"ETag": etag})
     try:
-        file = await in_thread(path.open, "rb")
+        file, size = await in_thread(_opened, path)
     except OSError as error:
         raise JournalError(f"blob {digest} cannot be read ({error}); was something removed by hand?") from error
     try:
-        size = (await in_thread(path.stat)).st_size
         part = _part(request.headers.get("Range", ""), size)
         if part is None or request.headers.get("If-Range", etag) != etag:
             first, end, status = 0, size, 200
@@ -49,13 +49,11 @@ async def send(
         response = web.StreamResponse(status=status, headers=fields)
         response.content_length = end - first
         await response.prepare(request)
-        await in_thread(file.seek, first)
-        left = end - first
-        while left:
-            piece = await in_thread(file.read, min(PIECE, left))
+        while first < end:
+            piece = await in_thread(os.pread, file.fileno(), min(PIECE, end - first), first)
             if not piece:
                 raise JournalError(f"blob {digest} is shorter than it was; was something removed by hand?")
-            left -= len(piece)
+            first += len(piece)
             try:
                 async with asyncio.timeout(patience_s):
                     await response.write(piece)
@@ -68,6 +66,11 @@ async def send(
         return response
     finally:
         file.close()
+
+
+def _opened(path: Path) -> tuple[IO[bytes], int]:
+    file = path.open("rb", buffering=0)
+    return file, os.fstat(file.fileno()).st_size
 
 
 def _part(asked: str, size: int) -> tuple[int, int] | None:
