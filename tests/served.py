@@ -180,8 +180,8 @@ class Run:
 
 
 def told(path: Path) -> None:
-    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and have it send
-    each answer in several parts.
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and send each
+    answer in several parts.
     """
     delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -11,7 +11,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,10 @@ class Serving:
         self._deployed: Deployed | None = None
         self._dialling: Dialling | None = None
         assert self.run.folder is not None
-        self.journal = _journal(self.run.folder / JOURNAL, job)
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.run.standing.close, "interrupted", "it could not be served")
+            self.journal = _journal(self.run.folder / JOURNAL, job)
+            undone.callback(self.journal.close)
             self.board = Board(self.journal, job.deployment.heartbeat_s)
             now_s = time.time()
             authority = Authority.open(place.folder, now_s) if place.is_secured else None
@@ -103,9 +105,7 @@ class Serving:
             )  # fmt: skip
             self.join_line = self.return_line = ""
             self._open(authority)
-        except BaseException:
-            self.journal.close()
-            raise
+            undone.pop_all()
 
     @property
     def clients(self) -> Sequence[str]:
