@@ -15,12 +15,13 @@ from typing import Any
 
 from lives import Ending, Life, together
 
-from roundelay.deployment import delivery, desk, device, joining  # noqa: F401
-from roundelay.deployment.delivery import Delivery
-from roundelay.deployment.device import JOINED
-from roundelay.deployment.hands import TrainerHands
-from roundelay.deployment.link import Link
-from roundelay.deployment.shelves import Answers
+from roundelay.deployment.device import delivery
+from roundelay.deployment.device.delivery import Delivery
+from roundelay.deployment.device.device import JOINED
+from roundelay.deployment.device.hands import TrainerHands
+from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.shelves import Answers
+from roundelay.deployment.front import desk  # noqa: F401
 from roundelay.serving import JOURNAL, OVER
 
 CLIENTS = ("c0", "c1", "c2", "c3")

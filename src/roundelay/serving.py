@@ -21,22 +21,22 @@ import tomli_w
 from roundelay.algorithms.protocol import num_groups
 from roundelay.client.exchange import Scalar, Site
 from roundelay.components import describe
-from roundelay.deployment.answers import limits_of, max_answer_bytes
 from roundelay.deployment.board import Board, Phase
-from roundelay.deployment.certificates import Authority, server_certificate, server_context
-from roundelay.deployment.dialling import Dialler, Dialling
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.front import Front
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.kits import ROSTER
+from roundelay.deployment.front.dialling import Dialler, Dialling
+from roundelay.deployment.front.front import Front
+from roundelay.deployment.front.server import Server
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.offered import offered_settings
-from roundelay.deployment.pinning import Address, join_line
-from roundelay.deployment.place import Place
 from roundelay.deployment.protocol import Briefing, Holding
-from roundelay.deployment.records import Run as JournalRun
-from roundelay.deployment.roster import Roster
-from roundelay.deployment.server import Server
-from roundelay.deployment.world import Deployed
+from roundelay.deployment.running.answers import limits_of, max_answer_bytes
+from roundelay.deployment.running.world import Deployed
+from roundelay.deployment.trust.certificates import Authority, server_certificate, server_context
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.kits import ROSTER
+from roundelay.deployment.trust.pinning import Address, join_line
+from roundelay.deployment.trust.place import Place
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected

@@ -9,8 +9,8 @@ import pytest
 from machines import SERVER_NAME, Pair, Process, two_machines, until
 
 from roundelay import config
-from roundelay.deployment.kits import provision
 from roundelay.deployment.protocol import PART_BYTES
+from roundelay.deployment.trust.kits import provision
 from roundelay.site import simulated
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()

@@ -7,8 +7,8 @@ import pytest
 from networks import small_job
 
 import roundelay as rd
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.place import Place
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.trust.place import Place
 from roundelay.errors import NoJournal, ServeError
 from roundelay.serving import JOURNAL, OVER, Serving, unfinished
 

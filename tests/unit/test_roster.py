@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 from fronts import Device, joining, place, within
 
-from roundelay.deployment import members, protocol
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.records import TaskState
-from roundelay.deployment.roster import Roster
+from roundelay.deployment import protocol
+from roundelay.deployment.journal.records import TaskState
+from roundelay.deployment.trust import members
+from roundelay.deployment.trust.identity import DeviceKey
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
 
 KEY_A, KEY_B, NOW_S, DAY_S = b"a" * 32, b"b" * 32, 1.8e9, 86_400.0
 INVITING = """
 import sys
 from pathlib import Path
-from roundelay.deployment.roster import Roster
+from roundelay.deployment.trust.roster import Roster
 roster = Roster(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

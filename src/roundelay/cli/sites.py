@@ -19,9 +19,9 @@ from roundelay.errors import ConfigError
 from roundelay.report.progress import shown
 
 if TYPE_CHECKING:  # what these are made of comes with an extra, which other commands do without
-    from roundelay.deployment.device import Device
-    from roundelay.deployment.hands import Hands
-    from roundelay.deployment.link import Link
+    from roundelay.deployment.device.device import Device
+    from roundelay.deployment.device.hands import Hands
+    from roundelay.deployment.device.link import Link
     from roundelay.deployment.protocol import Briefing
     from roundelay.serving import Serving
     from roundelay.site import Brought
@@ -76,7 +76,7 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
-    from roundelay.deployment.place import Place
+    from roundelay.deployment.trust.place import Place
     from roundelay.serving import Serving
 
     place = Place(folder, host, port, tuple(name or ()), insecure)
@@ -126,8 +126,8 @@ def join(
     verbose: Verbose = False,
 ) -> None:
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
-    from roundelay.deployment.device import Device
-    from roundelay.deployment.joining import enrolled, require_kit
+    from roundelay.deployment.device.device import Device
+    from roundelay.deployment.device.joining import enrolled, require_kit
     from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
@@ -172,9 +172,9 @@ def worker(
     verbose: Verbose = False,
 ) -> None:
     """Wait beside some data for coordinators that connect; the data never leaves."""
-    from roundelay.deployment.device import Device
-    from roundelay.deployment.reverse import Listener
-    from roundelay.deployment.worker import worker_loop
+    from roundelay.deployment.device.device import Device
+    from roundelay.deployment.device.reverse import Listener
+    from roundelay.deployment.device.worker import worker_loop
     from roundelay.site import Brought
 
     brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
@@ -191,7 +191,7 @@ def worker(
 
 
 async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels: bool) -> str:
-    from roundelay.deployment.agent import Agent
+    from roundelay.deployment.device.agent import Agent
     from roundelay.site import hands_for, holding
 
     def hands(briefing: "Briefing") -> "Hands":

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 
-from roundelay.deployment.journal import Journal
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.protocol import GONE_AFTER
-from roundelay.deployment.records import KeptTask
 
 log = logging.getLogger(__name__)
 
