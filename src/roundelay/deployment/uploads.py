@@ -20,8 +20,8 @@ class Uploads:
         self._db, self._blobs, self._max_bytes = db, blobs, max_bytes
         self._lock = threading.Lock()
         self._busy: set[str] = set()
-        # by client: how far its upload was hashed while it came, so that it is not read again when it is whole. One that
-        # was begun before a restart is not here, and is read
+        # by client: how far its upload was hashed while it came, so that it is not read again when it is whole. One
+        # that was begun before a restart is not here, and is read
         self._hashed: dict[str, tuple[int, hashlib._Hash]] = {}
         blobs.remove_unfinished({blobs.part(client) for (client,) in db.all("SELECT client FROM uploads")})
 
