@@ -180,9 +180,9 @@ class Standing:
         path = self._folder.path
         self._folder.sync()
         if self._best_version is not None:
-            save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors))
+            save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors, copy=False))
             self._best_version = None
-        save_weights(path / "last.pt", self._layout.unflatten(self.version.vectors))
+        save_weights(path / "last.pt", self._layout.unflatten(self.version.vectors, copy=False))
         kept = Checkpoint(self.version, self.memory.state(), self.virtual_ns, self._best, self.flights)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
         self.memory.checkpointed()

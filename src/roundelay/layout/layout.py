@@ -113,15 +113,16 @@ class Layout:
             joined(Kind.INTEGER_BUFFER, torch.int64),
         )
 
-    def unflatten(self, vectors: Vectors, local: bool = False) -> dict[str, Tensor]:
+    def unflatten(self, vectors: Vectors, local: bool = False, copy: bool = True) -> dict[str, Tensor]:
         """Return named copies in the model's own dtypes, for ``load_state_dict``; tied tensors under every name.
+        Without ``copy``, those whose dtype is that of the vectors are views of them, to be read at once.
 
         ``vectors`` hold what is shared, or what is ``local``; ``load_state_dict(..., strict=False)`` leaves the other
         tensors as they are.
         """
         state: dict[str, Tensor] = {}
         for spec, part in self._parts(vectors, local):
-            value = part.to(spec.dtype, copy=True).view(spec.shape)
+            value = part.to(spec.dtype, copy=copy).view(spec.shape)
             state.update(dict.fromkeys((spec.name, *spec.aliases), value))
         return state
 
