@@ -47,11 +47,11 @@ class JournalError(RoundelayError, RuntimeError):
     """
 
 
-class DiskError(JournalError):
+class DiskError(JournalError, RuntimeError):
     """The disk did not take what the journal gave it, being full perhaps; with the cause gone, the journal goes on."""
 
 
-class NoJournal(JournalError):
+class NoJournal(JournalError, LookupError):
     """There is no journal there, or one that a crash has kept from being begun."""
 
 
