@@ -17,8 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from roundelay.deployment.certificates import Authority, server_context
-from roundelay.deployment.pinning import client_context
+from roundelay.deployment.trust.certificates import Authority, server_context
+from roundelay.deployment.trust.pinning import client_context
 
 PIECE = 2**20
 HOST = "127.0.0.1"

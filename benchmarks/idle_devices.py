@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from roundelay.client.exchange import Answered
-from roundelay.deployment.agent import Agent
-from roundelay.deployment.device import Device
-from roundelay.deployment.hands import Done
-from roundelay.deployment.joining import enrolled
+from roundelay.deployment.device.agent import Agent
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.hands import Done
+from roundelay.deployment.device.joining import enrolled
 from roundelay.messages import Memory, Payload, Task
 
 

@@ -19,8 +19,8 @@ from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
 
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Opening, Run
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Opening, Run
 from roundelay.messages import Task
 
 CLIENTS = "abcdefgh"

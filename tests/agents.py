@@ -17,12 +17,12 @@ from torch import Tensor
 from roundelay import wire
 from roundelay.client.exchange import Answered, model_frame
 from roundelay.deployment import protocol as p
-from roundelay.deployment.agent import Agent
 from roundelay.deployment.board import Phase
-from roundelay.deployment.device import Device
-from roundelay.deployment.hands import CannotDo, Done
-from roundelay.deployment.link import Limits, Link
-from roundelay.deployment.pinning import Address
+from roundelay.deployment.device.agent import Agent
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.hands import CannotDo, Done
+from roundelay.deployment.device.link import Limits, Link
+from roundelay.deployment.trust.pinning import Address
 from roundelay.messages import Memory, Payload, Task
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from journals import admit, opened, quick_folder, sha256
 
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Ack, Fate, KeptTask, Opening, RoundState, TaskState, Verdict
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Ack, Fate, KeptTask, Opening, RoundState, TaskState, Verdict
 from roundelay.errors import JournalMismatch
 from roundelay.messages import Task, TaskKind
 

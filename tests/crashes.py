@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roundelay.deployment.disk import Disk
+from roundelay.deployment.journal.disk import Disk
 
 
 @dataclass(frozen=True)

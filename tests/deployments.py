@@ -10,7 +10,7 @@ from devices import Answering, Deployment, Turns, deployed
 from networks import Plain, small_job
 
 import roundelay as rd
-from roundelay.deployment.records import KeptTask
+from roundelay.deployment.journal.records import KeptTask
 from roundelay.errors import RoundelayError
 from roundelay.intake import ClientReport
 from roundelay.messages import Memory

@@ -14,11 +14,11 @@ from roundelay import wire
 from roundelay.client.exchange import Site, read_model
 from roundelay.components import describe
 from roundelay.deployment.board import Board
-from roundelay.deployment.hands import CannotDo, TrainerHands
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import KeptTask
-from roundelay.deployment.records import Run as JournalRun
-from roundelay.deployment.world import Deployed
+from roundelay.deployment.device.hands import CannotDo, TrainerHands
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import KeptTask
+from roundelay.deployment.journal.records import Run as JournalRun
+from roundelay.deployment.running.world import Deployed
 from roundelay.messages import Memory
 from roundelay.prepared import Prepared
 from roundelay.run import Run

@@ -16,10 +16,10 @@ from typing import Any
 from lives import Life
 from served import CLIENTS, Run, check
 
-from roundelay.deployment.hands import TrainerHands
-from roundelay.deployment.polls import Polls
-from roundelay.deployment.shelves import Answers
-from roundelay.deployment.uploads import Uploads
+from roundelay.deployment.device.hands import TrainerHands
+from roundelay.deployment.device.shelves import Answers
+from roundelay.deployment.front.polls import Polls
+from roundelay.deployment.journal.uploads import Uploads
 from roundelay.standing import Standing
 
 SOON_S = 20.0

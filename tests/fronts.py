@@ -21,15 +21,15 @@ from yarl import URL
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Board, Phase
-from roundelay.deployment.disk import Disk
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.front import Front
-from roundelay.deployment.identity import DeviceKey, encode
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Opening, Run
-from roundelay.deployment.roster import Roster
-from roundelay.deployment.server import Server
-from roundelay.deployment.signing import EMPTY_DIGEST, Request, sign
+from roundelay.deployment.front.front import Front
+from roundelay.deployment.front.server import Server
+from roundelay.deployment.journal.disk import Disk
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Opening, Run
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.identity import DeviceKey, encode
+from roundelay.deployment.trust.roster import Roster
+from roundelay.deployment.trust.signing import EMPTY_DIGEST, Request, sign
 from roundelay.messages import Task
 
 RUN = "one"

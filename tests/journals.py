@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roundelay.deployment.disk import Disk
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Ack, Fate, Opening, RoundState, Run, Verdict
+from roundelay.deployment.journal.disk import Disk
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Ack, Fate, Opening, RoundState, Run, Verdict
 from roundelay.messages import Task, TaskKind
 
 JOB = "num_rounds = 3\n[learner]\nlr = 0.1\n"

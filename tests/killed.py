@@ -14,19 +14,19 @@ from typing import Any
 from lives import Moment
 from served import CLIENTS, Run, check
 
-from roundelay.deployment import desk
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.clients import Clients
-from roundelay.deployment.delivery import Delivery
-from roundelay.deployment.hands import TrainerHands
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.link import Link
+from roundelay.deployment.device.delivery import Delivery
+from roundelay.deployment.device.hands import TrainerHands
+from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.shelves import Answers, Kept, Memories, Models
+from roundelay.deployment.front import desk
+from roundelay.deployment.journal.blobs import Blobs
+from roundelay.deployment.journal.clients import Clients
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Verdict
+from roundelay.deployment.journal.rounds import Rounds
+from roundelay.deployment.journal.tasks import Tasks
+from roundelay.deployment.journal.uploads import Uploads
 from roundelay.deployment.protocol import Receipt, Settled
-from roundelay.deployment.records import Verdict
-from roundelay.deployment.rounds import Rounds
-from roundelay.deployment.shelves import Answers, Kept, Memories, Models
-from roundelay.deployment.tasks import Tasks
-from roundelay.deployment.uploads import Uploads
 from roundelay.standing import Standing
 
 OF_SERVER: Sequence[tuple[type, str]] = (

@@ -16,7 +16,7 @@ import pytest
 
 AS_A_COMMAND = (sys.executable, "-c", "from roundelay.cli import main; main()")
 SERVER_NAME = "fl.example.org"
-RATE = "120mbit"
+RATE = "60mbit"
 
 
 def need_namespaces() -> None:

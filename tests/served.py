@@ -15,12 +15,13 @@ from typing import Any
 
 from lives import Ending, Life, together
 
-from roundelay.deployment import delivery, desk, device, joining  # noqa: F401
-from roundelay.deployment.delivery import Delivery
-from roundelay.deployment.device import JOINED
-from roundelay.deployment.hands import TrainerHands
-from roundelay.deployment.link import Link
-from roundelay.deployment.shelves import Answers
+from roundelay.deployment.device import delivery
+from roundelay.deployment.device.delivery import Delivery
+from roundelay.deployment.device.device import JOINED
+from roundelay.deployment.device.hands import TrainerHands
+from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.shelves import Answers
+from roundelay.deployment.front import desk  # noqa: F401
 from roundelay.serving import JOURNAL, OVER
 
 CLIENTS = ("c0", "c1", "c2", "c3")
@@ -180,8 +181,8 @@ class Run:
 
 
 def told(path: Path) -> None:
-    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and have it send
-    each answer in several parts.
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and send each
+    answer in several parts.
     """
     delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -158,7 +158,7 @@ class Job:
         Raises:
             MissingExtra: the extra ``serve`` is not installed.
         """
-        from roundelay.deployment.place import Place
+        from roundelay.deployment.trust.place import Place
         from roundelay.serving import Serving  # its extra is for those who serve
 
         serving = Serving(self.prepared(clients), Place(Path(folder), host, port, names, insecure))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from roundelay.course import ADMITTED, Ask, Course, End, ask_of
-from roundelay.deployment.federation import ARRIVAL, FINISHED
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Fate, KeptTask, Received, TaskState
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Fate, KeptTask, Received, TaskState
+from roundelay.deployment.running.federation import ARRIVAL, FINISHED
 from roundelay.errors import ConfigError
 from roundelay.serving import JOURNAL
 

@@ -11,7 +11,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,22 @@ import tomli_w
 from roundelay.algorithms.protocol import num_groups
 from roundelay.client.exchange import Scalar, Site
 from roundelay.components import describe
-from roundelay.deployment.answers import limits_of, max_answer_bytes
 from roundelay.deployment.board import Board, Phase
-from roundelay.deployment.certificates import Authority, server_certificate, server_context
-from roundelay.deployment.dialling import Dialler, Dialling
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.front import Front
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.kits import ROSTER
+from roundelay.deployment.front.dialling import Dialler, Dialling
+from roundelay.deployment.front.front import Front
+from roundelay.deployment.front.server import Server
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.offered import offered_settings
-from roundelay.deployment.pinning import Address, join_line
-from roundelay.deployment.place import Place
 from roundelay.deployment.protocol import Briefing, Holding
-from roundelay.deployment.records import Run as JournalRun
-from roundelay.deployment.roster import Roster
-from roundelay.deployment.server import Server
-from roundelay.deployment.world import Deployed
+from roundelay.deployment.running.answers import limits_of, max_answer_bytes
+from roundelay.deployment.running.world import Deployed
+from roundelay.deployment.trust.certificates import Authority, server_certificate, server_context
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.kits import ROSTER
+from roundelay.deployment.trust.pinning import Address, join_line
+from roundelay.deployment.trust.place import Place
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
 from roundelay.federation import Plan, Version
 from roundelay.guard import Expected
@@ -68,7 +68,9 @@ _DAY_S = 86_400.0
 
 
 class Serving:
-    """One run, its door open from the beginning; iterate over ``rounds()`` to train. Sites type ``join_line``."""
+    """One run, its door open from the beginning; iterate over ``rounds()`` to train. Sites type ``join_line``, and
+    ``return_line`` where they have joined before.
+    """
 
     def __init__(self, job: Prepared, place: Place) -> None:
         """Find the run that was going on, or begin one, and open the door.
@@ -84,8 +86,10 @@ class Serving:
         self._deployed: Deployed | None = None
         self._dialling: Dialling | None = None
         assert self.run.folder is not None
-        self.journal = _journal(self.run.folder / JOURNAL, job)
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.run.standing.close, "interrupted", "it could not be served")
+            self.journal = _journal(self.run.folder / JOURNAL, job)
+            undone.callback(self.journal.close)
             self.board = Board(self.journal, job.deployment.heartbeat_s)
             now_s = time.time()
             authority = Authority.open(place.folder, now_s) if place.is_secured else None
@@ -99,11 +103,9 @@ class Serving:
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
-            self.join_line = ""
+            self.join_line = self.return_line = ""
             self._open(authority)
-        except BaseException:
-            self.journal.close()
-            raise
+            undone.pop_all()
 
     @property
     def clients(self) -> Sequence[str]:
@@ -254,6 +256,7 @@ class Serving:
         seats = len(strangers)
         token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
         self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
+        self.return_line = _line(self.address, self.pin, "")
 
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}

@@ -12,9 +12,9 @@ from networks import Awkward, Plain, federated, small_job
 from own_workflows import fedavg
 
 import roundelay as rd
-from roundelay.deployment.asking import Asking
-from roundelay.deployment.federation import DeployedFederation
-from roundelay.deployment.records import KeptTask
+from roundelay.deployment.journal.records import KeptTask
+from roundelay.deployment.running.asking import Asking
+from roundelay.deployment.running.federation import DeployedFederation
 from roundelay.errors import RoundelayError
 from roundelay.messages import Memory, Task
 
@@ -126,7 +126,7 @@ def test_edges_that_are_not_equally_far_go_on_where_each_of_them_stood(tmp_path:
 
 
 def one_round_for_all_edges(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("roundelay.deployment.federation.min", lambda cohort, default: "", raising=False)
+    patch.setattr("roundelay.deployment.running.federation.min", lambda cohort, default: "", raising=False)
 
 
 def nothing_is_known_beyond_what_is_not(patch: pytest.MonkeyPatch) -> None:

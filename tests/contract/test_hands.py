@@ -19,7 +19,7 @@ from roundelay.algorithms.protocol import rehearse
 from roundelay.client.exchange import Scalar, Site
 from roundelay.client.launch import ScriptLearner
 from roundelay.components import describe
-from roundelay.deployment.hands import CannotDo, Done, ScriptHands, TrainerHands
+from roundelay.deployment.device.hands import CannotDo, Done, ScriptHands, TrainerHands
 from roundelay.errors import LayoutError
 from roundelay.layout import Layout
 from roundelay.messages import Lost, Memory, Payload, Task, TaskKind

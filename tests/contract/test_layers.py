@@ -60,41 +60,41 @@ def test_every_file_belongs_to_a_room_and_imports_only_from_its_own_or_lower_one
             assert {room, imported} != WORLDS, f"{relative} imports {imported}: the two worlds do not know each other"
 
 
-def test_who_is_who_stands_on_the_vocabulary_alone() -> None:
-    """What proves identities is small enough to be read whole: nothing of torch, models or rounds is behind it."""
-    for name in ("identity", "roster", "certificates", "pinning", "signing", "kits", "members", "doors"):
-        path = SOURCE / "deployment" / f"{name}.py"
-        assert rooms_imported(path) <= {"errors", "files", "deployment"}, path
+WORDS = {"protocol", "offered", "greeting", "patience"}
+"""What both sides of a deployment share."""
+
+DEPLOYED = {
+    "journal": (set(), {"errors", "messages"}),  # it can be read, and recovered from, without a model at hand
+    "trust": (WORDS, {"errors", "files"}),  # what proves identities is small enough to be read whole
+    "front": (
+        WORDS | {"board", "trust", "journal"},
+        {"errors"},
+    ),  # what strangers reach runs no model
+    "running": (WORDS | {"board", "journal"}, set(HEIGHT)),
+    "device": (WORDS | {"trust", "journal"}, set(HEIGHT)),
+    "doctor": (WORDS | {"trust", "front", "device"}, set(HEIGHT)),
+}
+"""Which of its own rooms, and which others, each room of ``deployment`` may import."""
+
+
+def test_each_room_of_deployment_knows_what_it_needs_and_no_more() -> None:
+    for room, (inside, outside) in DEPLOYED.items():
+        files = sorted((SOURCE / "deployment" / room).glob("*.py"))
+        assert files, room
+        for path in files:
+            assert rooms_imported(path) <= {"deployment", *outside}, path
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("roundelay.deployment"):
+                    parts = str(node.module).split(".")
+                    named = {parts[2]} if len(parts) > 2 else {alias.name for alias in node.names}
+                    assert named <= {room, *inside}, f"{path}: {named}"
+    assert {p.name for p in (SOURCE / "deployment").iterdir() if p.is_dir() and p.name[0] != "_"} == set(DEPLOYED)
 
 
 def test_simulation_and_deployment_know_nothing_of_each_other() -> None:
     for room, other in (("simulation", "deployment"), ("deployment", "simulation")):
         for path in (SOURCE / room).rglob("*.py"):
             assert other not in rooms_imported(path), path
-
-
-def test_the_journal_needs_vocabulary_only() -> None:
-    """So that it can be read, and recovered from, without an algorithm or a model at hand."""
-    for name in ("journal", "records", "rounds", "tasks", "clients", "uploads", "blobs", "database", "disk"):
-        rooms = rooms_imported(SOURCE / "deployment" / f"{name}.py")
-        assert rooms <= {"deployment", "errors", "messages"}, name
-
-
-def test_the_front_moves_bytes_and_facts_only() -> None:
-    """No model, and no code of a job, is behind what strangers talk to."""
-    for name in (
-        "front",
-        "lobby",
-        "desk",
-        "admission",
-        "polls",
-        "sending",
-        "receiving",
-        "problems",
-        "routes",
-        "server",
-    ):
-        assert rooms_imported(SOURCE / "deployment" / f"{name}.py") <= {"deployment", "errors"}, name
 
 
 def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only_between_local_processes() -> None:

@@ -17,7 +17,7 @@ LOADS = {("torch", "load"), ("torch", "jit"), ("np", "load"), ("numpy", "load"),
 ALLOWED = {
     ("client/launch.py", "compile"): "the script of whoever starts the client: a file of this machine",
     ("client/launch.py", "exec"): "the same",
-    ("deployment/front.py", "getattr"): "a handler's name is that of a route in routes.py",
+    ("deployment/front/front.py", "getattr"): "a handler's name is that of a route in routes.py",
     ("deployment/greeting.py", "getattr"): "names of socket options that stand in the file",
 }
 """What is there for a reason; ``getattr`` with a name that stands in the code is no look-up by a foreign name."""

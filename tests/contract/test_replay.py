@@ -9,7 +9,7 @@ from networks import small_job
 
 import roundelay as rd
 from roundelay.course import ADMITTED, Course
-from roundelay.deployment.records import KeptTask
+from roundelay.deployment.journal.records import KeptTask
 from roundelay.errors import ConfigError
 
 REAL = ("seconds", "virtual_s", "bytes_up")

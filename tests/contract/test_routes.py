@@ -10,14 +10,14 @@ from aiohttp import web
 from fronts import MODEL, Device, Place, part_of, place, within
 from journals import sha256
 
-from roundelay.deployment import admission
 from roundelay.deployment import protocol as p
-from roundelay.deployment.clients import Clients
-from roundelay.deployment.front import Front
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.records import TaskState, Verdict
-from roundelay.deployment.routes import ROUTES, openapi
-from roundelay.deployment.tasks import Tasks
+from roundelay.deployment.front import admission
+from roundelay.deployment.front.front import Front
+from roundelay.deployment.front.routes import ROUTES, openapi
+from roundelay.deployment.journal.clients import Clients
+from roundelay.deployment.journal.records import TaskState, Verdict
+from roundelay.deployment.journal.tasks import Tasks
+from roundelay.deployment.trust.identity import DeviceKey
 
 OPEN = {"/authority.crt", p.HELLO, p.JOIN, p.HEALTH, p.READY, p.STATS, p.OPENAPI}
 SIGNED = [route.name for route in ROUTES if route.signed]

@@ -15,8 +15,8 @@ from networks import small_job
 import roundelay as rd
 from roundelay import serving as module
 from roundelay.deployment.board import Phase
+from roundelay.deployment.journal.rounds import Rounds as JournalRounds
 from roundelay.deployment.protocol import Holding
-from roundelay.deployment.rounds import Rounds as JournalRounds
 from roundelay.errors import ConfigError, DiskError, RoundelayError
 from roundelay.messages import Memory
 from roundelay.serving import Place, Serving, unfinished

@@ -9,8 +9,8 @@ import pytest
 from machines import SERVER_NAME, Pair, Process, two_machines, until
 
 from roundelay import config
-from roundelay.deployment.kits import provision
 from roundelay.deployment.protocol import PART_BYTES
+from roundelay.deployment.trust.kits import provision
 from roundelay.site import simulated
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text()
@@ -80,7 +80,7 @@ def test_a_link_that_is_cut_in_mid_upload_costs_a_part_and_no_bit(tmp_path: Path
             before = pair.site.sent_bytes()
             for client in clients:
                 client.wait_for(f"task .*round {number}")
-            until(lambda: pair.site.sent_bytes() > before + 2 * both // 3 or serving.is_over, "an upload")  # noqa: B023
+            until(lambda: pair.site.sent_bytes() > before + 9 * both // 10 or serving.is_over, "an upload")  # noqa: B023
             assert not serving.has_said(f"round {number}/2"), "too late: the answers are there already"
             pair.cut()
             time.sleep(down_s)
@@ -90,7 +90,7 @@ def test_a_link_that_is_cut_in_mid_upload_costs_a_part_and_no_bit(tmp_path: Path
         came = sha256_of(serving)
         for client in clients:
             assert client.ended() == 0, client.said
-            assert "it goes on: the server answers" in client.said
+        assert any("it goes on: the server answers" in client.said for client in clients), "nobody noticed"
     for num_bytes in sent:
         assert both < num_bytes < 1.05 * both + len(SITES) * PART_BYTES, "more than a part of each was sent again"
     assert not [file for kit in kits for file in kit.glob("answers/*/*")], "what the server has is not kept"

@@ -28,11 +28,11 @@ from agents import (
 )
 from fronts import RUN, Place, place, within
 
-from roundelay.deployment import delivery
-from roundelay.deployment.device import Device
-from roundelay.deployment.link import Limits, Link
-from roundelay.deployment.records import TaskState
-from roundelay.deployment.shelves import Answers, Models
+from roundelay.deployment.device import delivery
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.link import Limits, Link
+from roundelay.deployment.device.shelves import Answers, Models
+from roundelay.deployment.journal.records import TaskState
 from roundelay.errors import DeviceError
 
 PART = 256 * 1024

@@ -23,12 +23,12 @@ import roundelay as rd
 from roundelay import wire
 from roundelay.client.exchange import Answered, model_frame
 from roundelay.deployment.board import Board
-from roundelay.deployment.calls import Calls
-from roundelay.deployment.federation import DeployedFederation
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import KeptTask, RoundState, TaskState, Verdict
-from roundelay.deployment.rounds import Rounds
-from roundelay.deployment.tasks import Tasks
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import KeptTask, RoundState, TaskState, Verdict
+from roundelay.deployment.journal.rounds import Rounds
+from roundelay.deployment.journal.tasks import Tasks
+from roundelay.deployment.running.calls import Calls
+from roundelay.deployment.running.federation import DeployedFederation
 from roundelay.errors import RoundelayError
 from roundelay.guard import Guard
 from roundelay.messages import Task

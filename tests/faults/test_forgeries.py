@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roundelay.deployment import signing as ours
-from roundelay.deployment.identity import Counter, DeviceKey
+from roundelay.deployment.trust import signing as ours
+from roundelay.deployment.trust.identity import Counter, DeviceKey
 
 NOW_S = 1_800_000_000.0
 DAY_S = 86_400.0

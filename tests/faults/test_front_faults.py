@@ -17,11 +17,11 @@ from fronts import RUN, Device, Place, head, part_of, place, within
 from journals import quick_folder, sha256
 
 from roundelay.deployment import protocol as p
-from roundelay.deployment.desk import Desk
-from roundelay.deployment.disk import Disk
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.receiving import Intake, Part
-from roundelay.deployment.records import Verdict
+from roundelay.deployment.front.desk import Desk
+from roundelay.deployment.front.receiving import Intake, Part
+from roundelay.deployment.journal.disk import Disk
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Verdict
 from roundelay.errors import JournalError
 
 ANSWER = bytes(range(256)) * 20

@@ -14,11 +14,11 @@ import pytest
 from crashes import Model, Picture, Recorder, Step, materialise, pictures
 from journals import check, opened, quick_folder, result, serve
 
-from roundelay.deployment import database
-from roundelay.deployment.database import Database
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import KeptTask, TaskState
-from roundelay.deployment.tasks import Tasks
+from roundelay.deployment.journal import database
+from roundelay.deployment.journal.database import Database
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import KeptTask, TaskState
+from roundelay.deployment.journal.tasks import Tasks
 
 
 def recorded(disk_of: type[Recorder] = Recorder) -> tuple[Recorder, tuple[object, ...]]:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from journals import accepted, begun, check, opened, quick_folder, result, serve, sha256
 
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.disk import Disk, Fuse, write_all
-from roundelay.deployment.journal import Journal
+from roundelay.deployment.journal.blobs import Blobs
+from roundelay.deployment.journal.disk import Disk, Fuse, write_all
+from roundelay.deployment.journal.journal import Journal
 from roundelay.errors import JournalError
 
 HOWS = ("full", "broken", "broken after", "short", "short, then full")
@@ -212,7 +212,7 @@ def believe_in_whole_writes(patch: pytest.MonkeyPatch) -> None:
     def write(disk: Disk, file: int, data: bytes, offset: int) -> None:
         disk.write(file, memoryview(data), offset)
 
-    patch.setattr("roundelay.deployment.blobs.write_all", write)
+    patch.setattr("roundelay.deployment.journal.blobs.write_all", write)
 
 
 def acknowledge_what_was_not_committed(patch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def acknowledge_what_was_not_committed(patch: pytest.MonkeyPatch) -> None:
 
 
 def leave_transactions_open(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("roundelay.deployment.database.Database._roll_back", lambda self: None)
+    patch.setattr("roundelay.deployment.journal.database.Database._roll_back", lambda self: None)
 
 
 PLANTINGS: dict[str, tuple[Planting, str]] = {

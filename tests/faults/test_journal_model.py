@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from conversations import converse
 
-from roundelay.deployment import database
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Ack, KeptTask, TaskState, Verdict
-from roundelay.deployment.rounds import Rounds
-from roundelay.deployment.tasks import Tasks
+from roundelay.deployment.journal import database
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Ack, KeptTask, TaskState, Verdict
+from roundelay.deployment.journal.rounds import Rounds
+from roundelay.deployment.journal.tasks import Tasks
 from roundelay.errors import JournalError, JournalMismatch
 from roundelay.messages import Task
 

@@ -19,9 +19,9 @@ DRIVER = """
 import json, os, pickle, random, resource, signal, sys, traceback
 from pathlib import Path
 from journals import accepted, begun, check, opened, result, serve
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Ack, Verdict
+from roundelay.deployment.journal.blobs import Blobs
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Ack, Verdict
 from roundelay.errors import JournalError
 
 # ---- kill -9

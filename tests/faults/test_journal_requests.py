@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from journals import opened, quick_folder, sha256
 
-from roundelay.deployment.clients import Clients
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Participant
+from roundelay.deployment.journal.clients import Clients
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Participant
 
 CLIENT = st.sampled_from("ab")
 KEY = st.sampled_from([sha256(b"a key"), sha256(b"another key")])

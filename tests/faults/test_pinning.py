@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from loopback import context_of, handshake, only_tls_1_1, serving
 
-from roundelay.deployment import pinning
-from roundelay.deployment.certificates import AUTHORITY_PUBLIC, Authority, server_context
-from roundelay.deployment.pinning import AUTHORITY_PATH, Address, client_context, trusted_authority
+from roundelay.deployment.trust import pinning
+from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, Authority, server_context
+from roundelay.deployment.trust.pinning import AUTHORITY_PATH, Address, client_context, trusted_authority
 from roundelay.errors import IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's
@@ -130,7 +130,7 @@ def test_an_impostor_is_refused(check: Callable[[Path], None], tmp_path: Path) -
 
 
 def compares_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("roundelay.deployment.pinning.hmac.compare_digest", lambda one, other: True)
+    patch.setattr("roundelay.deployment.trust.pinning.hmac.compare_digest", lambda one, other: True)
 
 
 def trusts_everybody(patch: pytest.MonkeyPatch) -> None:

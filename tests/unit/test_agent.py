@@ -10,14 +10,14 @@ from agents import Party, answer_in, answered, beside, model, over, payload, sha
 from fronts import RUN, Place, briefing_for, place, within
 
 from roundelay.client.exchange import Answered, Scalar
-from roundelay.deployment import agent
-from roundelay.deployment.agent import Agent
 from roundelay.deployment.board import Phase
-from roundelay.deployment.device import Device
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.link import Link
+from roundelay.deployment.device import agent
+from roundelay.deployment.device.agent import Agent
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.link import Link
+from roundelay.deployment.journal.records import Fate, TaskState
 from roundelay.deployment.protocol import Briefing, Offer
-from roundelay.deployment.records import Fate, TaskState
+from roundelay.deployment.trust.doors import Doors
 from roundelay.errors import DeviceError
 from roundelay.messages import Task
 

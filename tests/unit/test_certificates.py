@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from roundelay.deployment.certificates import (
+from roundelay.deployment.trust.certificates import (
     AUTHORITY_PUBLIC,
     AUTHORITY_SECRET,
     RENEW_DAYS,
@@ -17,8 +17,8 @@ from roundelay.deployment.certificates import (
     server_certificate,
     server_context,
 )
-from roundelay.deployment.identity import write_secret
-from roundelay.deployment.pinning import Address, join_line
+from roundelay.deployment.trust.identity import write_secret
+from roundelay.deployment.trust.pinning import Address, join_line
 from roundelay.errors import IdentityError
 
 NOW_S = 1_800_000_000.0

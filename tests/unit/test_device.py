@@ -10,10 +10,10 @@ from agents import payload, sha256
 
 from roundelay import wire
 from roundelay.client.exchange import Answered, model_frame
-from roundelay.deployment.certificates import Authority
-from roundelay.deployment.device import Device
-from roundelay.deployment.identity import DeviceKey
+from roundelay.deployment.device.device import Device
 from roundelay.deployment.protocol import Offer
+from roundelay.deployment.trust.certificates import Authority
+from roundelay.deployment.trust.identity import DeviceKey
 from roundelay.errors import DeviceError, IdentityError, WireError
 
 NOW_S = 1_800_000_000.0

@@ -16,14 +16,15 @@ from loopback import context_of, serving
 from typer.testing import CliRunner
 
 from roundelay import cli
-from roundelay.deployment import doctor_server, protocol
-from roundelay.deployment.certificates import Authority, server_context
-from roundelay.deployment.device import Device
-from roundelay.deployment.doctor import examine_site
-from roundelay.deployment.doctor_server import examine_server
-from roundelay.deployment.findings import Finding
-from roundelay.deployment.kits import provision
-from roundelay.deployment.roster import Roster
+from roundelay.deployment import protocol
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.doctor import server as doctor_server
+from roundelay.deployment.doctor.findings import Finding
+from roundelay.deployment.doctor.server import examine_server
+from roundelay.deployment.doctor.site import examine_site
+from roundelay.deployment.trust.certificates import Authority, server_context
+from roundelay.deployment.trust.kits import provision
+from roundelay.deployment.trust.roster import Roster
 
 NOW_S = time.time()
 NAMES = ["127.0.0.1", "localhost"]
@@ -188,7 +189,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise findings_module.PackageNotFoundError(name)
 
-    findings_module = sys.modules["roundelay.deployment.findings"]
+    findings_module = sys.modules["roundelay.deployment.doctor.findings"]
     monkeypatch.setattr(findings_module, "version", missing)
     assert "pip install" in line(examine_site("x", "", None), "software")[1]
 

@@ -10,14 +10,14 @@ from journals import sha256
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Phase
-from roundelay.deployment.desk import Desk
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.polls import Polls
-from roundelay.deployment.problems import STATUS
-from roundelay.deployment.records import TaskState, Verdict
-from roundelay.deployment.uploads import Uploads
+from roundelay.deployment.front.desk import Desk
+from roundelay.deployment.front.polls import Polls
+from roundelay.deployment.front.problems import STATUS
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import TaskState, Verdict
+from roundelay.deployment.journal.uploads import Uploads
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.identity import DeviceKey
 
 ANSWER = bytes(range(256)) * 40
 ACCEPTED = p.Settled(verdict=Verdict.ACCEPTED, number=1, duplicate=False)

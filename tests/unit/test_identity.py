@@ -14,15 +14,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roundelay.deployment import identity
-from roundelay.deployment.certificates import (
+from roundelay.deployment.trust import identity
+from roundelay.deployment.trust.certificates import (
     AUTHORITY_SECRET,
     SERVER_SECRET,
     Authority,
     server_certificate,
 )
-from roundelay.deployment.identity import Counter, DeviceKey, checked_name, decode, encode, read_secret, write_secret
-from roundelay.deployment.roster import Roster, Token
+from roundelay.deployment.trust.identity import (
+    Counter,
+    DeviceKey,
+    checked_name,
+    decode,
+    encode,
+    read_secret,
+    write_secret,
+)
+from roundelay.deployment.trust.roster import Roster, Token
 from roundelay.errors import IdentityError, MissingExtra
 
 NOW_S = 1_800_000_000.0
@@ -39,7 +47,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     with pytest.raises(MissingExtra, match=r"'cryptography' is not installed.*roundelay\[serve\]"):
-        importlib.import_module("roundelay.deployment.signing")
+        importlib.import_module("roundelay.deployment.trust.signing")
 
 
 # ---- device keys ----------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from roundelay.deployment import members
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.roster import Roster
+from roundelay.deployment.trust import members
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
 
 NOW_S = 1_800_000_000.0

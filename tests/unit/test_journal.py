@@ -9,8 +9,8 @@ import pytest
 from crashes import Recorder
 from journals import JOB, RUN, accepted, begun, key_of, opened, sha256
 
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Answer, Participant, Run, Verdict
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Answer, Participant, Run, Verdict
 from roundelay.errors import JournalError, JournalMismatch
 
 NOBODY = "0" * 64

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from journals import accepted, begun, opened, sha256
 
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Ack, Fate, Opening, Verdict
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Ack, Fate, Opening, Verdict
 from roundelay.errors import JournalError, JournalMismatch
 from roundelay.messages import Task
 

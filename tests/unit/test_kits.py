@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from roundelay.deployment import kits
-from roundelay.deployment.certificates import Authority
-from roundelay.deployment.identity import DeviceKey, encode
-from roundelay.deployment.kits import provision
-from roundelay.deployment.roster import Roster
+from roundelay.deployment.trust import kits
+from roundelay.deployment.trust.certificates import Authority
+from roundelay.deployment.trust.identity import DeviceKey, encode
+from roundelay.deployment.trust.kits import provision
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
 
 NOW_S = 1_800_000_000.0

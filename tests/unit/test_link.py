@@ -12,17 +12,17 @@ from agents import Clock
 from aiohttp import web
 from fronts import DAY_S, RUN, Place, place, within
 
-from roundelay.deployment import replies
-from roundelay.deployment.certificates import AUTHORITY_PUBLIC, Authority, server_context
-from roundelay.deployment.device import Device
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.joining import enrolled, server_address
-from roundelay.deployment.kits import provision
-from roundelay.deployment.link import Limits, Link
+from roundelay.deployment.device import replies
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.joining import enrolled, server_address
+from roundelay.deployment.device.link import Limits, Link
+from roundelay.deployment.device.trouble import Again, Refusal, Unreachable
 from roundelay.deployment.patience import Backoff, Patience
-from roundelay.deployment.pinning import Address
 from roundelay.deployment.protocol import Problem
-from roundelay.deployment.trouble import Again, Refusal, Unreachable
+from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, Authority, server_context
+from roundelay.deployment.trust.identity import DeviceKey
+from roundelay.deployment.trust.kits import provision
+from roundelay.deployment.trust.pinning import Address
 from roundelay.errors import DeviceError, IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's

@@ -9,11 +9,11 @@ from fronts import place
 from typer.testing import CliRunner
 
 from roundelay import cli
-from roundelay.deployment.certificates import Authority, server_context
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.pinning import Address
-from roundelay.deployment.place import Place, last_address, settled
-from roundelay.deployment.roster import Roster
+from roundelay.deployment.trust.certificates import Authority, server_context
+from roundelay.deployment.trust.identity import DeviceKey
+from roundelay.deployment.trust.pinning import Address
+from roundelay.deployment.trust.place import Place, last_address, settled
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
 
 NOW_S = time.time()

@@ -13,14 +13,14 @@ import pytest
 from agents import Clock, Doubler, answered, model, over, until
 from fronts import RUN, Place, briefing_for, place, within
 
-from roundelay.deployment.agent import Agent
-from roundelay.deployment.certificates import Authority, server_context
-from roundelay.deployment.device import Device
-from roundelay.deployment.dialling import Dialler
+from roundelay.deployment.device.agent import Agent
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.reverse import Listener
+from roundelay.deployment.device.worker import worker_loop
+from roundelay.deployment.front.dialling import Dialler
 from roundelay.deployment.greeting import COORDINATOR, MAX_GREETING_BYTES, Greeting, Worker
-from roundelay.deployment.link import Link
-from roundelay.deployment.reverse import Listener
-from roundelay.deployment.worker import worker_loop
+from roundelay.deployment.trust.certificates import Authority, server_context
 from roundelay.errors import DeviceError, IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's

@@ -1,5 +1,6 @@
 """One roster, several processes: what an administrator changes holds at once, wherever it is read."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,17 +9,18 @@ from pathlib import Path
 import pytest
 from fronts import Device, joining, place, within
 
-from roundelay.deployment import members, protocol
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.records import TaskState
-from roundelay.deployment.roster import Roster
+from roundelay.deployment import protocol
+from roundelay.deployment.journal.records import TaskState
+from roundelay.deployment.trust import members
+from roundelay.deployment.trust.identity import DeviceKey
+from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
 
 KEY_A, KEY_B, NOW_S, DAY_S = b"a" * 32, b"b" * 32, 1.8e9, 86_400.0
 INVITING = """
 import sys
 from pathlib import Path
-from roundelay.deployment.roster import Roster
+from roundelay.deployment.trust.roster import Roster
 roster = Roster(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -114,6 +116,7 @@ def test_a_revoked_client_is_out_with_its_next_request_and_nobody_waits_for_it()
             assert (kept.state, kept.reason) == (TaskState.LOST, "client 'a' was revoked")
             assert here.news[-1] == 1
             assert not here.board.is_present("a")
+            assert here.board.silent_s("a") == math.inf, "what it is asked next is lost at once"
             assert (await other.poll()).status == 200
 
     with place() as here:

@@ -16,12 +16,12 @@ from aiohttp import web
 from fronts import Device, Place, head, joining, place, waits, within
 
 from roundelay.deployment import protocol as p
-from roundelay.deployment import server as servers
-from roundelay.deployment.certificates import AUTHORITY_PUBLIC, server_certificate, server_context
-from roundelay.deployment.doors import Doors
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.pinning import client_context
-from roundelay.deployment.server import Server
+from roundelay.deployment.front import server as servers
+from roundelay.deployment.front.server import Server
+from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, server_certificate, server_context
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.identity import DeviceKey
+from roundelay.deployment.trust.pinning import client_context
 from roundelay.errors import ServeError
 
 ANSWER = bytes(range(256)) * 20

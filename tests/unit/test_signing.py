@@ -14,8 +14,8 @@ from http_message_signatures import (
     algorithms,
 )
 
-from roundelay.deployment.identity import DeviceKey
-from roundelay.deployment.signing import (
+from roundelay.deployment.trust.identity import DeviceKey
+from roundelay.deployment.trust.signing import (
     MAX_SEQUENCE,
     Claim,
     Reason,

@@ -18,7 +18,7 @@ from roundelay.client.session import _algorithm
 from roundelay.components import describe
 from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
-from roundelay.deployment.hands import Hands, ScriptHands, TrainerHands
+from roundelay.deployment.device.hands import Hands, ScriptHands, TrainerHands
 from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.errors import ClientError, ConfigError, DataError, LayoutError, WireError

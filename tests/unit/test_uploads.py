@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from journals import accepted, begun, key_of, opened, sha256
 
-from roundelay.deployment.blobs import Blobs
-from roundelay.deployment.disk import Disk
-from roundelay.deployment.journal import Journal
-from roundelay.deployment.records import Checkpoint, Denial, Fate, RequestDenied, Verdict
-from roundelay.deployment.uploads import Uploads
+from roundelay.deployment.journal.blobs import Blobs
+from roundelay.deployment.journal.disk import Disk
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import Checkpoint, Denial, Fate, RequestDenied, Verdict
+from roundelay.deployment.journal.uploads import Uploads
 from roundelay.errors import JournalError, JournalMismatch
 from roundelay.messages import Task
 
@@ -220,7 +220,7 @@ def test_a_part_that_is_hashed_before_it_is_written_is_found_out(
 
     hashing: list[Uploads] = []
     monkeypatch.setattr(Blobs, "append", planted)
-    monkeypatch.setattr("roundelay.deployment.journal.Uploads", Planted)
+    monkeypatch.setattr("roundelay.deployment.journal.journal.Uploads", Planted)
     with pytest.raises(RequestDenied, match="do not have the SHA-256"):
         check_a_part_that_came_twice(tmp_path / "run")
 

@@ -38,8 +38,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at everything that a client or a server needs; exit status 1 if something is wrong."""
-    from roundelay.deployment.doctor import examine_site
-    from roundelay.deployment.doctor_server import examine_server
+    from roundelay.deployment.doctor.server import examine_server
+    from roundelay.deployment.doctor.site import examine_site
 
     if (url is None) == (server is None):
         raise ConfigError("give the server's URL at a site, or --server FOLDER at the server")

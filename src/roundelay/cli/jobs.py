@@ -146,7 +146,7 @@ def sweep(
 
 def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> None:
     from roundelay.deployment.greeting import Worker
-    from roundelay.deployment.place import Place
+    from roundelay.deployment.trust.place import Place
     from roundelay.serving import Serving
     from roundelay.site import simulated
 

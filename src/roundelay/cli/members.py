@@ -12,8 +12,8 @@ from roundelay.cli.common import SERVER_FOLDER, ServerFolder, console, say
 from roundelay.errors import IdentityError
 
 if TYPE_CHECKING:  # what these are made of comes with an extra, which other commands do without
-    from roundelay.deployment.members import Member
-    from roundelay.deployment.roster import Roster
+    from roundelay.deployment.trust.members import Member
+    from roundelay.deployment.trust.roster import Roster
 
 app = typer.Typer(no_args_is_help=True, help="Who may take part in the runs of a server, also while one runs.")
 kits = typer.Typer()
@@ -48,10 +48,10 @@ def clients_invite(
     folder: ServerFolder = SERVER_FOLDER,
 ) -> None:
     """Make a join line for one client, which is good once. For a client that has joined: for its new machine."""
-    from roundelay.deployment.certificates import Authority
-    from roundelay.deployment.pinning import Address, join_line
-    from roundelay.deployment.place import last_address
-    from roundelay.deployment.roster import Roster
+    from roundelay.deployment.trust.certificates import Authority
+    from roundelay.deployment.trust.pinning import Address, join_line
+    from roundelay.deployment.trust.place import last_address
+    from roundelay.deployment.trust.roster import Roster
 
     where = last_address(folder) if address is None else Address.of(address)
     if where is None:
@@ -95,9 +95,9 @@ def provision(
     ] = False,
 ) -> None:
     """Write a kit for the server and one for each site, to be handed out."""
-    from roundelay.deployment.certificates import Authority
-    from roundelay.deployment.kits import README
-    from roundelay.deployment.kits import provision as write
+    from roundelay.deployment.trust.certificates import Authority
+    from roundelay.deployment.trust.kits import README
+    from roundelay.deployment.trust.kits import provision as write
 
     now_s = time.time()
     write(folder, name, site, now_s=now_s, port=port, token_days=days, with_keys=with_keys)
@@ -108,13 +108,13 @@ def provision(
 
 
 def _file(folder: Path) -> Path:
-    from roundelay.deployment.kits import ROSTER
+    from roundelay.deployment.trust.kits import ROSTER
 
     return folder / ROSTER
 
 
 def _roster(folder: Path) -> "Roster":
-    from roundelay.deployment.roster import Roster
+    from roundelay.deployment.trust.roster import Roster
 
     if not _file(folder).exists():
         raise IdentityError(f"{folder}: no server keeps its clients there; give the folder that it was started with "
@@ -133,11 +133,11 @@ def _state(member: "Member", now_s: float) -> str:
 
 def _silent_s(folder: Path) -> dict[str, float] | None:
     """Return how long ago each client was heard of by the server, None where that does not run, or cannot be asked."""
-    from roundelay.deployment.certificates import AUTHORITY_PUBLIC
-    from roundelay.deployment.looking import ask
-    from roundelay.deployment.pinning import client_context
-    from roundelay.deployment.place import last_address
+    from roundelay.deployment.doctor.looking import ask
     from roundelay.deployment.protocol import STATS
+    from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC
+    from roundelay.deployment.trust.pinning import client_context
+    from roundelay.deployment.trust.place import last_address
 
     address = last_address(folder)
     if address is None:

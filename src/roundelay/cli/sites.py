@@ -20,9 +20,9 @@ from roundelay.errors import ConfigError
 from roundelay.report.progress import shown
 
 if TYPE_CHECKING:  # what these are made of comes with an extra, which other commands do without
-    from roundelay.deployment.device import Device
-    from roundelay.deployment.hands import Hands
-    from roundelay.deployment.link import Link
+    from roundelay.deployment.device.device import Device
+    from roundelay.deployment.device.hands import Hands
+    from roundelay.deployment.device.link import Link
     from roundelay.deployment.protocol import Briefing
     from roundelay.serving import Serving
     from roundelay.site import Brought
@@ -77,7 +77,7 @@ def serve(
     insecure: Insecure = False,
 ) -> None:
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
-    from roundelay.deployment.place import Place
+    from roundelay.deployment.trust.place import Place
     from roundelay.serving import Serving
 
     place = Place(folder, host, port, tuple(name or ()), insecure)
@@ -97,12 +97,12 @@ def _say_who_may_join(serving: "Serving") -> None:
         say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
             "with its own data:")  # fmt: skip
         say(f"  {serving.join_line}")
-    if expected:
-        say(f"{len(expected)} of {len(serving.clients)} join with the kit or the line of their own: "
-            f"{', '.join(expected[:8])}{', ...' if len(expected) > 8 else ''}")  # fmt: skip
-    if not missing:
-        say("all clients have joined before; each of them comes back with:")
-        say(f"  {serving.join_line}")
+    known = [client for client in serving.clients if client not in missing or client in expected]
+    if known:
+        say(f"{len(known)} of {len(serving.clients)} clients are known ({', '.join(known[:8])}"
+            f"{', ...' if len(known) > 8 else ''}); they come with a kit or token of their own, or come back, "
+            "in the folder where they joined, with:")  # fmt: skip
+        say(f"  {serving.return_line}")
 
 
 @app.command()
@@ -128,8 +128,8 @@ def join(
     verbose: Verbose = False,
 ) -> None:
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
-    from roundelay.deployment.device import Device
-    from roundelay.deployment.joining import enrolled, require_kit
+    from roundelay.deployment.device.device import Device
+    from roundelay.deployment.device.joining import enrolled, require_kit
     from roundelay.deployment.patience import Patience
     from roundelay.site import Brought
 
@@ -174,9 +174,9 @@ def worker(
     verbose: Verbose = False,
 ) -> None:
     """Wait beside some data for coordinators that connect; the data never leaves."""
-    from roundelay.deployment.device import Device
-    from roundelay.deployment.reverse import Listener
-    from roundelay.deployment.worker import worker_loop
+    from roundelay.deployment.device.device import Device
+    from roundelay.deployment.device.reverse import Listener
+    from roundelay.deployment.device.worker import worker_loop
     from roundelay.site import Brought
 
     brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
@@ -193,7 +193,7 @@ def worker(
 
 
 async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels: bool) -> str:
-    from roundelay.deployment.agent import Agent
+    from roundelay.deployment.device.agent import Agent
     from roundelay.site import hands_for, holding
 
     def hands(briefing: "Briefing") -> "Hands":

@@ -1,4 +1,4 @@
-"""Federations of real devices. So far who is who: keys, tokens, certificates, signed requests, and kits for sites.
+"""Federations of real devices. What both sides share lies here; each side, and what each stands on, has its own room.
 
 Every file in here may count on the extra ``serve``, since none can be imported before this one.
 """
@@ -6,6 +6,8 @@ Every file in here may count on the extra ``serve``, since none can be imported 
 from roundelay.errors import MissingExtra
 
 try:
+    import aiohttp  # noqa: F401
     import cryptography  # noqa: F401
+    import pydantic  # noqa: F401
 except ImportError as error:
-    raise MissingExtra("cryptography", "serve") from error
+    raise MissingExtra(error.name or "aiohttp", "serve") from error

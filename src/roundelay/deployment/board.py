@@ -5,14 +5,15 @@ there is something new in it, and keeps what is not worth writing down. Its meth
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from enum import StrEnum
 
-from roundelay.deployment.journal import Journal
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.protocol import GONE_AFTER
-from roundelay.deployment.records import KeptTask
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Board:
         self._now_s = now_s
         self._lock = threading.Lock()
         self._seen: dict[str, float] = {}
+        self._forgotten: set[str] = set()
         self._begun = now_s()
         self._phase, self._reason = Phase.WAITING, ""
         self._on_posted: Callable[[Collection[str] | None], None] = _nobody_listens
@@ -48,13 +50,15 @@ class Board:
         with self._lock:
             now, before = self._now_s(), self._seen.get(client)
             self._seen[client] = now
+            self._forgotten.discard(client)
         if before is None or now - before > self.gone_after_s:
             self._on_news(None)
 
     def forget(self, client: str) -> None:
-        """Note that a client is not one any more: it counts as if it had never been heard of."""
+        """Note that a client is not one any more: until it is seen again, it counts as silent for ever."""
         with self._lock:
             self._seen.pop(client, None)
+            self._forgotten.add(client)
 
     def next_task(self, client: str, doing: Collection[int]) -> KeptTask | None:
         """Return the client's first open task that it does not have yet."""
@@ -95,6 +99,8 @@ class Board:
     def silent_s(self, client: str) -> float:
         """Return for how long a client has not been heard of, at most since the server started."""
         with self._lock:
+            if client in self._forgotten:
+                return math.inf
             return self._now_s() - self._seen.get(client, self._begun)
 
     def is_present(self, client: str) -> bool:

@@ -17,9 +17,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
-from roundelay.deployment.identity import checked_name
-from roundelay.deployment.protocol import Message, Name
-from roundelay.deployment.trouble import printable
+from roundelay.deployment.protocol import Message, Name, printable
+from roundelay.deployment.trust.identity import checked_name
 from roundelay.errors import IdentityError
 
 COORDINATOR = "coordinator.roundelay"

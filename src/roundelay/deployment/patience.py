@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from roundelay.deployment.trouble import LONGEST_S, Again, OwnDisk, Refusal, Unreachable
+from roundelay.deployment.device.trouble import LONGEST_S, Again, OwnDisk, Refusal, Unreachable
 
 FIRST_S = 0.5
 SAY_S = 60.0

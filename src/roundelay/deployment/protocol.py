@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from roundelay.deployment.records import Verdict
+from roundelay.deployment.journal.records import Verdict
 
 PROTOCOL = 1
 """Counts changes after which a device and a server of before do not understand each other."""
@@ -204,3 +204,8 @@ ERRORS = {
     "draining": "503: the server is about to stop, and starts again perhaps",
     "over": "410: the run has ended; message says how",
 }
+
+
+def printable(text: str, max_chars: int = 500) -> str:
+    """Return what may be shown in a terminal of a text that came from elsewhere."""
+    return "".join(char if char.isprintable() else "?" for char in text[:max_chars])

@@ -17,7 +17,7 @@ from roundelay.data.examples import Data, as_examples
 from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import IID, Partitioner
 from roundelay.data.split import Split
-from roundelay.deployment.hands import Hands, ScriptHands, TrainerHands
+from roundelay.deployment.device.hands import Hands, ScriptHands, TrainerHands
 from roundelay.deployment.offered import HAS_INIT
 from roundelay.errors import ConfigError, DataError, WireError
 from roundelay.job import Job

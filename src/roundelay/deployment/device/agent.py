@@ -1,0 +1,292 @@
+"""A device's agent: asks for work, has it done, and keeps each answer until the server has said what became of it.
+
+A kill costs the work that was under way, never an answer: a task that was begun is offered again, and comes to the same
+bits; an answer that was finished is on this device's disk before anybody hears of it.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from torch import Tensor
+
+from roundelay.client.exchange import Scalar
+from roundelay.deployment.device.delivery import Delivery, Spoiled
+from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.hands import CannotDo, Done, Hands
+from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.pulse import Pulse, TaskOver
+from roundelay.deployment.device.shelves import Kept
+from roundelay.deployment.device.trouble import OwnDisk, Refusal
+from roundelay.deployment.journal.records import Verdict
+from roundelay.deployment.patience import UNSIGNED, Patience, Sleep
+from roundelay.deployment.protocol import MAX_WAIT_S, PROTOCOL, Briefing, Hello, Holding, Offer, printable
+from roundelay.deployment.trust.identity import checked_name
+from roundelay.errors import DeviceError, WireError
+from roundelay.messages import Payload, Task
+
+MAX_MODEL_BYTES = 2**36
+GONE, NOT_FOUND = 410, 404
+_NEVER = ("message", "too_large", "not_found", "upload", "digest")
+"""Refusals of one answer or failure, after which the device still takes part."""
+
+
+class _RunOver(Exception):
+    """The run has ended; says how."""
+
+
+class _AnotherRun(Exception):
+    """The server serves another run than the one that this device takes part in."""
+
+
+class Agent:
+    """Takes part in whatever run the server serves, with one task at a time."""
+
+    def __init__(
+        self,
+        link: Link,
+        device: Device,
+        hands: Callable[[Briefing], Hands],
+        say: Callable[[str], None],
+        *,
+        holding: Callable[[Hands], Holding | None] = lambda hands: None,
+        sleep: Sleep = asyncio.sleep,
+        now_s: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+        longest_pause_s: float | None = None,
+    ) -> None:
+        """``link`` is open, and its client the one that this device is. ``hands`` is called once for each run, in the
+        thread in which tasks are done; ``holding`` says what to tell of the data that they have. ``now_s`` must be
+        monotonic. ``longest_pause_s`` is that between two tries to reach the server; None: as it fits the link.
+        """
+        self._link, self._device, self._make_hands, self._say = link, device, hands, say
+        self._holding, self._sleep, self._now_s = holding, sleep, now_s
+        longest_s = link.longest_pause_s if longest_pause_s is None else longest_pause_s
+        self._patience = Patience(say, sleep, now_s, draw, longest_s)
+        self._pulse = Pulse(link, self._patience, sleep, now_s, draw)
+        self._delivery = Delivery(link, self._patience, self._pulse)
+
+    def log(self, client: str, round: int, scalar: Scalar) -> None:
+        """Have a number that a script of this device's ``client`` logged sent to the server soon. May be called from
+        any thread.
+        """
+        self._pulse.log(round, scalar)
+
+    async def run(self) -> str:
+        """Take part until the run is over; return what the server says of its end. To stop earlier, cancel it: what is
+        finished stays on the disk.
+
+        Raises:
+            DeviceError: the server turned this device away, or cannot be understood; the message says what to do.
+        """
+        try:
+            while True:
+                try:
+                    await self._take_part()
+                except _AnotherRun:
+                    self._say(f"run {self._link.run!r} is not served any more; asking what is")
+        except _RunOver as over:
+            return str(over)
+        finally:
+            self._pulse.close()
+
+    async def _take_part(self) -> NoReturn:
+        """Serve one run until it is over or another one takes its place."""
+        try:
+            self._begin(await self._patience.insist(self._link.hello))
+            briefing = await self._patience.insist(self._link.briefing)
+            if briefing.client != self._link.client or briefing.run != self._link.run:
+                raise DeviceError(
+                    f"{self._link.address}: this device is client {self._link.client!r} in run {self._link.run!r}, and "
+                    f"was briefed as {briefing.client!r} in {briefing.run!r}; start it again, and if that does not "
+                    "help, ask the server's administrator"
+                )
+            self._pulse.heartbeat_s = briefing.heartbeat_s
+            for kept in self._device.answers.of(self._link.run):
+                self._say(f"task {kept.offer.id}: its answer was finished before, and goes to the server now")
+                await self._deliver(kept)
+            hands = await self._pulse.in_thread(lambda: self._make_hands(briefing), _let_it)
+            try:
+                holding = await self._pulse.in_thread(lambda: self._holding(hands), _let_it)
+                if holding is not None:
+                    await self._patience.insist(lambda: self._link.tell(holding))
+                await self._serve(hands)
+            finally:
+                await self._pulse.finish(hands.close)
+        except Refusal as refusal:
+            self._shut(refusal)
+
+    def _begin(self, hello: Hello) -> None:
+        """Turn to the run that is served."""
+        if hello.protocol != PROTOCOL:
+            raise DeviceError(
+                f"{self._link.address}: the server speaks version {hello.protocol} of the protocol, this device "
+                f"{PROTOCOL}; install roundelay {printable(hello.version)} here, as the server has it"
+            )
+        run = self._link.run = checked_name(hello.run, "run")
+        if num_dropped := self._device.answers.drop_others(run):
+            self._say(f"{num_dropped} finished answers for other runs than {run!r} were dropped: nobody takes them now")
+        self._device.memories.turn_to(run)
+        self._pulse.doing = {kept.offer.id for kept in self._device.answers.of(run)}
+        self._pulse.over = set()
+
+    async def _serve(self, hands: Hands) -> NoReturn:
+        while True:
+            offer = await self._next()
+            if offer is not None:
+                await self._one(hands, offer)
+
+    async def _next(self) -> Offer | None:
+        pulse = self._pulse
+        wait_s = min(MAX_WAIT_S - 5, 5 * pulse.heartbeat_s)
+        begun_s = self._now_s()
+        offer = await self._patience.insist(lambda: self._link.poll(pulse.shown, wait_s))
+        if offer is not None and offer.id not in pulse.doing:
+            return offer
+        if offer is not None or self._now_s() - begun_s < min(1.0, wait_s / 2):
+            await self._sleep(1.0)  # a server that does not keep us waiting is not hurried either
+        return None
+
+    # ---- one task ---------------------------------------------------------------------------------------------------
+
+    async def _one(self, hands: Hands, offer: Offer) -> None:
+        self._pulse.doing.add(offer.id)
+        try:
+            done = await self._done(hands, offer)
+            kept = await self._patience.insist(lambda: self._keep(offer, done))
+        except TaskOver:
+            self._say(f"task {offer.id}: nobody waits for it any more; left")
+            self._pulse.doing.discard(offer.id)
+        except CannotDo as error:
+            await self._fail(offer, error)
+        else:
+            await self._deliver(kept)
+
+    async def _done(self, hands: Hands, offer: Offer) -> Done:
+        received = await self._model(offer)
+        memory = await self._pulse.in_thread(lambda: self._remembered(offer), _let_it, offer.id)
+        task = Task(offer.id, self._link.client, offer.round, offer.attempt, offer.kind, offer.config)
+        self._say(f"task {task.id}: {task.kind}, round {task.round}")
+        return await self._pulse.in_thread(lambda: hands.do(task, received, memory), hands.interrupt, offer.id)
+
+    def _remembered(self, offer: Offer) -> dict[str, Tensor]:
+        """Return what the task begins from: only what the server names counts, not what was done last."""
+        if offer.memory is None:
+            return {}
+        memories, run = self._device.memories, self._link.run
+        memories.forget_before(run, offer.memory)
+        memory = memories.read(run, offer.memory)
+        if memory is None:
+            # Better than to be shut out for good: a site whose disk broke may go on as a new one would.
+            self._say(f"task {offer.id}: what this client remembered of task {offer.memory} is not in "
+                      f"{self._device.folder} any more; it goes on as one that has just joined")  # fmt: skip
+        return memory or {}
+
+    async def _model(self, offer: Offer) -> Payload:
+        """Return the model of an offer, fetched unless it is here."""
+        models, digest = self._device.models, offer.sent
+        if offer.size > MAX_MODEL_BYTES:
+            raise CannotDo(f"the model has {offer.size} bytes; a device takes up to {MAX_MODEL_BYTES}")
+        for is_last in (False, True):
+            if not models.has(digest, offer.size):
+                await self._patience.insist(lambda: self._fetch(offer))
+            try:
+                return await self._pulse.in_thread(lambda: models.read(digest), _let_it, offer.id)
+            except (WireError, FileNotFoundError) as error:
+                if is_last:
+                    raise CannotDo(f"what the server sent as a model is none: {error}") from error
+        raise AssertionError("the last try returns or raises")
+
+    async def _fetch(self, offer: Offer) -> None:
+        models, digest = self._device.models, offer.sent
+        try:
+            await self._link.fetch(digest, offer.size, models.part(digest), lambda: self._pulse.check(offer.id))
+            models.put(digest)
+        except Refusal as refusal:
+            if refusal.status != NOT_FOUND:
+                raise
+            await self._sleep(1.0)  # should the task be offered again
+            raise TaskOver from refusal
+        except OSError as error:
+            raise OwnDisk("keeping a model", error) from error
+
+    async def _keep(self, offer: Offer, done: Done) -> Kept:
+        """Have what was done on the disk: first what the client remembers, since the answer may count from the moment
+        that it is announced.
+        """
+
+        def keep() -> Kept:
+            if offer.kind != "evaluate":
+                self._device.memories.save(self._link.run, offer.id, done.memory)
+            return self._device.answers.keep(self._link.run, offer, done.answered.frame())
+
+        await self._pulse.check(offer.id)
+        try:
+            return await self._pulse.in_thread(keep, _let_it, offer.id)
+        except WireError as error:
+            raise CannotDo(f"the answer cannot be sent: {error}") from error
+        except OSError as error:
+            raise OwnDisk("keeping a finished answer", error) from error
+
+    async def _deliver(self, kept: Kept) -> None:
+        task_id, run = kept.offer.id, self._link.run
+        await self._pulse.send_logged()
+        try:
+            settled = await self._delivery.settle(kept)
+        except Spoiled:
+            self._say(f"task {task_id}: its answer was damaged on this device's disk; the task will be done again")
+            self._forget(kept)
+            return
+        except Refusal as refusal:
+            if refusal.problem.error not in _NEVER:
+                raise
+            self._forget(kept)
+            await self._fail(kept.offer, CannotDo(f"the server does not take the answer: {refusal}"))
+            return
+        if settled.verdict is Verdict.ACCEPTED:
+            self._device.answers.drop(kept)
+        else:
+            self._say(f"task {task_id}: the answer does not count ({settled.verdict.value}); forgotten")
+            self._device.memories.forget(run, task_id)
+            self._forget(kept)
+        self._pulse.doing.discard(task_id)
+
+    def _forget(self, kept: Kept) -> None:
+        self._device.answers.drop(kept)
+        self._pulse.doing.discard(kept.offer.id)
+
+    async def _fail(self, offer: Offer, error: CannotDo) -> None:
+        self._say(f"task {offer.id}: cannot be done here: {error.reason}")
+        self._pulse.doing.add(offer.id)
+        try:
+            await self._patience.insist(lambda: self._link.fail(offer.id, offer.round, error.reason, error.traceback))
+        except Refusal as refusal:
+            if refusal.problem.error not in _NEVER:
+                raise
+            return  # it stays among those that this device has, so that it is not offered again and again
+        self._pulse.doing.discard(offer.id)
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _shut(self, refusal: Refusal) -> NoReturn:
+        """Say what a refusal means for this device."""
+        message = printable(refusal.problem.message)
+        if refusal.status == GONE:
+            raise _RunOver(message)
+        if refusal.problem.error == "another_run":
+            raise _AnotherRun from refusal
+        if refusal.status == UNSIGNED:
+            raise DeviceError(
+                f"{self._link.address}: takes nothing that this device signs as {self._link.client!r} ({message}). If "
+                "the client was shut out or has another key now, ask the server's administrator for a new token, and "
+                "join from a new folder"
+            ) from refusal
+        if refusal.problem.error == "token":
+            raise DeviceError(f"{self._link.address}: {message}") from refusal
+        raise DeviceError(f"{refusal}; are server and device of the same version?") from refusal
+
+
+def _let_it() -> None:
+    """Interrupt nothing: it is over soon."""

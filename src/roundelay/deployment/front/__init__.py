@@ -1,0 +1,1 @@
+"""The server that devices talk to: its routes, and the thread that serves them."""

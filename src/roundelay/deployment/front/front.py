@@ -1,0 +1,200 @@
+"""The front of a server of real devices: what it answers to each request.
+
+Nobody is answered before it is known who asks, and nothing is acknowledged that is not on disk. What blocks runs in
+threads, so that one client's slow disk keeps nobody else waiting.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from roundelay.deployment.board import Board
+from roundelay.deployment.front.admission import Admission
+from roundelay.deployment.front.desk import Call, Desk, OnData, OnScalar
+from roundelay.deployment.front.lobby import Lobby, Meters, as_json
+from roundelay.deployment.front.polls import Polls
+from roundelay.deployment.front.problems import Rejected, answer_to, is_of_the_disk
+from roundelay.deployment.front.receiving import Intake, read_message
+from roundelay.deployment.front.routes import ROUTES, Route
+from roundelay.deployment.front.server import DIALLED, DRAIN
+from roundelay.deployment.journal.records import KeptTask
+from roundelay.deployment.protocol import Briefing, Message, Scalars
+from roundelay.deployment.trust.doors import Doors
+from roundelay.deployment.trust.roster import Roster
+from roundelay.deployment.trust.signing import Claim, Reason, Refused, Request, check_body
+
+_MAX_TASK = 2**63 - 1
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Front:
+    """``app`` answers, in a ``Server``. All else may be called from any thread."""
+
+    def __init__(
+        self,
+        board: Board,
+        roster: Roster,
+        doors: Doors,
+        *,
+        run: str,
+        briefing: Callable[[str], Briefing],
+        max_answer_bytes: int,
+        stats: Callable[[], Mapping[str, Any]],  # Any: JSON's types nest
+        authority_pem: bytes | None,
+        on_scalar: OnScalar,
+        on_data: OnData = lambda client, holding: None,
+        in_flight_bytes: int = 256 * 2**20,
+        patience_s: float = 30.0,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        """``briefing(client)``, ``stats``, ``on_scalar(client, round, name, value, step)`` and ``on_data`` are called
+        in threads. ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s``
+        seconds is cut. ``now_s`` is the time of day, by which tokens run out.
+        """
+        self._journal, self._patience_s = board.journal, patience_s
+        self._admission = Admission(board, roster, doors, now_s)
+        self._meters, self._polls, self._run = Meters(), Polls(), run
+        self._readers = ThreadPoolExecutor(4, "front")
+        self._writers = ThreadPoolExecutor(8, "front-writes")  # apart: they sync megabytes
+        self._lobby = Lobby(
+            board, self._admission, self._meters, run, authority_pem, stats, self._in_thread, patience_s
+        )
+        self._desk = Desk(
+            board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar, on_data,
+            max_answer_bytes, self._in_thread, self._writers, patience_s,
+        )  # fmt: skip
+        self._quiet = asyncio.Event()
+        self.app = self._application()
+        board.listen_for_posts(self._polls.wake)
+
+    def told_over(self) -> frozenset[str]:
+        """Return the clients that have asked for work and heard that the run has ended."""
+        return frozenset(self._desk.told_over.copy())
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._answered])
+        for route in ROUTES:
+            handler: _Handler
+            if route.signed:
+                handler = partial(self._signed, route, getattr(self._desk, route.name))
+            else:
+                handler = getattr(self._lobby, route.name)
+            app.router.add_route(route.method, route.path, handler)
+        app[DRAIN], app[DIALLED] = self._drain, {}
+        app.on_startup.append(self._begin)
+        app.on_response_prepare.append(_unbranded)
+        app.on_cleanup.append(self._end)
+        return app
+
+    async def _begin(self, _: web.Application) -> None:
+        self._polls.begin()
+
+    async def _drain(self, grace_s: float) -> None:
+        """Have polls end, refuse what comes, and wait for what is under way, for ``grace_s`` seconds at most."""
+        self._polls.close()
+        if self._meters.in_flight:
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self._quiet.wait()
+            except TimeoutError:
+                return
+
+    async def _end(self, _: web.Application) -> None:
+        if self._desk.keeping:
+            await asyncio.wait(self._desk.keeping)
+        for pool in (self._readers, self._writers):
+            await asyncio.to_thread(pool.shutdown)
+
+    # ---- around every request ---------------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Have every error answered as a ``Problem``, and count."""
+        meters = self._meters
+        meters.requests += 1
+        meters.in_flight += 1
+        try:
+            response = await self._response(request, handler)
+            meters.bytes_out += response.content_length or 0
+            if self._polls.closing:
+                response.force_close()
+            return response
+        finally:
+            meters.in_flight -= 1
+            if self._polls.closing and not meters.in_flight:
+                self._quiet.set()
+
+    async def _response(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            if self._polls.closing:
+                raise Rejected("draining", "the server is about to stop; come again")
+            if "Content-Encoding" in request.headers:  # it is not signed, and would change what the body means
+                raise Rejected("message", "a body must be sent as it is, without Content-Encoding")
+            return await handler(request)
+        except Exception as error:
+            self._meters.disk_failed |= is_of_the_disk(error)
+            return answer_to(error, request)
+
+    async def _signed(
+        self, route: Route, handle: Callable[[Call, Any], Awaitable[Any]], request: web.Request
+    ) -> web.StreamResponse:
+        """Serve a signed route: who it is first, then what it says, then whether the signature was for this round."""
+        path, _, query = request.raw_path.partition("?")
+        asked = Request(request.method, path, self._run, query=query)
+        task_id = int(request.match_info["task"]) if route.round == "task" else 0
+        claim, kept = await self._in_thread(self._entered, asked, list(request.headers.items()), task_id)
+        self._meters.disk_failed = False  # the number of the request was written
+        message = None
+        if route.raw != "takes":
+            message = await self._message(request, route, claim)
+        if task_id > _MAX_TASK:
+            raise Rejected("not_found", f"client {claim.client!r} has no such task")
+        _check_round(route, claim, message, kept)
+        answer = await handle(Call(request, claim, task_id, kept), message)
+        if isinstance(answer, web.StreamResponse):
+            return answer
+        return web.Response(status=204) if answer is None else as_json(answer)
+
+    def _entered(self, asked: Request, fields: list[tuple[str, str]], task_id: int) -> tuple[Claim, KeptTask | None]:
+        """Return who asks, and the task of that id if it is a task of theirs."""
+        claim = self._admission.enter(asked, fields)
+        kept = self._journal.tasks.get(task_id)
+        return claim, kept if kept is not None and kept.task.client == claim.client else None
+
+    async def _message(self, request: web.Request, route: Route, claim: Claim) -> Message | None:
+        body = await read_message(request, self._patience_s)
+        self._meters.bytes_in += len(body)
+        check_body(claim, hashlib.sha256(body).digest())
+        if route.takes is None:
+            if body:
+                raise Rejected("message", "this route takes no body")
+            return None
+        return route.takes.model_validate_json(body)
+
+    async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: whatever ``work`` takes and gives
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
+
+
+async def _unbranded(_: web.Request, response: web.StreamResponse) -> None:
+    """Which versions of what run here is for no stranger to know."""
+    response.headers["Server"] = "roundelay"
+
+
+def _check_round(route: Route, claim: Claim, message: Message | None, kept: KeptTask | None) -> None:
+    """Hold the round that was signed against the one that is meant. Of a task that the client does not have none is
+    known; it is not told whose it is.
+    """
+    expected = 0
+    if route.round == "task":
+        expected = claim.round if kept is None else kept.task.round
+    elif isinstance(message, Scalars):
+        expected = message.round
+    if claim.round != expected:
+        who = f"client {claim.client!r}"
+        raise Refused(Reason.OTHER_ROUND, f"{who}: the request is for round {claim.round}, expected {expected}")

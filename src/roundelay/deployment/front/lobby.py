@@ -1,0 +1,100 @@
+"""The routes that are open to everybody: who the server is, how it is, and the way in."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from aiohttp import web
+
+from roundelay.deployment import protocol as p
+from roundelay.deployment.board import Board, Phase
+from roundelay.deployment.front.admission import Admission, require_open
+from roundelay.deployment.front.problems import Rejected
+from roundelay.deployment.front.receiving import read_message
+from roundelay.deployment.front.routes import openapi
+from roundelay.deployment.front.sending import InThread
+from roundelay.deployment.front.server import DIALLED
+from roundelay.errors import JournalError
+
+
+@dataclass(slots=True)
+class Meters:
+    """What a server counts from its start. ``disk_failed`` is whether the last write to the journal failed."""
+
+    begun: float = field(default_factory=time.monotonic)
+    requests: int = 0
+    in_flight: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    disk_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lobby:
+    board: Board
+    admission: Admission
+    meters: Meters
+    run: str
+    authority_pem: bytes | None
+    stats: Callable[[], Mapping[str, Any]]  # Any: JSON's types nest
+    in_thread: InThread
+    patience_s: float
+
+    async def authority(self, _: web.Request) -> web.Response:
+        if self.authority_pem is None:
+            raise Rejected("not_found", "this server speaks plain HTTP, and has no authority")
+        return web.Response(body=self.authority_pem, content_type="application/x-pem-file")
+
+    async def hello(self, _: web.Request) -> web.Response:
+        joining = self._takes_clients and await self.in_thread(self.admission.has_room)
+        return as_json(p.Hello(protocol=p.PROTOCOL, version=version("roundelay"), run=self.run, joining=joining))
+
+    async def join(self, request: web.Request) -> web.Response:
+        require_open(self.board.phase, self.board.reason)
+        message = p.Join.model_validate_json(await read_message(request, self.patience_s))
+        dialled = request.app[DIALLED].get(request.protocol)
+        client = await self.in_thread(self.admission.join, message, dialled)
+        return as_json(p.Joined(client=client, run=self.run))
+
+    async def health(self, _: web.Request) -> web.Response:
+        return web.json_response({"alive": True})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        disk = not self.meters.disk_failed
+        try:
+            self.board.journal.check()
+        except JournalError:
+            disk = False
+        ready = disk and self._takes_clients
+        told = {"ready": ready, "phase": self.board.phase.value, "reason": self.board.reason, "disk": disk}
+        return web.json_response(told, status=200 if ready else 503, headers={} if ready else {"Retry-After": "5"})
+
+    async def statistics(self, _: web.Request) -> web.Response:
+        told = {
+            "run": self.run,
+            "phase": self.board.phase.value,
+            "reason": self.board.reason,
+            "uptime_s": time.monotonic() - self.meters.begun,
+            "silent_s": dict(self.board.presence()),
+            "gone_after_s": self.board.gone_after_s,
+            "requests": self.meters.requests,
+            "in_flight": self.meters.in_flight,
+            "bytes_in": self.meters.bytes_in,
+            "bytes_out": self.meters.bytes_out,
+            "open_tasks": await self.in_thread(self.board.journal.tasks.num_open),
+            "progress": dict(await self.in_thread(self.stats)),
+        }
+        return web.json_response(told)
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.json_response(openapi(version("roundelay")))
+
+    @property
+    def _takes_clients(self) -> bool:
+        return self.board.phase not in (Phase.DRAINING, Phase.ENDED)
+
+
+def as_json(message: p.Message) -> web.Response:
+    return web.Response(body=message.model_dump_json().encode(), content_type="application/json")

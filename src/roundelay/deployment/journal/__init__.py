@@ -1,0 +1,1 @@
+"""What a server of real devices remembers of one run, so that ``kill -9`` costs nobody anything."""

@@ -1,0 +1,101 @@
+"""Answers as they lie in the journal: frames in files, read when they are needed and never before."""
+
+import logging
+import mmap
+from dataclasses import dataclass, field
+
+import torch
+
+from roundelay import wire
+from roundelay.client.exchange import Answered
+from roundelay.deployment.journal.journal import Journal
+from roundelay.deployment.protocol import MAX_HEADER_BYTES
+from roundelay.errors import WireError
+from roundelay.guard import Expected
+from roundelay.header import ALIGNMENT, PREFIX, Limits
+from roundelay.messages import Task, Update
+from roundelay.trainer import Answer
+
+log = logging.getLogger(__name__)
+
+CLAIM = "task"
+"""Under this name an answer's memory holds the task's id: what the client would remember stays on its device, and who
+commits the memory commits the claim to it.
+"""
+
+
+def limits_of(expected: Expected) -> Limits:
+    """Return what an answer's frame may cost: the vectors whose lengths the server knows, and their names."""
+    num_tensors = len(expected.vectors) + 2
+    return Limits(MAX_HEADER_BYTES, expected.num_bytes + num_tensors * ALIGNMENT, num_tensors)
+
+
+def max_answer_bytes(limits: Limits) -> int:
+    """Return how many bytes a frame within these limits has at most."""
+    return PREFIX.size + limits.header_bytes + limits.body_bytes + wire.DIGEST_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    journal: Journal
+    limits: Limits
+    _weighted: dict[bool, str] = field(default_factory=dict)  # who told its number of examples first, and who did not
+
+    def read(self, task: Task, *, verified: bool = False) -> Answered:
+        """Return what the client of a task has answered. The tensors are the file's own pages, which the system may
+        take back and read again: they are no memory of the server's. ``verified``: it was read before.
+
+        Raises:
+            WireError: it is no answer, or one to another task.
+            JournalError: it is not there.
+        """
+        received = self.journal.update(task.id)
+        assert received is not None, "only tasks that were received are read"
+        if not received.size:  # of nothing there are no pages
+            raise WireError("it is empty")
+        with self.journal.blobs.open(received.digest) as file:
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        frame = wire.decode(memoryview(pages), self.limits, verified=verified)
+        if frame.kind != "answer":
+            raise WireError(f"expected a frame of kind 'answer', got {frame.kind!r}")
+        answered = Answered.read(frame)
+        if answered.task_id != task.id:
+            raise WireError(f"it answers task {answered.task_id}, not {task.id}")
+        if (answered.payload is None) != (task.kind == "evaluate"):
+            raise WireError(
+                f"a task of kind {task.kind!r} was answered with{'out' if not answered.payload else ''} a model"
+            )
+        return answered
+
+    def update(self, task: Task, *, verified: bool = False) -> Answer:
+        """Return the update that answers a training task, and the claim to what its client would remember."""
+        answered = self.read(task, verified=verified)
+        assert answered.payload is not None
+        self._note_weight(answered.weighted, task.client)
+        update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
+        return Answer(update, {CLAIM: torch.tensor([task.id])})
+
+    def _note_weight(self, weighted: bool, client: str) -> None:
+        if weighted not in self._weighted:
+            self._weighted[weighted] = client
+            if len(self._weighted) == 2:
+                log.warning("client %r sends num_examples and client %r does not, which then counts as one: send it "
+                            "from every client, or from none", self._weighted[True], self._weighted[False])  # fmt: skip
+
+
+class Shelf:
+    """Updates that wait for their turn where they lie, on disk: a ``Window`` that holds nothing but their tasks."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers, self._tasks = answers, dict[int, Task]()
+
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._tasks
+
+    def put(self, update: Update) -> None:
+        self._tasks[update.task.id] = update.task
+
+    def take(self, task_id: int) -> Update:
+        return self._answers.update(self._tasks.pop(task_id), verified=True).update  # by whoever put it
+
+    def close(self) -> None: ...
