@@ -1,6 +1,7 @@
 """Runs on real devices: serve a job, join one, be a worker that listens."""
 
 import asyncio
+import gc
 import logging
 import random
 import shlex
@@ -84,6 +85,7 @@ def serve(
     def opened() -> Serving:
         serving = Serving(config.load(job, set or []).prepared(_named(clients)), place)
         _say_who_may_join(serving)
+        gc.freeze()  # what was imported stays: no collection, while clients wait, need walk over all of it again
         return serving
 
     served(opened)
