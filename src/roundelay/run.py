@@ -59,6 +59,7 @@ class Run:
         check(job, self._layout, self.rehearsal, initial)
         clients = len(job.work.data.clients)
         self._sampling_rate = job.plan.cohort_size(clients) / clients
+        self._duration = slowed(job.simulation.duration, job.roles)
         first_memory = job.work.algorithm.first_memory(initial)
         self.standing = Standing(job, self._layout, first_memory, watched, resume)
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
@@ -204,7 +205,7 @@ class Run:
         job, standing = self.job, self.standing
         return Simulated(
             job.simulation, self.trainer, self.rehearsal, standing.memory, self._sites(), job.roles,
-            slowed(job.simulation.duration, job.roles), standing.flights, standing.virtual_ns, course,
+            self._duration, standing.flights, standing.virtual_ns, course,
         )  # fmt: skip
 
     def _sites(self) -> Sites | None:

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -166,32 +168,63 @@ def test_the_readme_s_five_lines_make_a_script_a_client(tmp_path: Path) -> None:
 def test_what_the_pages_have_typed_into_two_terminals_trains_on_a_device(page: str, tmp_path: Path) -> None:
     text = (ROOT / page).read_text().replace(" \\\n ", "")
     (serve,) = re.findall(r"^roundelay (serve .*--host 127.0.0.1.*)$", text, flags=re.M)
-    (join,) = re.findall(r"^roundelay (join https://127.0.0.1:8443 --token TOKEN --pin PIN .*)$", text, flags=re.M)
+    joins = re.findall(r"^roundelay (join https://127.0.0.1:8443 --token TOKEN --pin PIN .*)$", text, flags=re.M)
     if page == "README.md":
         (tmp_path / "examples").symlink_to(ROOT / "examples")
     else:
         (tmp_path / "job.toml").write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.S)[0])
-    command = [*AS_A_COMMAND, *serve.split(), "--port", "0"]  # others may use the machine
-    env = {**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as serving:
-        try:
-            assert serving.stdout is not None
-            said = []
-            for line in serving.stdout:
-                said.append(line)
-                if "roundelay join" in line:
-                    break
-            else:
-                raise AssertionError("".join(said))
-            ran(tmp_path, *AS_A_COMMAND, *line.split()[1:], *join.split()[6:])
-            (came,) = re.findall(r"sha256: ([0-9a-f]{64})", serving.stdout.read())
-            assert serving.wait(60) == 0
-        finally:
-            serving.kill()
+    with ExitStack() as stack:
+        serving = begun(stack, tmp_path, serve.split(), "--port", "0")  # others may use the machine
+        line = waited(serving, "roundelay join")
+        sites = [begun(stack, tmp_path, line.split()[1:], *join.split()[6:]) for join in joins]
+        assert serving.stdout is not None
+        (came,) = re.findall(r"sha256: ([0-9a-f]{64})", serving.stdout.read())
+        assert [one.wait(60) for one in (serving, *sites)] == [0] * (1 + len(sites))
     alone = [word for word in serve.split()[1:] if word not in ("--host", "127.0.0.1")]
     assert came in ran(tmp_path, *AS_A_COMMAND, "run", *alone)
+
+
+def test_the_readme_s_workers_train_as_printed_and_as_simulated(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (run,) = re.findall(r"^roundelay (run .* --workers .*)$", text, flags=re.M)
+    with ExitStack() as stack:
+        workers = []
+        for words in (line.split() for line in re.findall(r"^roundelay (worker .*)$", text, flags=re.M)):
+            printed = words[words.index("--port") + 1]
+            worker = begun(stack, tmp_path, words, "--port", "0")
+            (port,) = re.findall(r":(\d+)$", waited(worker, "waits on").strip())
+            assert f":{printed}" in run
+            run = run.replace(f":{printed}", f":{port}")
+            workers.append(worker)
+        assert len(workers) == 3
+        (came,) = re.findall(r"sha256: ([0-9a-f]{64})", ran(tmp_path, *AS_A_COMMAND, *run.split()))
+        for worker in workers:
+            worker.terminate()
+    assert came in ran(tmp_path, *AS_A_COMMAND, *run.split(), "--simulate")
+    folder = max((tmp_path / "runs").glob("*/journal")).parent
+    assert came in ran(tmp_path, *AS_A_COMMAND, "run", "--replay", str(folder))
+
+
+def begun(stack: ExitStack, folder: Path, words: Sequence[str], *more: str) -> "subprocess.Popen[str]":
+    env = {**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*AS_A_COMMAND, *words, *more], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    return process
+
+
+def waited(process: "subprocess.Popen[str]", words: str) -> str:
+    """Return the first line that holds these words."""
+    said = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if words in line:
+            return line
+    raise AssertionError("".join(said))
 
 
 def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:

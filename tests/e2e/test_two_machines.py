@@ -45,7 +45,7 @@ def begun(pair: Pair) -> tuple[Process, list[Process], list[Path]]:
     assert made.ended() == 0, made.said
     healthy = server.begin(examine_server)
     serving = server.begin(serve)
-    serving.wait_for("join with the kit")
+    serving.wait_for("with a kit or token of their own")
     assert healthy.ended() == 0, healthy.said
     clients, kits = [], []
     for number, name in enumerate(SITES):
@@ -133,7 +133,7 @@ def test_a_site_on_another_machine_trains_to_the_bits_of_the_simulation(tmp_path
         kit = (server.folder / "federation" / "sites" / "alice").rename(site.folder / "alice")
         job = job_for(server.folder, num_clients=("1", "1"), num_rounds=("3", "1"))
         serving = server.begin("serve job.toml --folder federation/server --clients alice")
-        serving.wait_for("join with the kit")
+        serving.wait_for("with a kit or token of their own")
         client = site.begin(f"join https://{SERVER_NAME}:8443 --kit . --id alice --data digits", kit)
         client.wait_for("task 1: train")
         pair.cut()

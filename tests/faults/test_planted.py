@@ -200,7 +200,7 @@ def windows_without_copies(patch: pytest.MonkeyPatch) -> None:
     def put(self: object, update: Update) -> None:
         self._updates[update.task.id] = update  # type: ignore[attr-defined]
 
-    patch.setattr("roundelay.intake.Window.put", put)
+    patch.setattr("roundelay.intake.InMemory.put", put)
 
 
 def deadline_before_arrival(patch: pytest.MonkeyPatch) -> None:

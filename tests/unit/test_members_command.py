@@ -48,7 +48,7 @@ def test_a_client_is_invited_listed_and_revoked(tmp_path: Path) -> None:
     Place(folder).note(Address("192.0.2.7", 9))
     again = typed("clients", "invite", "alice", "--days", "1", "--folder", folder)
     assert again.startswith("roundelay join https://192.0.2.7:9 ")
-    roster.open_door(["bob", "carol"], 2, 60.0, NOW_S)
+    roster.open_door(["bob", "carol"], 2, 3_600.0, NOW_S)
     Place(folder).note(Address("127.0.0.1", 1))
     listed = typed("clients", "list", "--folder", folder)
     assert "joined; its new machine is invited" in listed
