@@ -105,6 +105,8 @@ class Server:
         try:
             self._loop.run_forever()
         finally:
+            # TLS that is cancelled before its first step leaves its transport open: let it make that step
+            self._loop.run_until_complete(asyncio.sleep(0))
             for task in (left := asyncio.all_tasks(self._loop)):
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
