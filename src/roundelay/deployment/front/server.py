@@ -54,6 +54,7 @@ class Server:
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._adopted: set[asyncio.WriteTransport] = set()
 
     def start(self) -> int:
         """Return the port once it is open, 0 where none is. Once only.
@@ -110,6 +111,8 @@ class Server:
             for task in (left := asyncio.all_tasks(self._loop)):
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            for transport in self._adopted:  # one that came while the application ended is unknown to it
+                transport.abort()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
@@ -157,10 +160,11 @@ class Server:
 
         self._app[DIALLED][handler] = client
         try:
-            await self._loop.connect_accepted_socket(
+            transport, _ = await self._loop.connect_accepted_socket(
                 lambda: _Watched(handler, over), sock, ssl=tls,
                 ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
             )  # fmt: skip
+            self._adopted = {one for one in self._adopted if not one.is_closing()} | {transport}
         except BaseException:
             self._app[DIALLED].pop(handler, None)
             raise
