@@ -222,6 +222,8 @@ class DeployedFederation(Bookkeeping):
         """Return whose answer the workflow hears of next."""
         if self._told:
             task_id = self._again_told(ARRIVAL)
+            if task_id not in self._landed:
+                raise self._astray()
             self._landed.remove(task_id)
             return task_id
         await self._calls.until(lambda: bool(self._landed))
