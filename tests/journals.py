@@ -37,6 +37,11 @@ def admit(journal: Journal, clients: str) -> None:
         journal.clients.admit(client, key_of(client))
 
 
+def advance(journal: Journal, client: str, key: str, number: int) -> bool:
+    (counts,) = journal.clients.advance([(client, key, number)])
+    return counts
+
+
 def begun(journal: Journal) -> None:
     """Clients "a", "b" and "c", and round 1, in which they have the tasks 1, 2 and 3."""
     admit(journal, "abc")
@@ -170,7 +175,7 @@ def _answered(journal: Journal, tell: Tell, client: str, number: int, attempt: i
     """One client's answer, from its signed request to its ack. "b" sends its own in parts."""
     known = journal.clients.get(client, key_of(client))
     assert known is not None
-    assert journal.clients.advance(client, key_of(client), known.sequence + 1)
+    assert advance(journal, client, key_of(client), known.sequence + 1)
     tell("sequence", client, known.sequence + 1)
     data, task = answer_of(client, number, attempt), task_id(client, number, attempt)
     digest = sha256(data)

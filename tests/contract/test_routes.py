@@ -226,7 +226,7 @@ def test_the_table_catches_a_front_that_does_not_look(monkeypatch: pytest.Monkey
 
 
 def test_the_table_catches_a_front_that_forgets_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Clients, "advance", lambda *_: True)
+    monkeypatch.setattr(Clients, "advance", lambda _, requests: [True] * len(requests))
     with pytest.raises(AssertionError):
         test_the_client_itself_is_served_once_and_only_for_the_round_that_is_meant("scalars")
 

@@ -27,6 +27,7 @@ from agents import (
     until,
 )
 from fronts import RUN, Place, place, within
+from journals import advance
 
 from roundelay.deployment.device import delivery
 from roundelay.deployment.device.device import Device
@@ -426,8 +427,8 @@ def test_a_folder_that_came_back_from_a_copy_signs_anew_or_says_what_is_wrong(tm
         party = Party.of(here, tmp_path)
         over(here)
         key = hashlib.sha256(here.keys["a"].public).hexdigest()
-        assert here.journal.clients.advance("a", key, 2)
+        assert advance(here.journal, "a", key, 2)
         assert within(party.take_part()) == "the run has ended: it is done"
-        assert here.journal.clients.advance("a", key, 5_000)
+        assert advance(here.journal, "a", key, 5_000)
         with pytest.raises(DeviceError, match="sequence number"):
             within(party.take_part())

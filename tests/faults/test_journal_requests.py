@@ -1,14 +1,14 @@
 """The numbers of signed requests against one dict: clients with several keys, captured requests, restarts."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from journals import opened, quick_folder, sha256
+from journals import advance, opened, quick_folder, sha256
 
 from roundelay.deployment.journal.clients import Clients
 from roundelay.deployment.journal.journal import Journal
@@ -39,7 +39,7 @@ class Requests(RuleBasedStateMachine):
     @rule(client=CLIENT, key=KEY, sequence=st.integers(0, 3))
     def request(self, client: str, key: str, sequence: int) -> None:
         newer = (client, key) in self.highest and sequence > self.highest[client, key]
-        assert self.journal.clients.advance(client, key, sequence) is newer
+        assert advance(self.journal, client, key, sequence) is newer
         if newer:
             self.highest[client, key] = sequence
 
@@ -75,12 +75,13 @@ Planting = Callable[[pytest.MonkeyPatch], None]
 
 
 def keep_sequences_in_memory(patch: pytest.MonkeyPatch) -> None:
-    def planted(self: Clients, client: str, key_digest: str, sequence: int) -> bool:
-        highest, signer = self.__dict__.setdefault("highest", {}), (client, key_digest)
-        newer = self.get(*signer) is not None and sequence > highest.get(signer, -1)
-        if newer:
-            highest[signer] = sequence
-        return newer
+    def planted(self: Clients, requests: Sequence[tuple[str, str, int]]) -> list[bool]:
+        highest, counts = self.__dict__.setdefault("highest", {}), list[bool]()
+        for client, key, number in requests:
+            counts.append(self.get(client, key) is not None and number > highest.get((client, key), -1))
+            if counts[-1]:
+                highest[client, key] = number
+        return counts
 
     patch.setattr(Clients, "advance", planted)
 
@@ -109,10 +110,10 @@ def keep_the_last_key_only(patch: pytest.MonkeyPatch) -> None:
 def count_for_whichever_key(patch: pytest.MonkeyPatch) -> None:
     """A number of the old key, noted when the new one is there, shuts the new one out."""
 
-    def planted(self: Clients, client: str, key_digest: str, sequence: int) -> bool:
+    def planted(self: Clients, requests: Sequence[tuple[str, str, int]]) -> list[bool]:
+        sql = "UPDATE clients SET sequence = ?1 WHERE client = ?2 AND sequence < ?1"
         with self._db.writing("noting") as db:
-            sql = "UPDATE clients SET sequence = ? WHERE client = ? AND sequence < ?"
-            return db.execute(sql, (sequence, client, sequence)).rowcount > 0
+            return [db.execute(sql, (number, client)).rowcount > 0 for client, _, number in requests]
 
     patch.setattr(Clients, "advance", planted)
 

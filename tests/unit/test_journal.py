@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from crashes import Recorder
-from journals import JOB, RUN, accepted, begun, key_of, opened, sha256
+from journals import JOB, RUN, accepted, advance, begun, key_of, opened, sha256
 
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Answer, Participant, Run, Verdict
@@ -124,7 +124,7 @@ def test_what_a_workflow_was_told_is_told_again_in_order(journal: Journal) -> No
 
 def test_a_client_takes_part_once_however_often_it_is_admitted(journal: Journal) -> None:
     assert journal.clients.admit("a", key_of("a")) == Participant("a", key_of("a"), -1)
-    assert journal.clients.advance("a", key_of("a"), 4)
+    assert advance(journal, "a", key_of("a"), 4)
     assert journal.clients.admit("a", key_of("a")) == Participant("a", key_of("a"), 4), "it goes on where it was"
     assert [one.client for one in journal.clients.all()] == ["a", "b", "c"]
     assert journal.clients.takes_part("c")
@@ -137,25 +137,25 @@ def test_a_client_takes_part_once_however_often_it_is_admitted(journal: Journal)
 
 def test_a_request_counts_once_also_after_a_restart(journal: Journal) -> None:
     key = key_of("a")
-    assert [journal.clients.advance("a", key, number) for number in (0, 1, 1, 0, 7)] == [True, True, False, False, True]
+    assert [advance(journal, "a", key, number) for number in (0, 1, 1, 0, 7)] == [True, True, False, False, True]
     journal = reopened(journal)
-    assert [journal.clients.advance("a", key, number) for number in (7, 3, -1, 2**63, 10**30)] == [False] * 5
-    assert journal.clients.advance("a", key, 2**63 - 1)
-    assert not journal.clients.advance("nobody", key, 1)
-    assert not journal.clients.advance("b", key, 1), "another client's key"
+    assert [advance(journal, "a", key, number) for number in (7, 3, -1, 2**63, 10**30)] == [False] * 5
+    assert advance(journal, "a", key, 2**63 - 1)
+    assert not advance(journal, "nobody", key, 1)
+    assert not advance(journal, "b", key, 1), "another client's key"
     journal.close()
 
 
 def test_another_key_begins_a_new_sequence_and_the_old_one_stays_where_it_was(journal: Journal) -> None:
     old, new = key_of("a"), key_of("a on a new machine")
-    journal.clients.advance("a", old, 100)
-    assert not journal.clients.advance("a", new, 1), "not before it was admitted"
+    advance(journal, "a", old, 100)
+    assert not advance(journal, "a", new, 1), "not before it was admitted"
     assert journal.clients.admit("a", new).sequence == -1
-    assert journal.clients.advance("a", old, 101), "a request that was under way when the key changed"
-    assert journal.clients.advance("a", new, 1), "whose number is not one of the new key"
+    assert advance(journal, "a", old, 101), "a request that was under way when the key changed"
+    assert advance(journal, "a", new, 1), "whose number is not one of the new key"
     journal = reopened(journal)
     assert journal.clients.admit("a", old).sequence == 101
-    assert not journal.clients.advance("a", old, 50), "captured before the key changed"
+    assert not advance(journal, "a", old, 50), "captured before the key changed"
     assert [one for one in journal.clients.all() if one.client == "a"] == [
         Participant("a", old, 101), Participant("a", new, 1),
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from journals import accepted, begun, key_of, opened, sha256
+from journals import accepted, advance, begun, key_of, opened, sha256
 
 from roundelay.deployment.journal.blobs import Blobs
 from roundelay.deployment.journal.disk import Disk
@@ -350,7 +350,7 @@ def test_threads_may_share_a_journal(journal: Journal) -> None:
             for task in mine:
                 data = b"shared" if task.id % 2 else b"own %d" % task.id
                 assert accepted(journal, task.id, task.client, data).verdict is Verdict.ACCEPTED
-                journal.clients.advance(task.client, key_of(task.client), task.id)
+                advance(journal, task.client, key_of(task.client), task.id)
         except BaseException as problem:
             problems.append(problem)
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from roundelay.deployment.board import Board, Phase
@@ -13,7 +13,7 @@ from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.identity import PUBLIC_KEY_BYTES, decode
 from roundelay.deployment.trust.roster import Roster
 from roundelay.deployment.trust.signing import Claim, Headers, Reason, Refused, Request, claimed, verify
-from roundelay.errors import IdentityError
+from roundelay.errors import IdentityError, RoundelayError
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +50,39 @@ class Admission:
                 client = self._enrolled(message, key, dialled, inside)
             except IdentityError as error:
                 raise Rejected("token", str(error)) from None
-            self._admit(client, key, inside)
+            self._admit(client, _digest(key), inside)
         self._board.saw(client)
         return client
 
-    def enter(self, request: Request, headers: Headers) -> Claim:
-        """Return who signed a request, once its number was used up. Its digest and round are as it claims: whoever
-        reads the body, and knows the round, holds them against the claim.
-
-        Raises:
-            Refused: nobody did, or the request was made before.
-            Rejected: whoever did is not enrolled, or takes no part in this run.
+    def enter(self, asked: Sequence[tuple[Request, Headers]]) -> list[Claim | RoundelayError]:
+        """Return of each request who signed it, once its number was used up, or why it is refused: ``Refused`` where
+        nobody did or it was made before, ``Rejected`` where whoever did is not enrolled or takes no part in this run.
+        Those that came together cost one sync. A claim's digest and round are as it says: whoever reads the body, and
+        knows the round, holds them against it.
         """
-        fields = list(headers)
-        claim = claimed(fields)
         self._look()
+        entered: list[Claim | RoundelayError] = []
+        signed: list[tuple[int, Claim, str]] = []
+        for request, headers in asked:
+            try:
+                claim, key = self._signed(request, list(headers))
+                signed.append((len(entered), claim, key))
+                entered.append(claim)
+            except RoundelayError as error:
+                entered.append(error)
+        counts = self._journal.clients.advance([(claim.client, key, claim.sequence) for _, claim, key in signed])
+        for (at, claim, key), does_count in zip(signed, counts, strict=True):
+            try:
+                if not does_count:
+                    self._enter_late(claim, key)
+                self._board.saw(claim.client)
+            except RoundelayError as error:
+                entered[at] = error
+        return entered
+
+    def _signed(self, request: Request, fields: Sequence[tuple[str, str]]) -> tuple[Claim, str]:
+        """Return who signed a request, and the digest of the key."""
+        claim = claimed(fields)
         try:
             key = self._roster.public_key(claim.client)
         except IdentityError as error:
@@ -72,16 +90,19 @@ class Admission:
             raise Rejected("signature", str(error)) from None
         said = replace(request, round=claim.round, digest=claim.digest)
         verify(said, fields, key, client=claim.client, last_sequence=-1, now_s=self._now_s())
-        if self._journal.clients.get(claim.client, _digest(key)) is None:
+        return claim, _digest(key)
+
+    def _enter_late(self, claim: Claim, key: str) -> None:
+        """Let a client in whom the journal does not know with this key; refuse it where it does."""
+        known = self._journal.clients.get(claim.client, key) is not None
+        if not known:
             with self._lock:
                 self._admit(claim.client, key, self._inside())
-        if not self._journal.clients.advance(claim.client, _digest(key), claim.sequence):
+        if known or not self._journal.clients.advance([(claim.client, key, claim.sequence)])[0]:
             raise Refused(
                 Reason.REPLAYED,
                 f"client {claim.client!r}: sequence number {claim.sequence} was used, or a higher one; sign it anew",
             )
-        self._board.saw(claim.client)
-        return claim
 
     def _look(self) -> None:
         """See whom an administrator has revoked or invited in the meantime.
@@ -119,10 +140,10 @@ class Admission:
         self._roster.bind(dialled, key)
         return dialled
 
-    def _admit(self, client: str, key: bytes, inside: Collection[str]) -> None:
+    def _admit(self, client: str, key: str, inside: Collection[str]) -> None:
         if not self._doors.admits(client, inside):
             raise Rejected("token", self._doors.refusal(client, inside))
-        self._journal.clients.admit(client, _digest(key))
+        self._journal.clients.admit(client, key)
 
     def _inside(self) -> set[str]:
         return {one.client for one in self._journal.clients.all()}

@@ -7,7 +7,7 @@ threads, so that one client's slow disk keeps nobody else waiting.
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from roundelay.deployment.front.problems import Rejected, answer_to, is_of_the_d
 from roundelay.deployment.front.receiving import Intake, read_message
 from roundelay.deployment.front.routes import ROUTES, Route
 from roundelay.deployment.front.server import DIALLED, DRAIN
+from roundelay.deployment.front.together import Together
 from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.protocol import Briefing, Message, Scalars
 from roundelay.deployment.trust.doors import Doors
@@ -30,6 +31,9 @@ from roundelay.deployment.trust.roster import Roster
 from roundelay.deployment.trust.signing import Claim, Reason, Refused, Request, check_body
 
 _MAX_TASK = 2**63 - 1
+_Came = tuple[Request, list[tuple[str, str]], int]
+"""A request, its fields, and the id of the task that its path names, 0 for none."""
+
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -70,6 +74,7 @@ class Front:
             max_answer_bytes, self._in_thread, self._writers, patience_s,
         )  # fmt: skip
         self._quiet = asyncio.Event()
+        self._enter = Together(self._entered, self._in_thread)
         self.app = self._application()
         board.listen_for_posts(self._polls.wake)
 
@@ -148,7 +153,7 @@ class Front:
         path, _, query = request.raw_path.partition("?")
         asked = Request(request.method, path, self._run, query=query)
         task_id = int(request.match_info["task"]) if route.round == "task" else 0
-        claim, kept = await self._in_thread(self._entered, asked, list(request.headers.items()), task_id)
+        claim, kept = await self._enter((asked, list(request.headers.items()), task_id))
         self._meters.disk_failed = False  # the number of the request was written
         message = None
         if route.raw != "takes":
@@ -161,11 +166,17 @@ class Front:
             return answer
         return web.Response(status=204) if answer is None else as_json(answer)
 
-    def _entered(self, asked: Request, fields: list[tuple[str, str]], task_id: int) -> tuple[Claim, KeptTask | None]:
-        """Return who asks, and the task of that id if it is a task of theirs."""
-        claim = self._admission.enter(asked, fields)
-        kept = self._journal.tasks.get(task_id)
-        return claim, kept if kept is not None and kept.task.client == claim.client else None
+    def _entered(self, came: Sequence[_Came]) -> list[tuple[Claim, KeptTask | None] | Exception]:
+        """Return of each request who asks, and the task of that id if it is a task of theirs."""
+        entered: list[tuple[Claim, KeptTask | None] | Exception] = []
+        claims = self._admission.enter([(asked, fields) for asked, fields, _ in came])
+        for claim, (_, _, task_id) in zip(claims, came, strict=True):
+            if isinstance(claim, Exception):
+                entered.append(claim)
+                continue
+            kept = self._journal.tasks.get(task_id) if 0 < task_id <= _MAX_TASK else None
+            entered.append((claim, kept if kept is not None and kept.task.client == claim.client else None))
+        return entered
 
     async def _message(self, request: web.Request, route: Route, claim: Claim) -> Message | None:
         body = await read_message(request, self._patience_s)

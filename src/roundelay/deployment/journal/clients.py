@@ -4,6 +4,8 @@ Who may take part, and with which key, is for the roster to say, over all runs o
 hexadecimal digits: enough to keep the numbers of one key apart from those of the next.
 """
 
+from collections.abc import Sequence
+
 from roundelay.deployment.journal.blobs import DIGEST
 from roundelay.deployment.journal.database import Database
 from roundelay.deployment.journal.records import Participant
@@ -37,16 +39,20 @@ class Clients:
         assert known is not None
         return known
 
-    def advance(self, client: str, key_digest: str, sequence: int) -> bool:
-        """Take note of the number of a request that was signed with this key; return False where it is not higher than
-        every one before, so that the request was captured or repeated, and where the client was not admitted with it.
+    def advance(self, requests: Sequence[tuple[str, str, int]]) -> list[bool]:
+        """Take note of the numbers of requests, each with its client and the key that it was signed with, all of them
+        or none. Return for each whether it counts: not where its number is not higher than every one before, so that
+        the request was captured or repeated, and not where the client was not admitted with that key.
         """
         # the caller names the key that it verified with: it may have changed since, and the number is not the new one's
-        if not 0 <= sequence <= MAX_SEQUENCE:
-            return False
-        with self._db.writing(f"noting a request of client {client!r}") as db:
-            sql = "UPDATE clients SET sequence = ? WHERE client = ? AND key_digest = ? AND sequence < ?"
-            return db.execute(sql, (sequence, client, key_digest, sequence)).rowcount == 1
+        if not requests:
+            return []
+        sql = "UPDATE clients SET sequence = ?1 WHERE client = ?2 AND key_digest = ?3 AND sequence < ?1"
+        with self._db.writing(f"noting {len(requests)} requests") as db:
+            return [
+                0 <= number <= MAX_SEQUENCE and db.execute(sql, (number, client, key)).rowcount == 1
+                for client, key, number in requests
+            ]
 
     def get(self, client: str, key_digest: str) -> Participant | None:
         rows = self._select("WHERE client = ? AND key_digest = ?", client, key_digest)
