@@ -72,10 +72,10 @@ def noting(file: IO[str]) -> Callable[..., None]:
 
 
 def noted(ask: Callable[..., Awaitable[Any]], name: str, note: Callable[..., None]) -> Callable[..., Awaitable[Any]]:
-    async def asked(*args: Any) -> Any:
+    async def asked(*args: Any, **options: Any) -> Any:
         note(f"{name}?")
-        came = await ask(*args)
-        note(name, **({"found": came is not None, "round": came.round if came else 0} if name == "poll" else {}))
+        came = await ask(*args, **options)
+        note(name, **({"found": came is not None, "round": came[0].round if came else 0} if name == "poll" else {}))
         return came
 
     return asked

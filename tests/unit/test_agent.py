@@ -1,8 +1,8 @@
 """The agent against a real front with a real journal: what it does with tasks, memory, models, and the end of a run."""
 
 import asyncio
+import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from roundelay.deployment.board import Phase
 from roundelay.deployment.device import agent
 from roundelay.deployment.device.agent import Agent
 from roundelay.deployment.device.device import Device
-from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.shelves import Models
 from roundelay.deployment.journal.records import Fate, TaskState
 from roundelay.deployment.protocol import Briefing, Offer
 from roundelay.deployment.trust.doors import Doors
@@ -123,13 +123,13 @@ def test_a_model_that_is_here_is_not_fetched_again_and_a_damaged_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    fetch = Link.fetch
+    put = Models.put
 
-    async def counted(self: Link, digest: str, *rest: Any) -> None:
+    def counted(self: Models, digest: str) -> None:
         fetched.append(digest)
-        await fetch(self, digest, *rest)
+        put(self, digest)
 
-    monkeypatch.setattr(Link, "fetch", counted)
+    monkeypatch.setattr(Models, "put", counted)
     with place(members="a") as here:
         party = Party.of(here, tmp_path)
         digest = here.open_round(1, "a", 1, model())
@@ -233,6 +233,8 @@ def test_an_answer_that_comes_too_late_is_forgotten_with_its_memory(tmp_path: Pa
 
         async def script() -> None:
             await until(party.hands.inside.is_set, "training")
+            assert party.agent is not None
+            party.agent._pulse._due_s = math.inf  # nor is there one between training and answer
             here.journal.rounds.close(1, 0, [])
             party.hands.gate.set()
             await until(lambda: party.heard("does not count (late)"), "the verdict")

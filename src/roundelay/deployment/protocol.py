@@ -6,11 +6,11 @@
     POST /v1/join            Join              Joined                       a token for a key, once
   signed, from here on (signing.py):
     GET  /v1/run                               Briefing                     what the run is about, for this client
-    POST /v1/work            Poll              Offer, or 204                something to do; waits a while for it
+    POST /v1/work            Poll              Offer (+ a frame), or 204    something to do; waits a while for it
     GET  /v1/blobs/{digest}                    a frame                      the model of an offered task; Range, ETag
     POST /v1/beat            Beat              Beaten                       I am here; which of these are still wanted?
     POST /v1/updates/{task}  Announce          Receipt                      I have this answer; where do I go on?
-    PUT  /v1/updates/{task}?digest&offset&size Receipt                      a part of it, raw bytes
+    PUT  /v1/updates/{task}?digest&offset&size Receipt                      a part of it, raw bytes; or all, unannounced
     POST /v1/failures/{task} Failure           Noted                        I cannot do this task
     POST /v1/data            Holding           Noted                        so much data is here, as far as I tell
     POST /v1/scalars         Scalars           Noted                        numbers that a script logged
@@ -45,6 +45,9 @@ MAX_HEADER_BYTES = 2**20
 
 PART_BYTES = 8 * 2**20
 """How much of an answer is sent, synced and acknowledged at a time: what a cut costs at most."""
+
+ENCLOSED_BYTES = 2**20
+"""A model of up to so many bytes comes with its offer, where that is asked for: a request less."""
 
 MAX_WAIT_S = 30.0
 """How long a poll for work is kept waiting at most; below what proxies and NATs take for dead."""
@@ -99,16 +102,20 @@ class Briefing(Message):
 
 
 class Poll(Message):
-    """``doing`` are the tasks that the device has already, in whatever stage; ``wait_s`` is how long it would wait."""
+    """``doing`` are the tasks that the device has already, in whatever stage; ``wait_s`` is how long it would wait;
+    ``having`` are models that need not be enclosed, None: do not enclose any.
+    """
 
     doing: Annotated[list[TaskId], Field(max_length=1_000)] = []
     wait_s: Seconds = 0.0
+    having: Annotated[list[Digest], Field(max_length=16)] | None = None
 
 
 class Offer(Message):
     """A task, the blob of the model that it begins from, and the task whose memory it begins from (None: none yet).
 
-    What the device remembers of earlier tasks than that one it may forget.
+    What the device remembers of earlier tasks than that one it may forget. Where the model is ``enclosed``, its bytes
+    follow in the same body, after a line break.
     """
 
     id: TaskId
@@ -119,6 +126,7 @@ class Offer(Message):
     sent: Digest
     size: Annotated[int, Field(ge=0)]
     memory: TaskId | None
+    enclosed: bool = False
 
 
 class Beat(Message):

@@ -7,7 +7,7 @@ bits; an answer that was finished is on this device's disk before anybody hears 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NoReturn
 
 from torch import Tensor
@@ -142,12 +142,35 @@ class Agent:
         pulse = self._pulse
         wait_s = min(MAX_WAIT_S - 5, 5 * pulse.heartbeat_s)
         begun_s = self._now_s()
-        offer = await self._patience.insist(lambda: self._link.poll(pulse.shown, wait_s))
+        offer = await self._patience.insist(self._offered(wait_s))
         if offer is not None and offer.id not in pulse.doing:
             return offer
         if offer is not None or self._now_s() - begun_s < min(1.0, wait_s / 2):
             await self._sleep(1.0)  # a server that does not keep us waiting is not hurried either
         return None
+
+    def _offered(self, wait_s: float) -> Callable[[], Awaitable[Offer | None]]:
+        """Return what asks for an offer, and keeps the model that came with it. Where that was cut off once, the model
+        is left out: it comes in pieces then, of which none is lost.
+        """
+        first = True
+
+        async def offered() -> Offer | None:
+            nonlocal first
+            having = self._device.models.having() if first else None
+            first = False
+            came = await self._link.poll(self._pulse.shown, wait_s, having)
+            if came is None:
+                return None
+            offer, model = came
+            if offer.enclosed:
+                try:
+                    self._device.models.keep(offer.sent, model)
+                except OSError as error:
+                    raise OwnDisk("keeping a model", error) from error
+            return offer
+
+        return offered
 
     # ---- one task ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +185,7 @@ class Agent:
         except CannotDo as error:
             await self._fail(offer, error)
         else:
-            await self._deliver(kept)
+            await self._deliver(kept, fresh=True)
 
     async def _done(self, hands: Hands, offer: Offer) -> Done:
         received = await self._model(offer)
@@ -230,11 +253,12 @@ class Agent:
         except OSError as error:
             raise OwnDisk("keeping a finished answer", error) from error
 
-    async def _deliver(self, kept: Kept) -> None:
+    async def _deliver(self, kept: Kept, *, fresh: bool = False) -> None:
+        """``fresh``: the server cannot have anything of this answer."""
         task_id, run = kept.offer.id, self._link.run
         await self._pulse.send_logged()
         try:
-            settled = await self._delivery.settle(kept)
+            settled = await self._delivery.settle(kept, fresh=fresh)
         except Spoiled:
             self._say(f"task {task_id}: its answer was damaged on this device's disk; the task will be done again")
             self._forget(kept)

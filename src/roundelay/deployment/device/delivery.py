@@ -26,14 +26,15 @@ class Delivery:
         self._link, self._patience, self._pulse = link, patience, pulse
         self._length = PART_BYTES
 
-    async def settle(self, kept: Kept) -> Settled:
-        """Bring an answer to the server, however long it takes, and return what it says.
+    async def settle(self, kept: Kept, *, fresh: bool) -> Settled:
+        """Bring an answer to the server, however long it takes, and return what it says. One that is ``fresh``, of
+        which the server cannot have anything yet, goes without being announced where it fits into one part.
 
         Raises:
             Refusal: the server does not take it.
             Spoiled: there is nothing to bring any more.
         """
-        receipt = await self._announced(kept)
+        receipt = Receipt(received=0) if fresh and kept.size <= self._length else await self._announced(kept)
         backoff, num_refused = self._patience.backoff(), 0
         while receipt.settled is None:
             try:

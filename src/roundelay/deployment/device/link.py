@@ -22,6 +22,7 @@ from roundelay.deployment.device.download import Download
 from roundelay.deployment.device.replies import PIECE_BYTES, Clock, Moved, body_of, digest_of, parsed, pieces, refused
 from roundelay.deployment.device.trouble import DIALLED_S, LONGEST_S, Again, OwnDisk, Refusal, Unreachable
 from roundelay.deployment.protocol import (
+    ENCLOSED_BYTES,
     MAX_BRIEFING_BYTES,
     MAX_MESSAGE_BYTES,
     PART_BYTES,
@@ -123,16 +124,25 @@ class Link:
 
     # ---- work -------------------------------------------------------------------------------------------------------
 
-    async def poll(self, doing: Sequence[int], wait_s: float) -> Offer | None:
-        """Return something to do that is not in ``doing``, or None where nothing came up in ``wait_s``."""
-        message = Poll(doing=list(doing), wait_s=wait_s)
+    async def poll(
+        self, doing: Sequence[int], wait_s: float, having: Sequence[str] | None = None
+    ) -> tuple[Offer, bytes] | None:
+        """Return something to do that is not in ``doing``, or None where nothing came up in ``wait_s``; with the bytes
+        of its model, checked, where they came with it: a small one that is not in ``having`` does, unless that is None.
+        """
+        message = Poll(doing=list(doing), wait_s=wait_s, having=None if having is None else list(having))
         async with self._asked("POST", protocol.WORK, message.model_dump_json().encode(), wait_s=wait_s) as (
             came,
             moved,
         ):
             if came.status == 204:
                 return None
-            return parsed(Offer, await body_of(came, moved, MAX_MESSAGE_BYTES), self.address)
+            head, _, model = (await body_of(came, moved, MAX_MESSAGE_BYTES + ENCLOSED_BYTES)).partition(b"\n")
+            offer = parsed(Offer, head, self.address)
+            if offer.enclosed and digest_of(model).hex() != offer.sent:
+                raise Unreachable(f"{self.address}: the model that came with task {offer.id} is not the one that is "
+                                  "meant: damaged on the way; it is asked for again")  # fmt: skip
+            return offer, model
 
     async def fetch(self, digest: str, size: int, part: Path, between: Callable[[], Awaitable[None]]) -> None:
         """Bring what there is in ``part`` of a blob to its end, and check it. After a cut, call it again.

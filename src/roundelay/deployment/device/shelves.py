@@ -65,11 +65,20 @@ class Models:
                 other.unlink()
         return part
 
+    def having(self) -> list[str]:
+        """Return the digests of the models that are here."""
+        return [path.name for path in self._folder.iterdir() if path.suffix == ""]
+
+    def keep(self, digest: str, model: bytes) -> None:
+        """Keep a model that came in one piece, and was verified."""
+        self.part(digest).write_bytes(model)
+        self.put(digest)
+
     def put(self, digest: str) -> None:
         """Let the verified part become the model, and forget all but the last ones."""
         os.replace(self.part(digest), self.path(digest))
         self._fresh.add(digest)
-        kept = sorted((p for p in self._folder.iterdir() if p.suffix == ""), key=lambda p: p.stat().st_mtime_ns)
+        kept = sorted(map(self.path, self.having()), key=lambda path: path.stat().st_mtime_ns)
         for old in kept[:-NUM_MODELS]:
             if old.name != digest:
                 old.unlink()

@@ -61,7 +61,7 @@ class Desk:
         briefing: p.Briefing = await self.in_thread(self.briefing, call.client)
         return briefing
 
-    async def work(self, call: Call, poll: p.Poll) -> p.Offer | None:
+    async def work(self, call: Call, poll: p.Poll) -> p.Offer | web.Response | None:
         """Wait for a task until the client's time is over, or its connection, or the run; but not for so long that it
         would count as lost meanwhile.
         """
@@ -73,7 +73,7 @@ class Desk:
                 if self.board.phase is Phase.ENDED:
                     self.told_over.add(client)
                 require_open(self.board.phase, self.board.reason)
-                offer: p.Offer | None = await self.in_thread(self._next_offer, client, poll.doing)
+                offer: p.Offer | web.Response | None = await self.in_thread(self._next_offer, client, poll)
                 if offer is not None:
                     self.board.saw(client)
                     return offer
@@ -119,9 +119,7 @@ class Desk:
         return p.Noted()
 
     async def announce(self, call: Call, announce: p.Announce) -> p.Receipt:
-        if announce.size > self.max_answer_bytes:
-            raise Rejected("too_large", f"an answer may have {self.max_answer_bytes} bytes, this one has "
-                           f"{announce.size}; is its model the one that was sent?")  # fmt: skip
+        self._require_fitting(announce.size)
         receipt: p.Receipt = await self.in_thread(
             self._announced, call.client, call.task_id, announce.digest, announce.size
         )
@@ -134,11 +132,13 @@ class Desk:
         receipt: p.Receipt | None = await self.in_thread(
             self._standing, call.client, call.task_id, part.digest, part.size
         )
-        if receipt is None:
+        if receipt is None and not part.is_whole:
             raise Rejected("upload", f"client {call.client!r} has not announced this answer; announce it first", 0)
-        if receipt.settled is not None:
+        if receipt is None:
+            self._require_fitting(part.size)
+        elif receipt.settled is not None:
             return receipt
-        if part.offset != receipt.received:
+        elif part.offset != receipt.received:
             raise Rejected("upload", f"the part begins at {part.offset}, but the answer goes on at {receipt.received}",
                            receipt.received)  # fmt: skip
         with self.intake.holding(call.client, part.length):
@@ -164,22 +164,33 @@ class Desk:
             await asyncio.wait([keeping])
             raise
 
+    def _require_fitting(self, size: int) -> None:
+        if size > self.max_answer_bytes:
+            raise Rejected("too_large", f"an answer may have {self.max_answer_bytes} bytes, this one has {size}; is "
+                           "its model the one that was sent?")  # fmt: skip
+
     # ---- in threads -------------------------------------------------------------------------------------------------
 
-    def _next_offer(self, client: str, doing: Sequence[int]) -> p.Offer | None:
-        kept = self.board.next_task(client, doing)
+    def _next_offer(self, client: str, poll: p.Poll) -> p.Offer | web.Response | None:
+        kept = self.board.next_task(client, poll.doing)
         if kept is None:
             return None
         assert kept.sent is not None, "a task of a run has a model"
+        path, model = self.board.journal.blobs.path(kept.sent), None
         try:
-            size = self.board.journal.blobs.path(kept.sent).stat().st_size
+            size = path.stat().st_size
+            if size <= p.ENCLOSED_BYTES and poll.having is not None and kept.sent not in poll.having:
+                model = path.read_bytes()
         except OSError as error:  # closed in this moment, and its blob collected; or removed by hand
             raise JournalError(f"blob {kept.sent} cannot be read ({error})") from error
         task = kept.task
-        return p.Offer(
+        offer = p.Offer(
             id=task.id, round=task.round, attempt=task.attempt, kind=task.kind, config=dict(task.config),
-            sent=kept.sent, size=size, memory=kept.memory,
+            sent=kept.sent, size=size, memory=kept.memory, enclosed=model is not None,
         )  # fmt: skip
+        if model is None:
+            return offer
+        return web.Response(body=b"%b\n%b" % (offer.model_dump_json().encode(), model))
 
     def _standing(self, client: str, task_id: int, digest: str, size: int) -> p.Receipt | None:
         """Return how an answer stands: settled, under way, or None where nothing is known of it."""
@@ -200,7 +211,7 @@ class Desk:
     def _written(self, client: str, task_id: int, part: Part, body: Sequence[bytes]) -> p.Receipt:
         uploads = self.board.journal.uploads
         try:
-            if part.length == part.size:
+            if part.is_whole:
                 uploads.take_whole(client, part.digest, body)
                 return self._accepted(client, task_id, part.digest, part.size)
             received = uploads.write(client, part.digest, part.offset, body)

@@ -29,6 +29,10 @@ class Part:
     def end(self) -> int:
         return self.offset + self.length
 
+    @property
+    def is_whole(self) -> bool:
+        return self.length == self.size
+
 
 def announced(request: web.Request) -> Part:
     """Return which part a request brings, by its signed query, and by its header fields, which must not differ.

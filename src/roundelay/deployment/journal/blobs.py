@@ -36,8 +36,9 @@ class Blobs:
                 disk.make_folder(made)
             disk.sync_folder(folder)
 
-    def put(self, data: bytes | Iterable[Buffer]) -> str:
-        """Keep these bytes; return their SHA-256 once they are on disk.
+    def put(self, data: bytes | Iterable[Buffer], digest: str | None = None) -> str:
+        """Keep these bytes; return their SHA-256 once they are on disk. ``digest`` is that, where the caller has hashed
+        them already.
 
         No collection takes the blob from then on until it was referred to (by ``Journal.accept`` and the like, which
         give the pin back) or ``release`` is called, as often as it was put.
@@ -51,12 +52,13 @@ class Blobs:
         try:
             with self._opened(temporary, "writing a blob", fresh=True) as file:
                 for piece in (data,) if isinstance(data, bytes) else data:  # what ``data`` raises is not the disk's
-                    hasher.update(piece)
+                    if digest is None:
+                        hasher.update(piece)
                     with self._saying("writing a blob"):
                         write_all(self._disk, file, piece, offset)
                     offset += len(piece)
                 self._sync(file)
-            digest = hasher.hexdigest()
+            digest = digest or hasher.hexdigest()
             self._place(temporary, digest, pins=1)
         except BaseException:
             self._try_to_remove(temporary)

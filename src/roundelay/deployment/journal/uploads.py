@@ -88,29 +88,23 @@ class Uploads:
             return end
 
     def take_whole(self, client: str, digest: str, pieces: Sequence[bytes]) -> None:
-        """Take an upload that comes in one part: it is a blob when this returns, and pinned as one that was put. Of
-        its progress nothing is noted, as there is none: after a crash before ``Journal.accept`` it is sent again.
+        """Take an upload that comes in one part, whether it was begun or not; one that the client had begun is
+        forgotten. It is a blob when this returns, and pinned as one that was put. Nothing is noted of its progress, as
+        there is none: after a crash before ``Journal.accept`` it is sent again.
 
         Raises:
-            RequestDenied: as ``write`` and ``finish`` do.
+            RequestDenied: the bytes have another digest; the message says so.
             JournalError: it could not be written.
         """
-        num_bytes, hasher = sum(map(len, pieces)), hashlib.sha256()
+        hasher = hashlib.sha256()
         for piece in pieces:
             hasher.update(piece)
         with self._alone(client):
-            size, received = self._begun(client, digest)
-            if received:
-                raise RequestDenied(
-                    Denial.WRONG_OFFSET, f"client {client!r} sent a part at 0; its upload goes on at {received}"
-                )
-            if num_bytes != size:
-                raise RequestDenied(
-                    Denial.WRONG_SIZE, f"client {client!r} sent {num_bytes} bytes as an upload of {size}"
-                )
+            if self._db.one("SELECT 1 FROM uploads WHERE client = ?", client) is not None:
+                self._forget(client)
             if hasher.hexdigest() != digest:
-                raise self._damaged(client, digest, size)
-            self._blobs.put(pieces)
+                raise _damaged(client, digest, sum(map(len, pieces)))
+            self._blobs.put(pieces, digest)
 
     def finish(self, client: str, digest: str) -> None:
         """Verify the whole upload, which then is a blob. It is kept until the client begins another one, or until
@@ -130,20 +124,13 @@ class Uploads:
             if not part.exists():
                 self._blobs.require(digest, size)
             elif not self._blobs.promote(part, digest, hasher.hexdigest() if hasher and at == size else None):
-                raise self._damaged(client, digest, size)
+                self._forget(client)
+                raise _damaged(client, digest, size)
 
     def drop(self, client: str) -> None:
         """Forget what the client has sent of an upload, if it has begun one."""
         with self._alone(client):
             self._forget(client)
-
-    def _damaged(self, client: str, digest: str, size: int) -> RequestDenied:
-        self._forget(client)
-        return RequestDenied(
-            Denial.WRONG_DIGEST,
-            f"client {client!r}: the {size} bytes do not have the SHA-256 {digest} that was announced; they were "
-            "removed, send them again",
-        )
 
     def _forget(self, client: str) -> None:
         self._hashed.pop(client, None)
@@ -178,3 +165,11 @@ class Uploads:
         finally:
             with self._lock:
                 self._busy.discard(client)
+
+
+def _damaged(client: str, digest: str, size: int) -> RequestDenied:
+    return RequestDenied(
+        Denial.WRONG_DIGEST,
+        f"client {client!r}: the {size} bytes do not have the SHA-256 {digest} that was announced; they were removed, "
+        "send them again",
+    )
