@@ -67,7 +67,7 @@ def moments(
 
 def acknowledged_before_it_is_written() -> None:
     """The server says "accepted", and writes the row when the client comes again."""
-    finished, work, late = desk.Desk._finished, desk.Desk.work, dict[str, tuple[Any, ...]]()
+    accepted, work, late = desk.Desk._accepted, desk.Desk.work, dict[str, tuple[Any, ...]]()
 
     def planted(self: Any, client: str, task_id: int, digest: str, size: int) -> Any:
         late[client] = (client, task_id, digest, size)
@@ -76,10 +76,10 @@ def acknowledged_before_it_is_written() -> None:
 
     async def later(self: Any, call: Any, poll: Any) -> Any:
         if call.client in late:
-            await self.in_thread(finished, self, *late.pop(call.client))
+            await self.in_thread(accepted, self, *late.pop(call.client))
         return await work(self, call, poll)
 
-    desk.Desk._finished, desk.Desk.work = planted, later  # type: ignore[method-assign]
+    desk.Desk._accepted, desk.Desk.work = planted, later  # type: ignore[method-assign]
 
 
 def forgotten_before_it_is_acknowledged() -> None:

@@ -181,10 +181,11 @@ class Run:
 
 
 def told(path: Path) -> None:
-    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and send each
-    answer in several parts.
+    """Have a client note, in a file of its own, what it does and what it was told, as soon as it knows; and let every
+    second one send each answer in several parts, the others in one.
     """
-    delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
+    if path.stem[-1] in "13579":
+        delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     do, keep, put, settle = TrainerHands.do, Answers.keep, Link.put_part, Delivery.settle
 
@@ -204,8 +205,8 @@ def told(path: Path) -> None:
         note("puts", task, digest, offset)
         return await put(self, task, round, digest, size, offset, data)
 
-    async def settling(self: Any, kept: Any) -> Any:
-        settled = await settle(self, kept)
+    async def settling(self: Any, kept: Any, *, fresh: bool) -> Any:
+        settled = await settle(self, kept, fresh=fresh)
         note(settled.verdict.value, kept.offer.id, kept.digest)
         return settled
 

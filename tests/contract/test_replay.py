@@ -50,7 +50,7 @@ def silent(rounds: set[int]) -> Answering:
 
 def spoiled(rounds: set[int]) -> Answering:
     def answer(kept: KeptTask, raw: bytes) -> bytes | None:
-        return raw[:-40] + bytes(40) if kept.task.round in rounds else raw
+        return raw[:40] + bytes(40) + raw[80:] if kept.task.round in rounds else raw
 
     return answer
 

@@ -69,7 +69,7 @@ NONSENSE: dict[str, Answering] = {
     "no frame": lambda kept, answer: b"once upon a time",
     "one byte": lambda kept, answer: b"r",
     "cut short": lambda kept, answer: answer[: len(answer) // 2],
-    "a byte flipped": lambda kept, answer: answer[:-40] + bytes([answer[-40] ^ 1]) + answer[-39:],
+    "a byte flipped": lambda kept, answer: answer[:40] + bytes([answer[40] ^ 1]) + answer[41:],
     "another kind of frame": a_model,
     "to another task": fields(task_id=10**6),
     "without a model": fields(trained=False),

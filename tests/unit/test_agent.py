@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ from roundelay.deployment.board import Phase
 from roundelay.deployment.device import agent
 from roundelay.deployment.device.agent import Agent
 from roundelay.deployment.device.device import Device
+from roundelay.deployment.device.link import Link
 from roundelay.deployment.device.shelves import Models
+from roundelay.deployment.device.trouble import Unreachable
 from roundelay.deployment.journal.records import Fate, TaskState
 from roundelay.deployment.protocol import Briefing, Offer
 from roundelay.deployment.trust.doors import Doors
@@ -156,6 +160,32 @@ def test_a_model_that_is_here_is_not_fetched_again_and_a_damaged_one_is(
     assert torch.equal(first.vectors["params"], third.vectors["params"])
     assert len(fetched) == 5
     assert len(list((tmp_path / "models").iterdir())) == 2, "others than the last ones are not kept"
+
+
+def test_a_model_that_was_cut_off_with_its_offer_is_asked_for_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    poll = Link.poll
+
+    async def cut(self: Link, doing: Sequence[int], wait_s: float, having: Sequence[str] | None = None) -> Any:
+        asked.append(having is not None)
+        came = await poll(self, doing, wait_s, having)
+        if came is not None and came[0].enclosed:
+            raise Unreachable("cut in the middle")
+        return came
+
+    monkeypatch.setattr(Link, "poll", cut)
+    with place(members="a") as here:
+        party = Party.of(here, tmp_path)
+        here.open_round(1, "a", 1, model())
+
+        async def script() -> None:
+            await answered(here, 1)
+            over(here)
+
+        within(beside(party.take_part(), script))
+    assert asked[:2] == [True, False]
 
 
 def test_a_blob_that_is_no_model_is_a_task_that_cannot_be_done(tmp_path: Path) -> None:

@@ -23,6 +23,54 @@ ANSWER = bytes(range(256)) * 40
 ACCEPTED = p.Settled(verdict=Verdict.ACCEPTED, number=1, duplicate=False)
 
 
+def test_a_small_model_comes_with_its_offer_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def offered(device: Device, having: list[str] | None) -> tuple[p.Offer, bytes]:
+        said = await device.ask("POST", p.WORK, p.Poll(having=having))
+        head, _, model = said.body.partition(b"\n")
+        return p.Offer.model_validate_json(head), model
+
+    async def go() -> None:
+        async with Device.of(here) as device:
+            digest = here.open_round()
+            offer, model = await offered(device, [])
+            assert offer.enclosed
+            assert model == MODEL
+            for having in ([digest], None):
+                offer, model = await offered(device, having)
+                assert (offer.enclosed, offer.sent, model) == (False, digest, b"")
+            monkeypatch.setattr(p, "ENCLOSED_BYTES", len(MODEL) - 1)
+            assert not (await offered(device, []))[0].enclosed, "that would be long to wait for"
+
+    with place() as here:
+        within(go())
+
+
+def test_an_answer_in_one_part_need_not_be_announced_and_one_in_several_must_be() -> None:
+    async def go() -> None:
+        async with Device.of(here) as device:
+            here.open_round()
+            said = await device.part(1, ANSWER, 0, 4_000)
+            assert "announce it first" in said.json()["message"]
+            assert (await device.part(1, ANSWER, 0, len(ANSWER))).receipt().settled == ACCEPTED
+            again = (await device.part(1, ANSWER, 0, len(ANSWER))).receipt().settled
+            assert again is not None
+            assert (again.verdict, again.duplicate) == (Verdict.ACCEPTED, True)
+
+    with place() as here:
+        within(go())
+
+
+def test_an_answer_in_one_part_is_held_to_what_answers_may_be() -> None:
+    async def go() -> None:
+        async with Device.of(here) as device:
+            here.open_round()
+            said = await device.part(1, ANSWER, 0, len(ANSWER))
+            assert (said.status, said.json()["error"]) == (413, "too_large")
+
+    with place(max_answer_bytes=len(ANSWER) - 1) as here:
+        within(go())
+
+
 def test_a_task_goes_its_way() -> None:
     async def go() -> None:
         async with Device.of(here) as device:

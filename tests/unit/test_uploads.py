@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from journals import accepted, advance, begun, key_of, opened, sha256
 
+from roundelay.deployment.journal import blobs
 from roundelay.deployment.journal.blobs import Blobs
 from roundelay.deployment.journal.disk import Disk
 from roundelay.deployment.journal.journal import Journal
@@ -121,6 +122,26 @@ def test_a_blob_is_its_bytes(journal: Journal) -> None:
     journal.blobs.release(digest)
     journal.blobs.release(digest)  # once too often does no harm
     assert journal.collect() == 1
+
+
+def check_a_damaged_blob(folder: Path) -> None:
+    with opened(folder) as journal:
+        begun(journal)
+        accepted(journal, 1, "a", b"update")
+        path = journal.blobs.path(sha256(b"update"))
+    path.write_bytes(b"updaTe")
+    with opened(folder) as journal, pytest.raises(JournalError, match="damaged on the disk"):
+        journal.blobs.open(sha256(b"update")).close()
+
+
+def test_a_blob_that_was_damaged_while_the_server_stood_still_is_found_out(tmp_path: Path) -> None:
+    check_a_damaged_blob(tmp_path)
+
+
+def test_a_journal_that_believes_what_it_finds_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blobs, "_digest_of", lambda path: path.name)
+    with pytest.raises(pytest.fail.Exception):
+        check_a_damaged_blob(tmp_path)
 
 
 # ---- uploads --------------------------------------------------------------------------------------------------------

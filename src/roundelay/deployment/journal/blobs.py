@@ -30,6 +30,7 @@ class Blobs:
         self._names = itertools.count()
         self._lock = threading.Lock()  # held while a blob gets its name, or loses it
         self._synced: set[str] = set()  # folders, and blobs, of which it is known that their names are on disk
+        self._intact: set[str] = set()  # blobs of which this process has hashed the bytes
         self._pinned: Counter[str] = Counter()
         with self._saying("making the folders of the blobs"):
             for made in (self._root, self._incoming):
@@ -76,12 +77,20 @@ class Blobs:
         return self._root / digest[:2] / digest
 
     def open(self, digest: str) -> IO[bytes]:
-        """Open a blob to be read.
+        """Open a blob to be read. Its bytes have the SHA-256 that is its name: one that was written before this process
+        began is hashed before it is believed.
 
         Raises:
-            JournalError: it is not there.
+            JournalError: it is not there, or damaged.
         """
         try:
+            if digest not in self._intact:
+                if _digest_of(self.path(digest)) != digest:
+                    raise JournalError(
+                        f"blob {digest} was damaged on the disk: its bytes have another digest. Check the disk, and "
+                        "bring the whole journal back from a copy"
+                    )
+                self._intact.add(digest)
             return self.path(digest).open("rb")
         except OSError as error:
             raise JournalError(f"blob {digest} cannot be read ({error}); was something removed by hand?") from error
@@ -123,6 +132,7 @@ class Blobs:
                 return False
             self._fuse.check()
             self._synced.discard(digest)
+            self._intact.discard(digest)
             with self._saying("removing a blob that nothing refers to"):
                 self._disk.remove(self.path(digest))
             return True
@@ -153,7 +163,10 @@ class Blobs:
         """Let a whole upload become a blob; return False, and touch nothing, where its bytes have another digest.
         ``written`` is the digest of what this process wrote there; None: it is read, and hashed.
         """
-        if (written or self._digest_of(part)) != digest:
+        if written is None:
+            with self._saying("reading an upload"):
+                written = _digest_of(part)
+        if written != digest:
             return False
         self._place(part, digest, pins=0)
         return True
@@ -169,13 +182,6 @@ class Blobs:
                 self._try_to_remove(path)
 
     # ---- steps ------------------------------------------------------------------------------------------------------
-
-    def _digest_of(self, part: Path) -> str:
-        hasher = hashlib.sha256()
-        with self._saying("reading an upload"), part.open("rb") as file:
-            while piece := file.read(_PIECE):
-                hasher.update(piece)
-        return hasher.hexdigest()
 
     def _place(self, temporary: Path, digest: str, pins: int) -> None:
         """Give synced bytes their name. Under the lock: what ``require`` finds has been synced into its folder."""
@@ -197,6 +203,7 @@ class Blobs:
             if not made:
                 self._try_to_remove(temporary)
             self._synced.add(digest)
+            self._intact.add(digest)
             if pins:
                 self._pinned[digest] += pins
 
@@ -241,3 +248,11 @@ class Blobs:
     def _try_to_remove(self, path: Path) -> None:
         with suppress(OSError):
             self._disk.remove(path)
+
+
+def _digest_of(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            hasher.update(piece)
+    return hasher.hexdigest()

@@ -41,9 +41,9 @@ class Answers:
     limits: Limits
     _weighted: dict[bool, str] = field(default_factory=dict)  # who told its number of examples first, and who did not
 
-    def read(self, task: Task, *, verified: bool = False) -> Answered:
+    def read(self, task: Task) -> Answered:
         """Return what the client of a task has answered. The tensors are the file's own pages, which the system may
-        take back and read again: they are no memory of the server's. ``verified``: it was read before.
+        take back and read again: they are no memory of the server's.
 
         Raises:
             WireError: it is no answer, or one to another task.
@@ -55,7 +55,8 @@ class Answers:
             raise WireError("it is empty")
         with self.journal.blobs.open(received.digest) as file:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        frame = wire.decode(memoryview(pages), self.limits, verified=verified)
+        # the digest of the answer that came is the blob's name, and covers the frame's own
+        frame = wire.decode(memoryview(pages), self.limits, verified=True)
         if frame.kind != "answer":
             raise WireError(f"expected a frame of kind 'answer', got {frame.kind!r}")
         answered = Answered.read(frame)
@@ -67,9 +68,9 @@ class Answers:
             )
         return answered
 
-    def update(self, task: Task, *, verified: bool = False) -> Answer:
+    def update(self, task: Task) -> Answer:
         """Return the update that answers a training task, and the claim to what its client would remember."""
-        answered = self.read(task, verified=verified)
+        answered = self.read(task)
         assert answered.payload is not None
         self._note_weight(answered.weighted, task.client)
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
@@ -96,6 +97,6 @@ class Shelf:
         self._tasks[update.task.id] = update.task
 
     def take(self, task_id: int) -> Update:
-        return self._answers.update(self._tasks.pop(task_id), verified=True).update  # by whoever put it
+        return self._answers.update(self._tasks.pop(task_id)).update
 
     def close(self) -> None: ...
