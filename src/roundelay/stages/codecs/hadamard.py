@@ -1,26 +1,25 @@
-"""A random rotation that costs n log n additions: Hadamard's matrix after random signs."""
+"""A random rotation that costs n log n additions: Hadamard's matrix after random signs, twice."""
 
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from roundelay.stages.codecs.vectors import Floats
 
-MOST, LEAST = 2**16, 2**9
-"""The longest block, and the shortest one that is cut off a rest: shorter rests are padded to a power of two."""
+MOST, LEAST = 2**16, 2**8
+"""The longest block and the shortest. In shorter ones a rotation of signs and sums is not like one among all."""
 
 
 def blocks(length: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, size): a vector as blocks of 2^16, then one for each binary digit of the rest down to 2^9,
-    then what is left, padded. So fewer than 2^8 values are added in all.
+    """Yield (start, stop, size): a vector as blocks of 2^16, then one for each binary digit of the rest, down to 2^8,
+    to which what is left is padded: fewer than 2^8 values are added in all.
     """
     start, size = 0, MOST
     while start < length:
         left = length - start
         while size > left and size > LEAST:
             size //= 2
-        if left < size:
-            size = 2 ** (left - 1).bit_length()
         yield start, min(start + size, length), size
         start += size
 
@@ -30,12 +29,41 @@ def padded_length(length: int) -> int:
     return sum(size for _, _, size in blocks(length))
 
 
-def flip(x: Floats, bits: np.random.Philox) -> None:
-    """Change the signs of a block by random bits, in place; once more with the same bits changes them back."""
-    words = bits.random_raw(-(-len(x) // 64)).astype("<u8")
-    signs = np.unpackbits(words.view(np.uint8), count=len(x), bitorder="little").astype(np.uint32)
+def rotated(x: Floats, other: Floats, bits: np.random.Philox) -> Floats:
+    """Return H D' H D x/sqrt(n), where D and D' are random signs, in the memory of ``x`` or of ``other``.
+
+    Twice, because one time leaves a vector of which few values are large in a few places: after H D, a single value
+    becomes n of one magnitude, which no codec of signs can tell from any other n of one magnitude.
+    """
+    first, second = _signs(len(x), bits), _signs(len(x), bits)
+    _flip(x, first)
+    once = transform(x, other)
+    _flip(once, second)
+    once *= np.float32(len(x) ** -0.5)
+    return transform(once, other if once is x else x)
+
+
+def rotated_back(x: Floats, other: Floats, bits: np.random.Philox) -> Floats:
+    """Return n times what ``rotated`` made ``x`` of with the same bits, in the memory of either."""
+    first, second = _signs(len(x), bits), _signs(len(x), bits)
+    once = inverse(x, other)
+    _flip(once, second)
+    once *= np.float32(len(x) ** -0.5)
+    back = inverse(once, other if once is x else x)
+    _flip(back, first)
+    return back
+
+
+def _signs(n: int, bits: np.random.Philox) -> npt.NDArray[np.uint32]:
+    words = bits.random_raw(-(-n // 64)).astype("<u8")
+    signs = np.unpackbits(words.view(np.uint8), count=n, bitorder="little").astype(np.uint32)
     signs <<= np.uint32(31)
-    x.view(np.uint32)[:] ^= signs
+    return signs
+
+
+def _flip(x: Floats, signs: npt.NDArray[np.uint32]) -> None:
+    turned = x.view(np.uint32)
+    np.bitwise_xor(turned, signs, out=turned)
 
 
 def transform(x: Floats, other: Floats) -> Floats:

@@ -111,7 +111,7 @@ def pack_trits(codes: Bytes) -> Bytes:
     m = trit_bytes(len(codes))
     padded = codes if len(codes) == 5 * m else np.concatenate([codes, np.zeros(5 * m - len(codes), np.uint8)])
     digits = padded.reshape(5, m)
-    packed = digits[4].copy()
+    packed: Bytes = digits[4].copy()
     for j in (3, 2, 1, 0):
         packed *= np.uint8(3)
         packed += digits[j]

@@ -35,7 +35,7 @@ class QSGD:
     (|x|/s)^2 sum f(1-f) over the values' fractions f between two levels, is at most min(d/s^2, sqrt(d)/s) |x|^2.
 
     ``bits`` a value, sign included, are s = 2^(bits-1) - 1 levels; or give ``levels`` = s itself. Neither is 4 bits. A
-    ``bucket`` of None makes the whole vector one.
+    ``bucket`` of 0 makes the whole vector one.
 
     ``coding`` "fixed" takes that width for every value. "elias" takes fewer where most are 0: the places of the others
     (a bit for every value, or gamma codes of their distances, whichever is shorter), a sign and the gamma code of the
@@ -44,11 +44,11 @@ class QSGD:
 
     bits: int | None = None
     levels: int | None = None
-    bucket: int | None = 512
+    bucket: int = 512
     coding: Literal["fixed", "elias"] = "fixed"
 
     def __post_init__(self) -> None:
-        check_block(self, "bucket", self.bucket)
+        check_block(self, "bucket", self._block)
         if self.bits is not None and self.levels is not None:
             raise ConfigError(f"QSGD: give bits or levels, not both; got {self.bits!r} and {self.levels!r}")
         if self.bits is not None and self.bits not in range(2, 17):
@@ -68,13 +68,17 @@ class QSGD:
         return (2 * self.num_levels).bit_length()
 
     @property
+    def _block(self) -> int | None:
+        return None if self.bucket == 0 and not isinstance(self.bucket, bool) else self.bucket
+
+    @property
     def unbiased(self) -> bool:
         return True
 
     def encode(self, vector: Tensor, generator: torch.Generator) -> Tensor:
         x = values(vector, "qsgd")
-        scales = norms(x, self.bucket)
-        codes = quantised(x, scales, self.bucket, self.num_levels, random_bits(generator))
+        scales = norms(x, self._block)
+        codes = quantised(x, scales, self._block, self.num_levels, random_bits(generator))
         if self.coding == "fixed":
             return joined(scales, pack(codes, self.width))
         return joined(scales, *(_elias(codes, self.num_levels) if len(codes) else ()))
@@ -83,7 +87,7 @@ class QSGD:
         reader = Reader(data, "qsgd")
         if self.coding == "fixed":
             reader.expect(self.max_bytes(length), length)
-        scales = reader.scales(num_blocks(length, self.bucket))
+        scales = reader.scales(num_blocks(length, self._block))
         if self.coding == "fixed":
             codes = unpack(reader.rest(), self.width, length)
         else:
@@ -91,10 +95,10 @@ class QSGD:
             reader.end()
         if length and codes.max() > 2 * self.num_levels:
             raise reader.wrong(f"{codes.max()} is no level; there are {2 * self.num_levels + 1}")
-        return torch.from_numpy(restored(codes, scales, self.bucket, self.num_levels))
+        return torch.from_numpy(restored(codes, scales, self._block, self.num_levels))
 
     def max_bytes(self, length: int) -> int:
-        scales = 4 * num_blocks(length, self.bucket)
+        scales = 4 * num_blocks(length, self._block)
         if self.coding == "fixed":
             return scales + packed_bytes(length, self.width)
         tail = self.num_levels.bit_length() - 1

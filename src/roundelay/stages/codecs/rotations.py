@@ -4,12 +4,13 @@ Sources: S. Vargaftik et al., "DRIVE: One-bit Distributed Mean Estimation", Neur
 Communication-Efficient and Robust Distributed Mean Estimation for Federated Learning", ICML 2022; S. Lloyd, "Least
 squares quantization in PCM", 1982, J. Max, 1960 (the centroids).
 
-With H Hadamard's matrix, D random signs, n values in a block and y = H D x, the papers' R x is y/sqrt(n), and what is
-decoded is D H q G/n, where q are the centroids that are next to y sqrt(n)/|y| and G is the scale that travels:
-n |x|^2/<y, q> in EDEN and DRIVE, |y|_1/n in DRIVE with the least error.
+With R x the rotated block of n values and y = sqrt(n) R x, what is decoded is R^-1 q G/sqrt(n), where q are the
+centroids next to y/|x| and G is the scale that travels: n |x|^2/<y, q> in EDEN and DRIVE, |y|_1/n in DRIVE with the
+least error.
 
-What is proven of them is proven for a rotation that is uniform among all. This one has the projection on x exactly, so
-<C, x> = |x|^2 always; orthogonal to x its mean is 0 for a uniform rotation, and here nearly so (docs/codecs.md).
+What is proven of them is proven for a rotation that is uniform among all. With any, <C, x> = |x|^2 always; the mean of
+what is orthogonal to x is 0 for a uniform one. R is twice Hadamard's matrix after random signs: with it no bias could
+be measured; with once, as is usual, a vector of two large values was off by 0.29 of its length (docs/codecs.md).
 
 Format: a 64-bit seed; G of each block, float32; the codes, packed.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError, DataError
-from roundelay.stages.codecs.hadamard import MOST, blocks, flip, inverse, padded_length, transform
+from roundelay.stages.codecs.hadamard import MOST, blocks, padded_length, rotated, rotated_back
 from roundelay.stages.codecs.packing import pack, packed_bytes, unpack
 from roundelay.stages.codecs.vectors import Floats, Reader, joined, new_seed, seeded_bits, values
 
@@ -104,8 +105,7 @@ def _encoded(vector: Tensor, generator: torch.Generator, half: tuple[float, ...]
         block = np.zeros(size, np.float32)
         block[: stop - start] = x[start:stop]
         length = math.sqrt(np.square(block, dtype=np.float64).sum())
-        flip(block, signs)
-        y = transform(block, np.empty_like(block))
+        y = rotated(block, np.empty_like(block), signs)
         part = codes[at : at + size]
         _cells(y, length, table, part)
         scales.append(_scale(y, table[part], length, least))
@@ -142,10 +142,9 @@ def _decoded(data: Tensor, length: int, half: tuple[float, ...], who: str) -> Te
     for scale, (start, stop, size) in zip(scales, blocks(length), strict=True):
         block, other = buffers[:, :size]
         np.take(table, codes[at : at + size], out=block, mode="clip")
-        block = inverse(block, other)
+        block = rotated_back(block, other, signs)
         block *= np.float32(1 / size)
         block *= scale
-        flip(block, signs)
         x[start:stop] = block[: stop - start]
         at += size
     return torch.from_numpy(x)

@@ -79,7 +79,7 @@ def quantised(x: Floats, scales: Floats, block: int | None, levels: int, bits: n
         low += np.float32(levels)
         np.copyto(codes[piece.span], low, casting="unsafe")
         part = codes[piece.span]
-        part += ups[:n].view(np.uint8)
+        np.add(part, ups[:n].view(np.uint8), out=part)
     return codes
 
 

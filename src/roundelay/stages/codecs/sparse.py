@@ -69,14 +69,12 @@ class TopK:
     def decode(self, data: Tensor, length: int) -> Tensor:
         reader = Reader(data, "topk")
         k = _count(self.fraction, self.k, length)
-        x = np.zeros(length, np.float32)
-        if k:
-            mode = reader.word(1)
-            taken = reader.floats(k)
-            x[_read_indices(reader, mode, k, length)] = taken
-        else:
-            reader.end()
-        return torch.from_numpy(x)
+        if not k:
+            return _nothing(reader)
+        mode = reader.word(1)
+        taken = reader.floats(k)
+        indices = _read_indices(reader, mode, k, length)
+        return _placed(taken, indices, length)
 
     def max_bytes(self, length: int) -> int:
         k = _count(self.fraction, self.k, length)
@@ -114,13 +112,11 @@ class RandK:
     def decode(self, data: Tensor, length: int) -> Tensor:
         reader = Reader(data, "randk")
         reader.expect(self.max_bytes(length), length)
-        x = np.zeros(length, np.float32)
         k = _count(self.fraction, self.k, length)
-        if k:
-            seed = reader.word(8)
-            taken = reader.floats(k)
-            x[chosen_indices(seed, k, length)] = taken
-        return torch.from_numpy(x)
+        if not k:
+            return _nothing(reader)
+        seed, taken = reader.word(8), reader.floats(k)
+        return _placed(taken, chosen_indices(seed, k, length), length)
 
     def max_bytes(self, length: int) -> int:
         k = _count(self.fraction, self.k, length)
@@ -157,15 +153,12 @@ class STC:
     def decode(self, data: Tensor, length: int) -> Tensor:
         reader = Reader(data, "stc")
         k = _count(self.fraction, self.k, length)
-        x = np.zeros(length, np.float32)
-        if k:
-            mean = reader.scales(1)
-            positive = unpack(reader.take(packed_bytes(k, 1)), 1, k).view(np.bool_)
-            indices = indices_of(unpack_rice(reader.rest(), rice_bits(k / length), k), length)
-            x[indices] = np.where(positive, mean, -mean)
-        else:
-            reader.end()
-        return torch.from_numpy(x)
+        if not k:
+            return _nothing(reader)
+        mean = reader.scales(1)
+        positive = unpack(reader.take(packed_bytes(k, 1)), 1, k).view(np.bool_)
+        indices = indices_of(unpack_rice(reader.rest(), rice_bits(k / length), k), length)
+        return _placed(np.where(positive, mean, -mean), indices, length)
 
     def max_bytes(self, length: int) -> int:
         k = _count(self.fraction, self.k, length)
@@ -200,6 +193,17 @@ def chosen_indices(seed: int, k: int, length: int) -> Integers:
         taken[drawn[drawn < length].astype(np.int64)] = True
         missing = k - int(np.count_nonzero(taken))
     return np.flatnonzero(taken)
+
+
+def _placed(taken: Floats, indices: Integers, length: int) -> Tensor:
+    x = np.zeros(length, np.float32)
+    x[indices] = taken
+    return torch.from_numpy(x)
+
+
+def _nothing(reader: Reader) -> Tensor:
+    reader.end()
+    return torch.empty(0)
 
 
 def _written(indices: Integers, length: int) -> tuple[int, Bytes]:

@@ -85,8 +85,9 @@ class Reader:
 
     def floats(self, count: int) -> Floats:
         """Take finite float32 numbers, in memory of their own."""
+        came = self.take(4 * count)  # before anything is allocated
         numbers = np.empty(count, np.float32)
-        numbers.view(np.uint8)[:] = self.take(4 * count)
+        numbers.view(np.uint8)[:] = came
         if not all_finite(torch.from_numpy(numbers)):
             raise self.wrong("a number is NaN or infinite")
         return numbers
