@@ -56,7 +56,7 @@ ALL: list[Codec] = [
     QSGD(bits=3, bucket=10), QSGD(levels=1000, bucket=0), QSGD(coding="elias"), QSGD(levels=300, coding="elias"),
     QSGD(levels=1, bucket=0, coding="elias"), TernGrad(), TernGrad(clip_sigma=2.5, block=33), Sign(), Sign(block=9),
     TopK(k=3), TopK(fraction=0.1), TopK(fraction=1.0), RandK(fraction=0.1), RandK(fraction=0.9, unbiased=False),
-    STC(fraction=0.05), STC(k=1000), DRIVE(), DRIVE(scale="least"), EDEN(bits=1), EDEN(bits=2), EDEN(bits=3), EDEN(bits=4),
+    STC(fraction=0.05), STC(k=1000), DRIVE(), DRIVE(scale="least"), EDEN(bits=1), EDEN(), EDEN(bits=3), EDEN(bits=4),
 ]  # fmt: skip
 every = pytest.mark.parametrize("codec", ALL, ids=str)
 LENGTHS = (0, 1, 2, 5, 31, 255, 257, 1000, 2 * PIECE + 77)
