@@ -3,8 +3,8 @@
     python benchmarks/cell.py [num_ues]
 
 Shannon rates of a power-limited uplink over Rayleigh fading, drawn for everybody once a block; nothing is trained. An
-event is the end of an upload or of a block: at each, everybody who is on the air gets a new rate. Beside it, in the same
-run, what that arithmetic takes without a cell around it: the rates alone, as often and for as many.
+event is the end of an upload or of a block: at each, everybody who is on the air gets a new rate. Beside it, in the
+same run, what that arithmetic takes without a cell around it: the rates alone, as often and for as many.
 """
 
 import sys

@@ -51,9 +51,9 @@ class Cell:
     """Flows that share a band in one direction.
 
     ``delay_ns`` passes between asking and the first bit: a grant, or a link's latency (the same for every flow, so that
-    it comes to the same whether it passes before the bits or after them). A flow that is on the air and has had no rate at
-    all for ``patience_ns``, taken together, is given up; without that, whoever is out of reach stays for ever, and in
-    a discipline that queues so do those behind it.
+    it comes to the same whether it passes before the bits or after them). A flow that is on the air and has had no
+    rate at all for ``patience_ns``, taken together, is given up; without that, whoever is out of reach stays for ever,
+    and in a discipline that queues so do those behind it.
     """
 
     def __init__(
@@ -83,8 +83,9 @@ class Cell:
         self._air = OnAir()
         self._groups = 0  # flows under way with several receivers
         self._expected: dict[int, Expected] = {}
-        self._stale, self._block = False, 0
+        self._stale, self._untimed, self._block = False, False, 0
         self._due_ns: int | None = None
+        self._inverse = rates.band_hz if isinstance(rates, Invertible) else None
 
     @property
     def now_ns(self) -> int:
@@ -140,10 +141,10 @@ class Cell:
         """Let time pass; return the flows that are through by then, in the order in which they ended."""
         over: list[Flown] = []
         while (event_ns := self.next_event_ns()) is not None and event_ns <= to_ns:
-            self._pass_to(event_ns)
+            self._move_to(event_ns)
             if self._due_ns is not None and self._due_ns <= event_ns:
                 over += [self._end(int(sequence), through=True) for sequence in self._air.ended()]
-                self._retime()
+                self._due_ns, self._untimed = None, True
             if self._patience_ns is not None:
                 over += [self._end(int(sequence)) for sequence in self._air.silent(self._patience_ns)]
         self._pass_to(to_ns)
@@ -167,15 +168,14 @@ class Cell:
             heapq.heapify(waiting)
             self._granted = waiting
         else:
-            over = self._end(sequence)
-            self._retime()
-            return over
+            return self._end(sequence)
         return self._forget(sequence, None, 0, 0, False)
 
     def snapshot(self) -> dict[str, Any]:  # Any: numbers, and lists of them
         """Return all that a cell of the same settings goes on from, to the same nanoseconds."""
         return {
-            "now_ns": self._now_ns, "sequence": self._sequence, "block": self._block, "stale": self._stale,
+            "now_ns": self._now_ns, "sequence": self._sequence, "block": self._block, "due_ns": self._due_ns,
+            "stale": self._stale, "untimed": self._untimed,
             "flows": [[s, f.id, list(f.clients), f.bits, f.queued_ns] for s, f in self._flows.items()],
             "granted": [list(entry) for entry in self._granted], "queue": list(self._queue),
             "air": self._air.snapshot(), "expected": [[flow, *e] for flow, e in self._expected.items()],
@@ -183,7 +183,8 @@ class Cell:
 
     def restore(self, kept: Mapping[str, Any]) -> None:  # Any: see snapshot
         self._now_ns, self._sequence = kept["now_ns"], kept["sequence"]
-        self._block, self._stale = kept["block"], kept["stale"]
+        self._block, self._due_ns = kept["block"], kept["due_ns"]
+        self._stale, self._untimed = kept["stale"], kept["untimed"]
         self._flows = {s: _Flow(flow, tuple(clients), bits, at) for s, flow, clients, bits, at in kept["flows"]}
         self._sequences = {flow.id: sequence for sequence, flow in self._flows.items()}
         self._groups = sum(len(flow.clients) > 1 for flow in self._flows.values())
@@ -191,7 +192,6 @@ class Cell:
         self._queue = deque(kept["queue"])
         self._air.restore(kept["air"])
         self._expected = {flow: Expected(*rest) for flow, *rest in kept["expected"]}
-        self._retime()
 
     def _pass_to(self, to_ns: int) -> None:
         if to_ns == self._now_ns:
@@ -200,11 +200,13 @@ class Cell:
         if to_ns < self._now_ns or (event_ns is not None and event_ns < to_ns):
             raise RoundelayError(f"the cell stands at {self._now_ns} ns and something is due at {event_ns} ns: it "
                                  f"cannot pass to {to_ns} ns; advance it first")  # fmt: skip
+        self._move_to(to_ns)
+
+    def _move_to(self, to_ns: int) -> None:
+        """Send until then; rates stand still up to there."""
         if len(self._air):
             self._air.pass_time(to_ns - self._now_ns)
         self._now_ns = to_ns
-        if self._due_ns is not None and self._due_ns <= to_ns and not len(self._air.ended()):
-            self._retime()  # what ran empty was loaded again
 
     def _settle(self) -> None:
         """Let in who may come on the air by now, and give new rates where anything changed."""
@@ -218,14 +220,15 @@ class Cell:
             self._stale = True
         block = self._now_ns // self._rates.block_ns if self._rates.block_ns else 0
         if len(self._air) and (self._stale or block != self._block):
-            self._block, self._stale = block, False
+            self._block, self._stale, self._untimed = block, False, True
             self._air.set_rates(self._rate())
-            self._retime()
+        if self._untimed:
+            self._due_ns, self._untimed = self._air.due_ns(self._now_ns) if len(self._air) else None, False
 
     def _rate(self) -> Floats:
-        inverse = None
-        if isinstance(self._rates, Invertible):
-            inverse = partial(self._rates.band_hz, block=self._block, direction=self._direction)
+        inverse = self._inverse
+        if inverse is not None:
+            inverse = partial(inverse, block=self._block, direction=self._direction)
         clients = self._air.client
         bands = self._sharing.bands_hz(
             Air(self._now_ns, self._bandwidth_hz, clients, self._air.bits, tuple(self._expected.values()), self._bps,
@@ -243,9 +246,6 @@ class Cell:
     def _bps(self, clients: Ints, bands: Band) -> Floats:
         return self._rates.bps(clients, bands, self._block, self._direction)
 
-    def _retime(self) -> None:
-        self._due_ns = self._air.due_ns(self._now_ns) if len(self._air) else None
-
     def _boundary_ns(self) -> int | None:
         if not len(self._air) or not self._rates.block_ns:
             return None
@@ -253,7 +253,7 @@ class Cell:
 
     def _end(self, sequence: int, *, through: bool = False) -> Flown:
         first_ns, silent_ns, left = self._air.leave(sequence)
-        self._stale = self._stale or self._sharing.resplits
+        self._stale, self._untimed = self._stale or self._sharing.resplits, True
         return self._forget(sequence, first_ns, silent_ns, max(0, left), through)
 
     def _forget(self, sequence: int, first_ns: int | None, silent_ns: int, left: int, through: bool) -> Flown:

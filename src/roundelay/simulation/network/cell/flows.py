@@ -2,7 +2,7 @@
 
 A rate is a whole number of 64ths of a bit per second, rounded down, and time is whole nanoseconds. What is sent is then
 a whole number of *grains*, of which a bit has 64e9, and nothing is ever rounded while a flow is under way. int64 holds
-144 Mbit in grains, so of a longer flow a part is loaded, and the rest stands by in bits until there is room.
+144 Mbit in grains: of a flow above 72 a part is loaded, and the rest stands by in bits until there is room.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from roundelay.simulation.network.cell.rates import NS, Floats, Ints
 PER_BPS = 64
 GRAINS_PER_BIT = PER_BPS * NS
 _FULL, _LOW = 2**62, 2**61  # grains: what is loaded at most, and where more is loaded
+_AT_ONCE_BITS = _FULL // GRAINS_PER_BIT
 _FASTEST_BPS = 1e15  # a nanosecond of it is far below _LOW
 
 _SEQUENCE, _CLIENT, _LOADED, _RESERVE, _RATE, _FIRST_NS, _SILENT_NS = range(7)
@@ -56,7 +57,10 @@ class OnAir:
         new[:] = 0
         new[[_SEQUENCE, _CLIENT, _RESERVE]] = np.array(flows, dtype=np.int64).T
         new[_FIRST_NS] = now_ns
-        self._load()
+        if self._reserves or max(bits for _, _, bits in flows) > _AT_ONCE_BITS:
+            self._load()
+        else:
+            new[_LOADED], new[_RESERVE] = new[_RESERVE] * GRAINS_PER_BIT, 0
 
     def set_rates(self, bps: Floats) -> None:
         """Give each flow its rate.

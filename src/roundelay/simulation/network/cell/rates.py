@@ -50,7 +50,7 @@ class Invertible(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerHertz:
-    """``efficiency`` bits per second in each hertz, for everybody: a pipe, where the band is given in bits per second."""
+    """``efficiency`` bits per second in each hertz, for everybody: a pipe, if its band is given in bits per second."""
 
     efficiency: float = 1.0
 
