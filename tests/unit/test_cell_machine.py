@@ -127,7 +127,7 @@ def test_a_cell_does_what_a_straight_line_simulation_does_however_often_it_is_as
             assert rates.outages or one.airtime_ns == one.last_bit_ns - one.first_bit_ns
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from((*SHARINGS, MinMax())), rates, starts, st.integers(0, 4 * NS))
 def test_a_snapshot_in_mid_flow_goes_on_to_the_same_nanoseconds(
     sharing: Sharing, rates: Sawtooth, starts: list[Start], cut_ns: int
@@ -135,8 +135,7 @@ def test_a_snapshot_in_mid_flow_goes_on_to_the_same_nanoseconds(
     rates = replace(rates, outages=rates.outages and rates.block_ns is not None)
 
     def fresh() -> Cell:
-        cell = Cell(sharing, rates, bandwidth_hz=1e6, delay_ns=1000)
-        return cell
+        return Cell(sharing, rates, bandwidth_hz=1e6, delay_ns=1000)
 
     def begun(cell: Cell) -> list[Flown]:
         over = []
