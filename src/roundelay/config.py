@@ -20,6 +20,9 @@ from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
 from roundelay.simulation.settings import Simulation
+from roundelay.stages import codecs, triggers
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.world import Deployment
 
@@ -31,6 +34,8 @@ FIXED = {
     "deployment": Deployment,
     "tracking": Tracking,
     "privacy": CentralDP,
+    "uplink": Uplink,
+    "downlink": Downlink,
 }
 """Tables that configure one known class."""
 
@@ -45,6 +50,7 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
 
+ON_THE_AIR = namespace(codecs, triggers)
 INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
 """Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
 
@@ -167,7 +173,7 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
-            parts[name] = call(FIXED[name], table, INSIDE, name)
+            parts[name] = call(FIXED[name], table, ON_THE_AIR if name.endswith("link") else INSIDE, name)
         else:
             parts[name] = value
     return parts

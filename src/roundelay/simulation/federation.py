@@ -81,7 +81,7 @@ class SimulatedFederation(Bookkeeping):
         fold: Folding | None = None,
     ) -> Outcome:
         number = version.number + 1
-        tasks, sent, intake = self._opened(
+        tasks, cast, intake = self._opened(
             algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._executor.release
         )
         closed = self._loop.create_future()
@@ -111,7 +111,7 @@ class SimulatedFederation(Bookkeeping):
             due.setdefault(self._loop.now_ns + self._duration_ns(task), []).append(task)
         in_order = sorted(due.items())
         self._executor.submit(
-            [task for _, together in in_order for task in together], sent,
+            [task for _, together in in_order for task in together], cast.received,
             self._memories(cohort),
         )  # fmt: skip
         events = [self._loop.at(ns, arrive, together) for ns, together in in_order]
@@ -142,10 +142,10 @@ class SimulatedFederation(Bookkeeping):
     def dispatch(
         self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
     ) -> None:
-        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = self._tasks(clients, version.number + 1, attempt, sent, kind)
-        self._launch([(Flight(task, sent, version.number), self._loop.now_ns + self._duration_ns(task))
-                      for task in tasks])  # fmt: skip
+        cast = self._broadcast(algorithm, version)
+        tasks, num_bytes = self._tasks(clients, version.number + 1, attempt, cast.travels, kind), cast.travels.num_bytes
+        self._launch([(Flight(task, cast.received, version.number, num_bytes),
+                       self._loop.now_ns + self._duration_ns(task)) for task in tasks])  # fmt: skip
 
     async def arrival(self) -> Arrived:
         if not self._landed:
@@ -160,13 +160,11 @@ class SimulatedFederation(Bookkeeping):
         self._last_arrival = task_id
         answer = self._executor.result(task_id)
         assert not isinstance(answer, Evaluated)
-        refusal = None
         if isinstance(answer, Lost):
             self._despair_of([(answer.reason, answer.traceback)])
-        else:
-            self._failed_in_a_row = 0
-            refusal = self._guard.check(answer.update, flight.task, self._expected, answered=False)
-        return Arrived(flight, answer, refusal)
+            return Arrived(flight, answer, None)
+        self._failed_in_a_row = 0
+        return self._arrived(flight, answer)
 
     def _launch(self, flights: Sequence[tuple[Flight, int]]) -> None:
         """Submit tasks, those of one broadcast together, and let each land at its nanosecond."""

@@ -44,7 +44,8 @@ class Simulated:
         work = self.trainer.work
         executor = self.simulation.start(work, self.trainer, self.rehearsal, self.sites)
         if self.roles:
-            executor = Intercepted(executor, self.roles, list(work.algorithm.uplink), work.seed)
+            lengths = {name: self.rehearsal.lengths[name] for name in work.algorithm.uplink}
+            executor = Intercepted(executor, self.roles, lengths, work)
         self._executor = executor
 
     def loop(self) -> AbstractEventLoop:
