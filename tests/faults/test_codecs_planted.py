@@ -68,7 +68,7 @@ class Again(np.random.Philox):
 
 
 def check_mean_of_many() -> None:
-    """Of 400 values of 1/50, which is less than 4 bits can tell, each of 200 encodings sends about 8, as chance has it."""
+    """Of 400 values of 1/50, which is less than 4 bits can tell, an encoding sends about 8, as chance has it."""
     x = torch.cat([torch.ones(1), torch.full((400,), 0.02)])
     sums = torch.tensor([float(coded(TernGrad(), x, n)[1:].sum()) for n in range(200)])
     assert abs(float(sums.mean()) - 8) < 5 * math.sqrt(8 / 200)
