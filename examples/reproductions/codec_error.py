@@ -94,7 +94,7 @@ def measured(codec: Codec, x: Tensor, num_draws: int) -> tuple[float, float, flo
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--values", type=int, default=131_072)
-    parser.add_argument("--draws", type=int, default=50)
+    parser.add_argument("--draws", type=int, default=200)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     normal = torch.randn(asked.values, generator=torch.Generator().manual_seed(1))
