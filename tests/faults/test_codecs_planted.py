@@ -68,7 +68,7 @@ class Again(np.random.Philox):
 
 
 def check_mean_of_many() -> None:
-    """Of 400 values of 1/50, which is less than 4 bits can tell, each of 200 encodings sends about 8, as chance has it."""
+    """Of 400 values of 1/50, which is less than 4 bits can tell, an encoding sends about 8, as chance has it."""
     x = torch.cat([torch.ones(1), torch.full((400,), 0.02)])
     sums = torch.tensor([float(coded(TernGrad(), x, n)[1:].sum()) for n in range(200)])
     assert abs(float(sums.mean()) - 8) < 5 * math.sqrt(8 / 200)
@@ -249,3 +249,22 @@ def test_the_check_of_refusals_catches(plant: Planting, monkeypatch: pytest.Monk
     plant(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception, ValueError)):
         check_refusals()
+
+
+def check_threads() -> None:
+    """The same bytes for any number of torch threads."""
+    x, threads, seen = torch.rand(3_000_001, generator=torch.Generator().manual_seed(1)), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3, 4):
+            torch.set_num_threads(number)
+            seen.append(Sign().encode(x, draw()))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(data, seen[0]) for data in seen)
+
+
+def test_the_check_of_threads_catches_sums_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_threads()
+    put(signs, "sums", lambda _: lambda x, block, power: torch.from_numpy(x).abs().sum().numpy()[None])(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_threads()
