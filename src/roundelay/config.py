@@ -51,6 +51,9 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
 
 ON_THE_AIR = namespace(codecs, triggers)
+LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
+"""Where codecs and triggers are looked up, and in which keys of which tables."""
+
 INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
 """Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
 
@@ -173,7 +176,10 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
-            parts[name] = call(FIXED[name], table, ON_THE_AIR if name.endswith("link") else INSIDE, name)
+            if name in LINKS:  # codec = "eden" is a codec without arguments
+                table = {key: {"use": use} if key in LINKS[name] and isinstance(use, str) else use
+                         for key, use in table.items()}  # fmt: skip
+            parts[name] = call(FIXED[name], table, ON_THE_AIR if name in LINKS else INSIDE, name)
         else:
             parts[name] = value
     return parts

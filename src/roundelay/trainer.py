@@ -131,7 +131,7 @@ class Trainer:
         if uplink is None:  # what a client shows to others is shown as it is
             return replace(answer, memory={**answer.memory, **kept(beside)})
         sent = coded(uplink, self.work.seed, task, received, answer.update.payload, beside)
-        update = replace(answer.update, payload=sent.payload, silent=sent.silent)
+        update = replace(answer.update, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
         return Answer(update, {**answer.memory, **sent.memory})
 
     def _trained(self, task: Task, received: Payload, memory: Memory) -> Answer:

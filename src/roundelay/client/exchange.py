@@ -102,7 +102,7 @@ def read_model(frame: Frame) -> Payload:
 @dataclass(frozen=True, slots=True)
 class Answered:
     """What a script came to. An evaluation has no ``payload``; ``weighted`` says that the script told its number of
-    examples, which counts as 1 where it did not. A ``silent`` one has nothing to send, and a payload without vectors.
+    examples, which counts as 1 where it did not. ``silent`` and ``fresh`` are those of an ``Update``.
     """
 
     task_id: int
@@ -113,6 +113,7 @@ class Answered:
     memory: Memory = field(default_factory=dict)
     group: int = 0
     silent: bool = False
+    fresh: bool = False
 
     @property
     def sums(self) -> Sums:
@@ -125,8 +126,9 @@ class Answered:
             "task_id": self.task_id, "num_examples": self.num_examples, "weighted": self.weighted,
             "metrics": dict(self.metrics), "group": self.group, "trained": self.payload is not None,
         }  # fmt: skip
-        if self.silent:
-            fields["silent"] = True
+        for name in ("silent", "fresh"):  # which a script never says
+            if getattr(self, name):
+                fields[name] = True
         tensors = _tensors(self.payload) if self.payload is not None else {}
         return Frame("answer", fields, {**tensors, **_prefixed(MEMORY, self.memory)})
 
@@ -154,6 +156,7 @@ class Answered:
             _named(MEMORY, frame),
             fields["group"],
             fields.get("silent") is True,
+            fields.get("fresh") is True,
         )
 
 

@@ -64,7 +64,8 @@ def on_the_air(
     if uplink is None or task.kind != "train" or payload is None:
         return replace(answered, memory={**answered.memory, **kept(beside)})
     sent = coded(uplink, seed, task, received, payload, beside)
-    return replace(answered, payload=sent.payload, memory={**answered.memory, **sent.memory}, silent=sent.silent)
+    memory = {**answered.memory, **sent.memory}
+    return replace(answered, payload=sent.payload, memory=memory, silent=sent.silent, fresh=sent.fresh)
 
 
 def checked(task: Task, answered: Answered) -> Answered:

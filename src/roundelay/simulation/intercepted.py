@@ -163,7 +163,7 @@ class Intercepted:
         _, beside = apart(batch.memories.get(update.task.client, {})) if followed else ({}, {})
         sent = coded(liars, self._seed, update.task, batch.received, update.payload, beside)
         memory = {**answer.memory, **sent.memory}
-        return Answer(replace(update, payload=sent.payload), memory)
+        return Answer(replace(update, payload=sent.payload, fresh=sent.fresh), memory)
 
     def _points(self, payload: Payload) -> Tensor:
         return torch.cat([payload.vectors[name] for name in self._lengths])

@@ -48,19 +48,28 @@ class Decoder:
         """
         if update.silent:
             return self._silence(update)
-        before, heard = self.heard.get(update.task.client, {}), dict[str, Tensor]()
+        before, heard = self._before(update), dict[str, Tensor]()
         vectors = dict(update.payload.vectors)
         for name, data in vectors.items():
             length = self.lengths.get(name, 1)
             if length == 1 or _is_broken(data):
                 continue
             x = self._opened(name, data, length)
-            if self.uplink.feedback == "ef21" and name in before:
+            if name in before:
                 x = before[name] + x
             heard[name] = x
             vectors[name] = self._point(name, x)
         opened = replace(update, payload=replace(update.payload, vectors=vectors))
         return Decoded(opened, heard if self.uplink.is_heard else None)
+
+    def _before(self, update: Update) -> Mapping[str, Tensor]:
+        """Return what both ends go on from."""
+        if self.uplink.feedback != "ef21" or update.fresh:
+            return {}
+        before = self.heard.get(update.task.client, {})
+        if not before:
+            raise WireError("it goes on from vectors that it has sent before, and none of them was counted here")
+        return before
 
     def _opened(self, name: str, data: Tensor, length: int) -> Tensor:
         codec = self.uplink.codec

@@ -96,11 +96,15 @@ class Uplink:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """An update as it travels; ``memory`` is what the client comes to remember for its uplink."""
+    """An update as it travels; ``memory`` is what the client comes to remember for its uplink. It is ``fresh`` where
+    the client holds nothing that it had sent before: one that has lost its memory says so, or both ends would go on
+    from different vectors.
+    """
 
     payload: Payload
     memory: Memory
     silent: bool = False
+    fresh: bool = False
 
 
 def apart(memory: Memory) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -141,7 +145,8 @@ def coded(uplink: Uplink, seed: int, task: Task, received: Payload, payload: Pay
         vectors[name] = sent[0]
         if sent[1] is not None:
             remembered[name] = sent[1]
-    return Coded(Payload(vectors, payload.buffers, payload.integers), kept({**came, **remembered}))
+    fresh = uplink.feedback == "ef21" and not any(name in came for name in vectors)
+    return Coded(Payload(vectors, payload.buffers, payload.integers), kept({**came, **remembered}), fresh=fresh)
 
 
 def _increment(uplink: Uplink, name: str, vector: Tensor, received: Payload) -> Tensor:

@@ -128,7 +128,7 @@ class TrainerHands:
                 if not isinstance(outcome, str):
                     update = outcome.update
                     answered = Answered(task.id, update.num_examples, True, update.metrics, update.payload,
-                                        group=update.group, silent=update.silent)  # fmt: skip
+                                        group=update.group, silent=update.silent, fresh=update.fresh)  # fmt: skip
                     return Done(answered, outcome.memory)
                 trace = outcome
         raise _cannot(lost(task, trace))

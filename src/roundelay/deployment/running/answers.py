@@ -80,7 +80,7 @@ class Answers:
         assert answered.payload is not None
         self._note_weight(answered.weighted, task.client)
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics,
-                        answered.silent)  # fmt: skip
+                        answered.silent, answered.fresh)  # fmt: skip
         return Answer(update, {CLAIM: torch.tensor([task.id])})
 
     def _note_weight(self, weighted: bool, client: str) -> None:

@@ -296,7 +296,8 @@ class Processes:
             names = pickle.loads(done.names)
             payload, memory = self._places[place] = names.read(self._arena, job.slot)
         metrics = done.metrics or {}
-        return Answer(Update(job.task, payload, done.num_examples, done.group, metrics, done.silent), memory)
+        update = Update(job.task, payload, done.num_examples, done.group, metrics, done.silent, done.fresh)
+        return Answer(update, memory)
 
     def _failed(self, job: _Job, trace: str) -> None:
         job.failures += 1

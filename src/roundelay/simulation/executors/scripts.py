@@ -228,7 +228,7 @@ class Scripts:
             if first_without:
                 log.warning("the scripts send no num_examples: all clients weigh the same in the average")
         update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics,
-                        answered.silent)  # fmt: skip
+                        answered.silent, answered.fresh)  # fmt: skip
         return Answer(update, answered.memory)
 
     def _host(self, task: Task, fresh: bool) -> Host:

@@ -83,6 +83,7 @@ class Done(NamedTuple):
     sums: Any = None  # Any: metrics.Sums, which NamedTuple would otherwise have to import for its annotation alone
     inline: tuple[Any, ...] | None = None
     silent: bool = False
+    fresh: bool = False
 
 
 def main(connection: Connection, arena: Arena, shipment: Shipment, device: str) -> None:
@@ -146,7 +147,7 @@ class _Worker:
             inline = tuple(t.cpu().numpy() for t in tensors)
         return Done(
             update.task.id, time.perf_counter() - started, "", self._names[names], update.num_examples, update.group,
-            dict(update.metrics), None, inline, update.silent,
+            dict(update.metrics), None, inline, update.silent, update.fresh,
         )  # fmt: skip
 
 
