@@ -238,9 +238,13 @@ class Bookkeeping(ABC):
         downlink = self._trainer.work.downlink
         if downlink is None:
             return Broadcast.plain(sent)
-        cast = downlink.broadcast(self.seed, version.number + 1, sent)
+        cast = downlink.broadcast(self.seed, version.number + 1, sent, version.told)
         self._cast = (version.state, version.number, cast)
         return cast
+
+    def _with_told(self, outcome: Outcome, cast: Broadcast) -> Outcome:
+        downlink = self._trainer.work.downlink
+        return replace(outcome, told=cast.received.vectors) if downlink and downlink.difference else outcome
 
     def _decoder(self, sent: Payload, heard: Heard) -> Decoder | None:
         uplink = self._trainer.work.uplink

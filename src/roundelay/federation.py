@@ -17,6 +17,7 @@ from roundelay.layout import Layout, Vectors
 from roundelay.messages import Lost, Payload, Task, TaskKind
 from roundelay.metrics import higher_is_better
 from roundelay.stages.decoding import Heard
+from roundelay.stages.downlink import Told
 from roundelay.trainer import Answer
 
 
@@ -27,7 +28,8 @@ class Version:
     ``number`` counts the rounds behind it, 0 for the initial model. ``last`` is the step that the round's aggregate
     made, of all uplink vectors end to end, where an aggregation rule was used; ``clip_norm`` is the next round's where
     updates are clipped; ``epoch`` is the next round's where clients end their epochs together. ``heard`` is what was
-    last reconstructed of each client, where the uplink goes on from that.
+    last reconstructed of each client, where the uplink goes on from that; ``told`` is what clients have decoded of the
+    last broadcast that counted, where the downlink does.
     """
 
     number: int
@@ -38,6 +40,7 @@ class Version:
     clip_norm: float | None = None
     epoch: Epoch | None = None
     heard: Heard = field(default_factory=dict)
+    told: Told | None = None
 
     @property
     def vectors(self) -> Vectors:

@@ -20,6 +20,7 @@ from roundelay.guard import Expected, Guard, Reason
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import reported
 from roundelay.stages.decoding import Decoded, Decoder, Heard
+from roundelay.stages.downlink import Told
 from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class ClientReport:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A closed round: the fold of its members, what every client's part came to (by client id), and the bytes that
-    arrived. ``heard`` is what was reconstructed of its members, where that is kept.
+    arrived. ``heard`` is what was reconstructed of its members, ``told`` what they decoded of the broadcast, where
+    that is kept.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Outcome:
     bytes_down: int
     bytes_up: int
     heard: Heard = field(default_factory=dict)
+    told: Told | None = None
 
     def count(self, status: str) -> int:
         return sum(report.status == status for report in self.reports)

@@ -74,6 +74,10 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
         _check_epoch(job, job.epoch)
     if job.work.uplink is not None:
         _check_uplink(job, job.work.uplink, rehearsal, initial)
+    downlink = job.work.downlink
+    if downlink is not None and downlink.difference and not isinstance(job.workflow, Rounds):
+        raise ConfigError("downlink difference goes on from round to round, of which each is broadcast to all; "
+                          f"workflow {type(job.workflow).__name__} has others under way: leave it out")  # fmt: skip
     if job.privacy is not None:
         _check_privacy(job, job.privacy, layout, rehearsal, initial)
 

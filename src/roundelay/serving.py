@@ -281,6 +281,9 @@ def _check(job: Prepared) -> None:
         raise ConfigError("a run on real devices is kept in a run folder: leave tracking = None out")
     if job.roles:
         raise ConfigError("attacks are played by simulated clients; leave them out to serve this job")
+    if job.work.downlink is not None and job.work.downlink.difference:
+        raise ConfigError("downlink difference takes clients that hear every broadcast, and a device fetches the "
+                          "models of its own rounds only: leave it out to serve this job")  # fmt: skip
 
 
 def _journal(folder: Path, job: Prepared) -> Journal:

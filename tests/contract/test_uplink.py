@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from deployments import caught, require_same, rows
 from devices import deployed
 from networks import Plain
@@ -120,6 +121,27 @@ def test_a_broadcast_is_counted_as_encoded_once_for_everybody_who_is_asked(tmp_p
     assert [row["bytes_down"] for row in history.rows] == [4 * size] * 3
     require_same(history, given.run(rd.Simulation(num_workers=2)))
     require_same(history, served(given))
+
+
+def test_a_broadcast_may_be_the_difference_to_what_was_decoded_last(tmp_path: Path) -> None:
+    """Through a codec that loses nothing, clients train from the model, to rounding; and through one that loses most,
+    from what was built up of it: to the same bits in a pool and after a resume.
+    """
+    given = job(tmp_path, model=Plain)
+    plain = given.run().model.state_dict()
+    exact = replace(given, downlink=rd.Downlink(difference=True)).run().model.state_dict()
+    assert all(torch.allclose(value, exact[name], atol=1e-6) for name, value in plain.items())
+    lossy = replace(given, downlink=rd.Downlink(codec=rd.TopK(fraction=0.2), difference=True), uplink=FEEDBACK)
+    undisturbed = lossy.run()
+    raw, *encoded = [row["bytes_down"] for row in undisturbed.rows]
+    assert all(number < raw / 3 for number in encoded)
+    require_same(undisturbed, lossy.run(rd.Simulation(num_workers=2)))
+    run = lossy.start()
+    for finished in run:
+        if finished.number == 2:
+            break
+    assert run.folder is not None
+    require_same(undisturbed, lossy.run(resume=run.folder))
 
 
 # ---- interrupted -----------------------------------------------------------------------------------------------------

@@ -126,9 +126,8 @@ class Answered:
             "task_id": self.task_id, "num_examples": self.num_examples, "weighted": self.weighted,
             "metrics": dict(self.metrics), "group": self.group, "trained": self.payload is not None,
         }  # fmt: skip
-        for name in ("silent", "fresh"):  # which a script never says
-            if getattr(self, name):
-                fields[name] = True
+        # a script never says either
+        fields |= {name: True for name, said in (("silent", self.silent), ("fresh", self.fresh)) if said}
         tensors = _tensors(self.payload) if self.payload is not None else {}
         return Frame("answer", fields, {**tensors, **_prefixed(MEMORY, self.memory)})
 

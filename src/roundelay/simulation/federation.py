@@ -123,7 +123,7 @@ class SimulatedFederation(Bookkeeping):
             for event in events:
                 event.cancel()
             self._executor.cancel(intake.open_tasks)
-        outcome = self.account(intake.close())
+        outcome = self.account(self._with_told(intake.close(), cast))
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
 

@@ -26,6 +26,7 @@ from roundelay.messages import Memory
 from roundelay.site import offered as settings
 from roundelay.site.brought import Brought
 from roundelay.site.offered import Settings
+from roundelay.stages.downlink import Downlink
 from roundelay.trainer import Trainer
 from roundelay.wire import Frame
 
@@ -52,7 +53,7 @@ def hands_for(brought: Brought, briefing: "Briefing", folder: Path, on_scalar: O
         first = _scripts_first_memory(brought, site, offered, own, script)
         uplink, downlink = settings.offered_links(offered, brought.allow)
         return ScriptHands(script, _for_script(site, brought), first, brought.allow, folder, on_scalar, uplink=uplink,
-                           downlink=downlink, lengths=_broadcast_lengths(site))  # fmt: skip
+                           downlink=downlink, lengths=_lengths(site, downlink))  # fmt: skip
     job = own or settings.offered_job(offered, brought.allow, None)
     _require_first_values(job, job.algorithm, site.layout, offered)
     data = _data(brought, job, own, offered, site.name)
@@ -159,9 +160,9 @@ def _scripts_first_memory(
     return {**trainer.first_local(), **algorithm.first_memory(trainer.bound.params().clone())}
 
 
-def _broadcast_lengths(site: Site) -> dict[str, int]:
+def _lengths(site: Site, downlink: Downlink | None) -> dict[str, int]:
     algorithm: Algorithm = build(site.algorithm, namespace(algorithms), "algorithm")
-    return broadcast_lengths(algorithm, torch.zeros(site.layout.num_params, dtype=site.layout.dtype))
+    return broadcast_lengths(algorithm, torch.zeros(site.layout.num_params, dtype=site.layout.dtype), downlink)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "last": version.last,
         "clip_norm": version.clip_norm,
         "heard": {client: dict(vectors) for client, vectors in version.heard.items()},
+        "told": None if version.told is None else dict(version.told),
         "epoch": None if version.epoch is None else _epoch_fields(version.epoch),
         "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
@@ -97,6 +98,7 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         content["clip_norm"],
         _epoch(content.get("epoch")),
         content.get("heard", {}),
+        content.get("told"),
     )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
     flights = [

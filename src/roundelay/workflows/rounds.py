@@ -131,7 +131,10 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     buffers, integers = fold.buffers()
     state = algorithm.apply(version.state, fold.totals())
     heard = {**version.heard, **outcome.heard} if outcome.heard else version.heard
-    return Version(version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch, heard)
+    told = version.told if outcome.told is None else outcome.told
+    return Version(
+        version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch, heard, told
+    )  # fmt: skip
 
 
 async def conclude(

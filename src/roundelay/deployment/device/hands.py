@@ -26,6 +26,9 @@ from roundelay.stages.downlink import Downlink
 from roundelay.stages.uplink import Uplink, apart
 from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_describe
 
+MANY = 2**16
+"""More clients than any algorithm asks for; how many there are changes no vector's length."""
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -110,7 +113,7 @@ class TrainerHands:
             site.layout.require_same(self._trainer.layout, f"client {site.name!r}: the model that is built here")
             params = self._trainer.bound.params().clone()
             self._first = work.algorithm.first_memory(params)
-        self._lengths, self._dtype = broadcast_lengths(work.algorithm, params), params.dtype
+        self._lengths, self._dtype = broadcast_lengths(work.algorithm, params, work.downlink), params.dtype
         self.examples = work.data.train(site.name)
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
@@ -205,9 +208,13 @@ class ScriptHands:
             host.close(time.monotonic() + farewell_s)
 
 
-def broadcast_lengths(algorithm: Algorithm, params: Tensor) -> dict[str, int]:
-    """Return how long the vectors are that every client receives; ``params`` (D,) may hold any values."""
-    return {name: vector.numel() for name, vector in algorithm.broadcast(algorithm.init(params, 1)).items()}
+def broadcast_lengths(algorithm: Algorithm, params: Tensor, downlink: Downlink | None) -> dict[str, int]:
+    """Return how long the vectors are that every client receives, where they come encoded; ``params`` (D,) may hold any
+    values.
+    """
+    if downlink is None:
+        return {}
+    return {name: vector.numel() for name, vector in algorithm.broadcast(algorithm.init(params, MANY)).items()}
 
 
 def _opened(
