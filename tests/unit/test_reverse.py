@@ -25,10 +25,6 @@ from roundelay.errors import DeviceError, IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's
 
-# a connection that the coordinator dialled and that is cut off in its first moment is closed by the collector only:
-# known, and to be put right
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @dataclass
 class Listening:

@@ -96,7 +96,6 @@ class Listener:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.sleep(0)  # TLS that is cancelled before its first step leaves its transport open
         tasks = [*self._greetings, *([self._accepting] if self._accepting else [])]
         for task in tasks:
             task.cancel()
