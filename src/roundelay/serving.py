@@ -255,8 +255,8 @@ class Serving:
         strangers = [client for client in self.missing if not self.roster.expects(client, now_s)]
         seats = len(strangers)
         token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
-        self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
-        self.return_line = _line(self.address, self.pin, "")
+        self.join_line = join_line(self.address, self.pin, "" if token is None else token.reveal())
+        self.return_line = join_line(self.address, self.pin)
 
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}
@@ -308,10 +308,3 @@ def _has_room(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _line(address: Address, pin: str | None, token: str) -> str:
-    if pin is not None:
-        return join_line(address, pin, token)
-    shown = f" --token {token}" if token else ""
-    return f"roundelay join {address}{shown} --insecure"

@@ -96,6 +96,7 @@ def test_addresses_of_servers() -> None:
     assert Address.of("https://[2001:db8::7]") == Address("2001:db8::7", 443)
     assert str(Address.of("https://[2001:db8::7]:1")) == "https://[2001:db8::7]:1"
     assert join_line(Address("h", 1), "P", "T") == "roundelay join https://h:1 --token T --pin P"
+    assert join_line(Address("h", 1, secured=False), None) == "roundelay join http://h:1 --insecure"
     for wrong in ("http://h:1", "h:1", "https://", "https://h:0", "https://h:99999", "https://u:p@h", "https://h/x",
                   "https://h?x", "https://[h", "https://h:x"):  # fmt: skip
         with pytest.raises(IdentityError, match="expected an address as"):

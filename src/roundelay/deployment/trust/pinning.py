@@ -90,10 +90,12 @@ def _address(url: str, scheme: str, example: str) -> Address:
     return Address(host, port, scheme == "https")
 
 
-def join_line(address: Address, pin: str, token: str = "") -> str:
-    """Return what an administrator types at a site. With a token it is a secret until it was used."""
+def join_line(address: Address, pin: str | None, token: str = "") -> str:
+    """Return what an administrator types at a site. With a token it is a secret until it was used. A server without TLS
+    has no pin.
+    """
     shown = f" --token {token}" if token else ""
-    return f"roundelay join {address}{shown} --pin {pin}"
+    return f"roundelay join {address}{shown} {'--insecure' if pin is None else f'--pin {pin}'}"
 
 
 def trusted_authority(address: Address, pin: str, timeout_s: float = 20.0) -> bytes:
