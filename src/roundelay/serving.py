@@ -122,10 +122,10 @@ class Serving:
         return [client for client in self._job.work.data.clients if client not in joined]
 
     @property
-    def expected(self) -> list[str]:
-        """Those of the missing that need no join line, as they have a key or a token of their own already."""
+    def strangers(self) -> list[str]:
+        """Those of the missing that need the join line, as they have no key or token of their own."""
         now_s = time.time()
-        return [client for client in self.missing if self.roster.expects(client, now_s)]
+        return [client for client in self.missing if not self.roster.expects(client, now_s)]
 
     def rounds(self) -> Generator[Round, None, None]:
         """Train round by round, and let everything go. What stops it before its end lets uploads come in first; a disk
@@ -241,7 +241,6 @@ class Serving:
         self._server = server = Server(self._front.app, None if place.workers else place.host,
                                        0 if place.workers else place.listens_on(), tls, renew=renew)  # fmt: skip
         port = server.start()
-        self.pin = None if authority is None else authority.pin
         if place.workers:
             pem = None if authority is None else authority.pem
             dialler = Dialler(place.workers, self.journal.run.id, pem, partial(server.adopt, tls=tls), log.warning,
@@ -249,14 +248,12 @@ class Serving:
             self._dialling = Dialling(dialler)
             self._dialling.start()
             return
-        self.address = Address(names[0], port, self.pin is not None)
-        place.note(self.address)
-        now_s = time.time()
-        strangers = [client for client in self.missing if not self.roster.expects(client, now_s)]
-        seats = len(strangers)
-        token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
-        self.join_line = join_line(self.address, self.pin, "" if token is None else token.reveal())
-        self.return_line = join_line(self.address, self.pin)
+        pin, address = None if authority is None else authority.pin, Address(names[0], port, authority is not None)
+        place.note(address)
+        self.join_line = self.return_line = join_line(address, pin)
+        if strangers := self.strangers:
+            token = self.roster.open_door(strangers, len(strangers), TOKEN_DAYS * _DAY_S, time.time())
+            self.join_line = join_line(address, pin, token.reveal())
 
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}

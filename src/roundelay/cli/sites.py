@@ -92,12 +92,12 @@ def serve(
 
 
 def _say_who_may_join(serving: "Serving") -> None:
-    missing, expected = serving.missing, serving.expected
-    if len(missing) > len(expected):
-        say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
-            "with its own data:")  # fmt: skip
+    strangers = serving.strangers
+    if strangers:
+        say(f"{len(strangers)} of {len(serving.clients)} clients have yet to join; each of them runs, with its own "
+            "data:")  # fmt: skip
         say(f"  {serving.join_line}")
-    known = [client for client in serving.clients if client not in missing or client in expected]
+    known = [client for client in serving.clients if client not in strangers]
     if known:
         say(f"{len(known)} of {len(serving.clients)} clients are known ({', '.join(known[:8])}"
             f"{', ...' if len(known) > 8 else ''}); they come with a kit or token of their own, or come back, "
