@@ -9,8 +9,6 @@ from roundelay.deployment.running.federation import ARRIVAL, FINISHED
 from roundelay.errors import ConfigError
 from roundelay.serving import JOURNAL
 
-LATE = "the round closed before its answer arrived"
-
 
 def course_of(run_folder: Path) -> Course:
     """Return how the run in ``run_folder`` went, as far as it got.
@@ -42,7 +40,7 @@ def _end(kept: KeptTask, received: Received | None) -> End:
     if kept.state is TaskState.LOST:
         return End("lost", kept.reason, kept.traceback)
     if received is None or received.fate is Fate.LATE:
-        return End("late", LATE)
+        return End("late")
     if received.fate is Fate.REFUSED:
         return End("refused", received.reason)
     return ADMITTED
