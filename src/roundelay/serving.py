@@ -98,7 +98,7 @@ class Serving:
             clients, algorithm = tuple(job.work.data.clients), job.work.algorithm
             expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))
             self._front = Front(
-                self.board, self.roster, Doors(clients, len(clients)), run=self.journal.run.id,
+                self.board, self.roster, Doors(clients), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,

@@ -34,7 +34,7 @@ def clients_list(folder: ServerFolder = SERVER_FOLDER) -> None:
     console.print(table)
     for one in roster.invitations():
         if one.seats and now_s < one.expires_s:
-            whom = "anybody" if one.names is None else ", ".join(one.names[:8]) + ", ..." * (len(one.names) > 8)
+            whom = ", ".join(one.names[:8]) + ", ..." * (len(one.names) > 8)
             say(f"an open join line has {one.seats} seats left, until {_date(one.expires_s)}, for {whom}")
 
 
