@@ -31,10 +31,10 @@ from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.deployment.running.answers import limits_of, max_answer_bytes
 from roundelay.deployment.running.world import Deployed
+from roundelay.deployment.trust.address import Address, join_line
 from roundelay.deployment.trust.certificates import Authority, server_certificate, server_context
 from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.kits import ROSTER
-from roundelay.deployment.trust.pinning import Address, join_line
 from roundelay.deployment.trust.place import Place
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError

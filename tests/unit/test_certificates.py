@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from roundelay.deployment.trust.address import Address, join_line
 from roundelay.deployment.trust.certificates import (
     AUTHORITY_PUBLIC,
     AUTHORITY_SECRET,
@@ -18,7 +19,6 @@ from roundelay.deployment.trust.certificates import (
     server_context,
 )
 from roundelay.deployment.trust.identity import write_secret
-from roundelay.deployment.trust.pinning import Address, join_line
 from roundelay.errors import IdentityError
 
 NOW_S = 1_800_000_000.0

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roundelay.deployment.greeting import COORDINATOR, Worker, is_loopback
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import checked_names
-from roundelay.deployment.trust.pinning import Address
 from roundelay.errors import IdentityError
 from roundelay.files import save_atomically
 
