@@ -76,11 +76,11 @@ class Forked:
         self.stdout.close()
 
 
-def ran(folder: Path, *words: str, **more: Mapping[str, str]) -> str:
+def ran(folder: Path, *words: str, environment: Mapping[str, str] = {}) -> str:
     """Run something to its end, which must be a good one; return what it said on stdout."""
     with (
         tempfile.NamedTemporaryFile() as errors,
-        Forked(folder, words, errors=Path(errors.name), **more) as process,  # type: ignore[arg-type]
+        Forked(folder, words, errors=Path(errors.name), environment=environment) as process,
     ):
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 0, said + Path(errors.name).read_text()

@@ -1,21 +1,17 @@
 """A job ends in the same bits wherever its clients are: in this process, in workers, on devices that join or listen."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from forked import TESTS, Forked
 from scripts import BODY, write
 
-import roundelay
 from roundelay import config
 
-ROUNDELAY = "from roundelay.cli import main; main()"
 WAIT_S = 100
 JOB = """
 num_rounds = 2
@@ -43,17 +39,11 @@ class Command:
     """The ``roundelay`` command in a process of its own."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
-        environment = {**os.environ, "PYTHONPATH": path}
         self.output = ""
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", ROUNDELAY, *arguments], cwd=folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        self._process = Forked(folder, ["roundelay", *arguments], path=[TESTS])
 
     def line(self, words: str) -> str:
         """Return the first line that holds ``words``, as soon as it is there."""
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             self.output += line
             if words in line:
@@ -67,8 +57,8 @@ class Command:
         return self.output
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        with self._process:
+            self._process.kill()
 
 
 @contextmanager
