@@ -7,7 +7,7 @@ from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Fate, KeptTask, Received, TaskState
 from roundelay.deployment.running.federation import ARRIVAL, FINISHED
 from roundelay.errors import ConfigError
-from roundelay.serving import JOURNAL
+from roundelay.tracking.run_folder import JOURNAL
 
 
 def course_of(run_folder: Path) -> Course:

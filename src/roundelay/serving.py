@@ -44,11 +44,9 @@ from roundelay.history import History, Round
 from roundelay.prepared import Prepared
 from roundelay.run import Run
 from roundelay.standing import fixed_part
+from roundelay.tracking.run_folder import JOURNAL
 
 log = logging.getLogger(__name__)
-
-JOURNAL = "journal"
-"""The journal's folder inside the run folder."""
 
 OVER = "over"
 """The file beside the journal that says that the run has ended and its clients could hear so. Until then the same
@@ -92,8 +90,8 @@ class Serving:
             undone.callback(self.journal.close)
             self.board = Board(self.journal, job.deployment.heartbeat_s)
             now_s = time.time()
+            place.make()
             authority = Authority.open(place.folder, now_s) if place.is_secured else None
-            place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.roster = Roster(place.folder / ROSTER)
             clients, algorithm = tuple(job.work.data.clients), job.work.algorithm
             expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))

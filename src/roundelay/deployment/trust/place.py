@@ -60,6 +60,18 @@ class Place:
         """
         return settled(self.folder)[1] if self.port is None else self.port
 
+    def make(self) -> None:
+        """Make the folder, where it is not there yet.
+
+        Raises:
+            IdentityError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise IdentityError(f"{self.folder}: cannot keep there who is who ({error.strerror}); give another folder, "
+                                "or make this one writable") from error  # fmt: skip
+
     def note(self, address: Address) -> None:
         """Remember where the server is, for whoever looks after it."""
         save_atomically(self.folder / LAST_ADDRESS, lambda file: file.write(f"{address}\n".encode()))
