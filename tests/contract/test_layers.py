@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 LAYERS = (
     ("errors", "files", "seeds", "layout", "messages", "metrics", "components", "header", "wire", "sealed", "channel"),
     ("guard", "fold", "aggregators"),
-    ("gather", "privacy"),
+    ("gather", "privacy", "stages"),
     ("algorithms",),
     ("data", "models"),
     ("learner",),
