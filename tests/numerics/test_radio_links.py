@@ -13,8 +13,10 @@ from roundelay.simulation.network.draws import Floats, client_keys, exponentials
 from roundelay.simulation.network.radio import (
     ConstantErrors,
     CqiTable,
+    Direction,
     Gap,
     Radio,
+    RateMap,
     Rayleigh,
     Rician,
     Shannon,
@@ -25,14 +27,15 @@ from roundelay.simulation.network.radio import (
     rates,
 )
 from roundelay.simulation.network.radio import band as band_file
-from roundelay.simulation.network.radio.band import band_hz, lambert_excess
+from roundelay.simulation.network.radio.band import lambert_excess, shannon_band_hz
 from roundelay.simulation.network.radio.fading import NS
 from roundelay.simulation.network.radio.packets import transmissions
 from roundelay.simulation.network.radio.rates import CQI_TABLE, LTE_THRESHOLDS_DB, MCS_TABLE, NR_THRESHOLDS_DB
 
 Planting = Callable[[pytest.MonkeyPatch], None]
 CLIENTS = [f"c{n}" for n in range(2000)]
-EVERYBODY = slice(None)
+DIRECTIONS: tuple[Direction, ...] = ("up", "down")
+EVERYBODY = np.arange(len(CLIENTS))
 
 # ---- rate maps ------------------------------------------------------------------------------------------------------
 
@@ -106,12 +109,145 @@ def test_no_link_exceeds_shannon_and_all_ascend() -> None:
         assert np.all(np.diff(got) >= 0), rate
 
 
+MAPS = [
+    Shannon(), Gap(), Truncated(), Truncated(attenuation=0.6, max_efficiency=4.4, min_snr_db=-2.0), CqiTable(),
+    CqiTable(thresholds="nr"),
+]  # fmt: skip
+SNR = linear(*np.linspace(-25, 35, 241))
+CEILINGS = (math.inf, 30.0, 1.0, 0.25)
+
+
+def check_narrowing() -> None:
+    """The contract: the rate is that of the best part of the band, by trying many, and more band is never slower."""
+    shares = np.concatenate([[1.0], 10 ** -np.linspace(0, 4, 4001)])
+    for rate in MAPS:
+        for most in CEILINGS:
+            ceiling = np.full_like(SNR, most)
+            got = rate.narrowed(SNR, ceiling)
+            tried = shares * rate.efficiency(np.minimum(SNR[:, None] / shares, most))
+            np.testing.assert_allclose(got, tried.max(axis=1), rtol=3e-3, err_msg=f"{rate} {most}")
+            assert np.all(got >= tried.max(axis=1) * (1 - 1e-12)), (rate, most)
+            bands_hz = 1e6 / SNR[::-1]  # in descending order of SNR, so ascending
+            assert np.all(np.diff(bands_hz * rate.narrowed(1e6 / bands_hz, ceiling)) >= -1e-9), (rate, most)
+
+
+def check_inverse() -> None:
+    """The contract: a rate fits into the band that it is said to need, and into none that is smaller."""
+    rng = np.random.default_rng(0)
+    snr_hz = 10 ** rng.uniform(4, 9, 400)
+    for rate in MAPS:
+        for most in CEILINGS:
+            ceiling = np.full_like(snr_hz, most)
+            wanted = 10 ** rng.uniform(3, 7, 400)
+            bands = rate.band_hz(wanted, snr_hz, ceiling)
+            within = np.isfinite(bands)
+            carried = bands[within] * rate.narrowed(snr_hz[within] / bands[within], ceiling[within])
+            np.testing.assert_allclose(carried, wanted[within], rtol=1e-9)
+            for share in (0.999, 0.5):
+                less = bands[within] * share
+                assert np.all(less * rate.narrowed(snr_hz[within] / less, ceiling[within]) < wanted[within])
+            widest = 1e15 * rate.narrowed(snr_hz / 1e15, ceiling)
+            np.testing.assert_array_equal(within, widest >= wanted * (1 - 1e-12))
+            assert np.all(rate.band_hz(np.zeros(400), snr_hz, ceiling) == 0)
+
+
+def test_a_ue_uses_the_best_part_of_its_band() -> None:
+    check_narrowing()
+
+
+def test_the_band_that_a_rate_needs_under_any_rate_map() -> None:
+    check_inverse()
+
+
+def the_highest_row(patch: pytest.MonkeyPatch) -> None:
+    for table in (rates._LTE, rates._NR):
+        slopes = np.zeros_like(table.slopes)
+        for row in range(len(table.thresholds)):
+            slopes[row, row + 1 :] = table.steps[-1] / table.thresholds[-1]
+        changed = rates._Table(table.thresholds, table.steps, slopes)
+        patch.setattr(rates, "_LTE" if table is rates._LTE else "_NR", changed)
+
+
+def narrowed_beyond_the_ceiling(patch: pytest.MonkeyPatch) -> None:
+    for kind in (Truncated, CqiTable):
+        right = kind.narrowed
+        patch.setattr(
+            kind, "narrowed", lambda self, snr, ceiling, right=right: right(self, snr, np.full_like(snr, math.inf))
+        )
+
+
+def the_whole_band(patch: pytest.MonkeyPatch) -> None:
+    for kind in (Truncated, CqiTable):
+        patch.setattr(kind, "narrowed", lambda self, snr, ceiling: self.efficiency(np.minimum(snr, ceiling)))
+
+
+@pytest.mark.parametrize("plant", [the_highest_row, narrowed_beyond_the_ceiling, the_whole_band])
+def test_the_check_of_narrowing_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_narrowing()
+
+
+def without_the_gap(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Gap, "band_hz", Shannon.band_hz)
+
+
+def without_the_ceiling(patch: pytest.MonkeyPatch) -> None:
+    right = CqiTable.band_hz
+    patch.setattr(
+        CqiTable,
+        "band_hz",
+        lambda self, bps, snr_hz, ceiling: right(self, bps, snr_hz, np.full_like(ceiling, math.inf)),
+    )
+
+
+@pytest.mark.parametrize("plant", [without_the_gap, without_the_ceiling])
+def test_the_check_of_the_inverse_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_inverse()
+
+
+class Half:
+    """A user's own rate map, which knows of nothing but efficiencies."""
+
+    def efficiency(self, snr: Floats) -> Floats:
+        return 0.5 * Shannon().efficiency(snr)
+
+
+@pytest.mark.parametrize("rate", [*MAPS, Half()], ids=lambda rate: type(rate).__name__)
+def test_a_channel_answers_for_both_directions_and_any_rate_map(rate: RateMap) -> None:
+    radio = radio_of(5.0, fading=Rayleigh(), rate=rate)
+    radio = Radio(**{**{name: getattr(radio, name) for name in Radio.__dataclass_fields__}, "overhead": 0.25})
+    channel = radio.channel(1, CLIENTS)
+    for direction in DIRECTIONS:
+        wanted = np.full(len(CLIENTS), 2e5)
+        bands = channel.band_hz(EVERYBODY, wanted, 2, direction)
+        within = np.isfinite(bands)
+        assert within.mean() > 0.5
+        np.testing.assert_allclose(channel.bps(EVERYBODY[within], bands[within], 2, direction), 2e5, rtol=1e-8)
+        assert np.all(channel.bps(EVERYBODY[within], bands[within] * 0.99, 2, direction) < 2e5)
+        assert np.all(channel.band_hz(EVERYBODY, 0 * wanted, 2, direction) == 0)
+
+
+def test_what_a_channel_keeps_of_a_block_changes_nothing() -> None:
+    """It is asked for some, for all and for some again, in several blocks, forwards and backwards."""
+    radio = radio_of(10.0, fading=Rician())
+    kept, few = radio.channel(1, CLIENTS), np.array([7, 3, 1999])
+    for block in (0, 1, 0, 5, 5, 1):
+        for direction in DIRECTIONS:
+            fresh = radio.channel(1, CLIENTS).bps(few, 1e5, block, direction)
+            np.testing.assert_array_equal(kept.bps(few, 1e5, block, direction), fresh)
+            np.testing.assert_array_equal(kept.bps(EVERYBODY, 1e5, block, direction)[few], fresh)
+            np.testing.assert_array_equal(kept.bps(few, 1e5, block, direction), fresh)
+
+
 # ---- fading ---------------------------------------------------------------------------------------------------------
 
 
 def bps_of_blocks(radio: Radio, num_blocks: int, num_clients: int = 2000) -> Floats:
     channel = radio.channel(1, CLIENTS[:num_clients])
-    return np.stack([channel.bps(EVERYBODY, 1e6, block, "uplink") for block in range(num_blocks)])
+    return np.stack([channel.bps(EVERYBODY[:num_clients], 1e6, block, "up") for block in range(num_blocks)])
 
 
 def ergodic(mean_snr: float) -> float:
@@ -208,11 +344,11 @@ def test_directions_fade_apart_or_together_as_the_duplex_has_it() -> None:
     fdd = radio_of(10.0, fading=Rayleigh())
     tdd = Radio(**{**{name: getattr(fdd, name) for name in Radio.__dataclass_fields__}, "duplex": "tdd"})
     together, apart = (radio.channel(1, CLIENTS) for radio in (tdd, fdd))
-    both = [together.gains(EVERYBODY, 4, direction) for direction in ("uplink", "downlink")]
+    both = [together.gains(EVERYBODY, 4, direction) for direction in ("up", "down")]
     np.testing.assert_array_equal(*both)
-    both = [apart.gains(EVERYBODY, 4, direction) for direction in ("uplink", "downlink")]
+    both = [apart.gains(EVERYBODY, 4, direction) for direction in ("up", "down")]
     assert abs(np.corrcoef(both)[0, 1]) < 4.5 / math.sqrt(len(CLIENTS))
-    np.testing.assert_array_equal(both[0], together.gains(EVERYBODY, 4, "uplink"))
+    np.testing.assert_array_equal(both[0], together.gains(EVERYBODY, 4, "up"))
 
 
 def check_transfer() -> None:
@@ -279,21 +415,26 @@ def check_band() -> None:
     snr_hz = 10 ** rng.uniform(3, 11, 300)
     rate_bps = snr_hz / math.log(2) * np.concatenate([rng.uniform(1e-5, 0.999, 200), 10 ** rng.uniform(-9, -5, 100)])
     expected = [bisected(rate, snr) for rate, snr in zip(rate_bps.tolist(), snr_hz.tolist(), strict=True)]
-    np.testing.assert_allclose(band_file.band_hz(rate_bps, snr_hz), expected, rtol=1e-9)
+    np.testing.assert_allclose(band_file.shannon_band_hz(rate_bps, snr_hz), expected, rtol=1e-9)
 
 
 def test_the_band_of_a_rate_is_that_of_bisection() -> None:
     check_band()
     channel = radio_of(10.0, fading=Rayleigh()).channel(1, CLIENTS)
-    bands = band_hz(np.full(len(CLIENTS), 5e5), channel.snr_hz(EVERYBODY, 3))
-    got = channel.bps(EVERYBODY, np.where(np.isfinite(bands), bands, 0.0), 3, "uplink")
-    np.testing.assert_allclose(got[np.isfinite(bands)], 5e5, rtol=1e-9)
+    bands = channel.band_hz(EVERYBODY, np.full(len(CLIENTS), 5e5), 3, "up")
+    reached = np.isfinite(bands)
+    assert 0.9 < reached.mean() < 1
+    np.testing.assert_allclose(channel.bps(EVERYBODY[reached], bands[reached], 3, "up"), 5e5, rtol=1e-9)
 
 
 BANDS: dict[str, Planting] = {
     "the other branch of W": lambda patch: patch.setattr(band_file, "lambert_excess", lambda g: 2 * (1 - g)),
-    "nats": lambda patch: patch.setattr(band_file, "band_hz", lambda rate, snr: band_hz(rate / math.log(2), snr)),
-    "bytes": lambda patch: patch.setattr(band_file, "band_hz", lambda rate, snr: band_hz(rate / 8, snr)),
+    "nats": lambda patch: patch.setattr(
+        band_file, "shannon_band_hz", lambda rate, snr: shannon_band_hz(rate / math.log(2), snr)
+    ),
+    "bytes": lambda patch: patch.setattr(
+        band_file, "shannon_band_hz", lambda rate, snr: shannon_band_hz(rate / 8, snr)
+    ),
     "one step of Newton's": lambda patch: patch.setattr(band_file, "_STEPS", 1),
 }
 
@@ -311,7 +452,9 @@ def test_lamberts_w_and_its_ends() -> None:
     near = np.array([1e-3, 1e-6, 1e-9])  # towards the branch point, t = 2 (1 - g) + O((1 - g)^2)
     np.testing.assert_allclose(lambert_excess(1 - near), 2 * near, rtol=2e-3)
     reachable = 1e6 / math.log(2)
-    got = band_hz(np.array([0.0, 0.999 * reachable, reachable, 2 * reachable, 1.0]), np.array([1e6] * 4 + [0.0]))
+    got = shannon_band_hz(
+        np.array([0.0, 0.999 * reachable, reachable, 2 * reachable, 1.0]), np.array([1e6] * 4 + [0.0])
+    )
     assert got[0] == 0
     assert got[1] > 1e8
     assert list(got[2:]) == [math.inf] * 3

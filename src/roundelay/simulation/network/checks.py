@@ -29,7 +29,7 @@ def check_numbers(component: object, *names: str, above: float = -math.inf, leas
         check_number(component, name, above=above, least=least)
 
 
-def check_choice(component: object, name: str, *known: object) -> None:
+def check_choice(component: object, name: str, *known: str) -> None:
     if getattr(component, name) not in known:
         refuse(component, name, "one of " + ", ".join(map(repr, known)))
 

@@ -5,7 +5,6 @@ inside; a bit is a bit, and a megabit is 1,000,000 of them. What happens to a UE
 number of the fading block, whoever else is in the cell.
 """
 
-from roundelay.simulation.network.radio.band import band_hz as band_hz
 from roundelay.simulation.network.radio.fading import Fading as Fading
 from roundelay.simulation.network.radio.fading import NoFading, Rayleigh, Rician
 from roundelay.simulation.network.radio.packets import ConstantErrors, Waterfall
@@ -23,6 +22,7 @@ from roundelay.simulation.network.radio.radio import Direction as Direction
 from roundelay.simulation.network.radio.radio import Radio
 from roundelay.simulation.network.radio.radio import noise_dbm as noise_dbm
 from roundelay.simulation.network.radio.rates import CqiTable, Gap, Shannon, Truncated
+from roundelay.simulation.network.radio.rates import Narrowing as Narrowing
 from roundelay.simulation.network.radio.rates import RateMap as RateMap
 
 __all__ = [

@@ -1,5 +1,7 @@
 """How much band a rate needs, where the power is what limits it."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from roundelay.simulation.network.draws import Floats
@@ -24,17 +26,28 @@ def lambert_excess(g: Floats) -> Floats:
     return t
 
 
-def band_hz(rate_bps: Floats, snr_hz: Floats) -> Floats:
+def shannon_band_hz(rate_bps: Floats, snr_hz: Floats) -> Floats:
     """Return the b that solves ``rate = b log2(1 + snr_hz / b)``: the least band for a rate, as Shannon has it.
 
-    ``snr_hz`` is received power over noise density, P |h|^2 / N0, in Hz; for a rate map with a gap, divided by the gap.
-    However wide the band, no more than ``snr_hz / ln 2`` bit/s come through: for such a rate the answer is infinity.
+    ``snr_hz`` is received power over noise density, P |h|^2 / N0, in Hz. However wide the band, no more than
+    ``snr_hz / ln 2`` bit/s come through: for such a rate the answer is infinity.
     """
     rate, snr = np.broadcast_arrays(np.asarray(rate_bps, dtype=np.float64), np.asarray(snr_hz, dtype=np.float64))
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         g = rate * np.log(2) / snr
     reachable = (g > 0) & (g < 1)
-    bands = np.where(g >= 1, np.inf, 0.0)
+    bands = np.where(rate > 0, np.inf, 0.0)
     excess = lambert_excess(g[reachable])
-    bands[reachable] = snr[reachable] * g[reachable] / excess
+    bands[reachable] = rate[reachable] * np.log(2) / excess
     return bands
+
+
+def bisected_band_hz(bps_in: Callable[[Floats], Floats], rate_bps: Floats, most_hz: float) -> Floats:
+    """Return the least bands up to ``most_hz`` that carry these rates, for any form of rate that ascends."""
+    low, high = np.zeros_like(rate_bps), np.full_like(rate_bps, most_hz)
+    reachable = bps_in(high) >= rate_bps
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        enough = bps_in(middle) >= rate_bps
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where(rate_bps <= 0, 0.0, np.where(reachable, high, np.inf))

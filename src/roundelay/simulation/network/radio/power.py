@@ -1,5 +1,6 @@
 """How loud a UE sends."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,15 +13,17 @@ RESOURCE_BLOCK_HZ = 180e3
 
 
 class PowerControl(Protocol):
-    def power_dbm(self, max_power_dbm: float, band_hz: Floats | float, coupling_loss_db: Floats) -> Floats: ...
+    def density_dbm_hz(self, coupling_loss_db: Floats) -> Floats:
+        """Return the most that each UE sends in a hertz; all of its power is the limit besides."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullPower:
     """All that the UE has, however narrow its band."""
 
-    def power_dbm(self, max_power_dbm: float, band_hz: Floats | float, coupling_loss_db: Floats) -> Floats:
-        return np.full(np.broadcast(np.asarray(band_hz), coupling_loss_db).shape, float(max_power_dbm))
+    def density_dbm_hz(self, coupling_loss_db: Floats) -> Floats:
+        return np.full_like(coupling_loss_db, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,6 @@ class OpenLoop:
         check_number(self, "target_dbm", least=-202, most=24)
         check_number(self, "alpha", least=0, most=1)
 
-    def power_dbm(self, max_power_dbm: float, band_hz: Floats | float, coupling_loss_db: Floats) -> Floats:
-        blocks_db = 10 * np.log10(np.asarray(band_hz) / RESOURCE_BLOCK_HZ)
-        powers: Floats = np.minimum(max_power_dbm, self.target_dbm + blocks_db + self.alpha * coupling_loss_db)
-        return powers
+    def density_dbm_hz(self, coupling_loss_db: Floats) -> Floats:
+        densities: Floats = self.target_dbm - 10 * math.log10(RESOURCE_BLOCK_HZ) + self.alpha * coupling_loss_db
+        return densities

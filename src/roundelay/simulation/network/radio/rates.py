@@ -3,17 +3,21 @@
 Sources: 3GPP TS 38.214, Tables 5.2.2.1-2 (CQI) and 5.1.3.1-1 (MCS); TR 36.942, A.2 (truncated Shannon); G. Piro et
 al., "An LTE module for the ns-3 network simulator", SIMUTools 2011 (the gap that follows from a bit error rate).
 Efficiencies are computed from modulation order and code rate: printed copies of the tables carry typing errors.
+
+A UE whose power is its limit may be faster in a part of its band than in all of it, where a rate map has a step: with
+the first row of a table just out of reach, nothing gets through. ``narrowed`` is the rate where it uses the best part.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from roundelay.simulation.network.checks import check_choice, check_number
 from roundelay.simulation.network.draws import Floats
+from roundelay.simulation.network.radio.band import shannon_band_hz
 
 CQI_TABLE = (
     (2, 78), (2, 120), (2, 193), (2, 308), (2, 449), (2, 602), (4, 378), (4, 490), (4, 616),
@@ -53,13 +57,36 @@ class RateMap(Protocol):
         ...
 
 
+@runtime_checkable
+class Narrowing(Protocol):
+    """A rate map that knows which part of a band is best; one's own need not."""
+
+    def efficiency(self, snr: Floats) -> Floats: ...
+
+    def narrowed(self, snr: Floats, ceiling: Floats) -> Floats:
+        """Return bit/s for each hertz of the whole band, of which the UE may use a part, the rest staying silent.
+
+        ``snr`` is that of all its power in the whole band; in a share s of it, it has ``min(snr / s, ceiling)``.
+        """
+        ...
+
+    def band_hz(self, bps: Floats, snr_hz: Floats, ceiling: Floats) -> Floats:
+        """Return the least band that carries these rates, where a band b has ``min(snr_hz / b, ceiling)``."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shannon:
     """log2(1 + snr): what no link exceeds."""
 
     def efficiency(self, snr: Floats) -> Floats:
-        bits: Floats = np.log1p(snr) / math.log(2)
-        return bits
+        return _shannon(snr)
+
+    def narrowed(self, snr: Floats, ceiling: Floats) -> Floats:
+        return self.efficiency(np.minimum(snr, ceiling))
+
+    def band_hz(self, bps: Floats, snr_hz: Floats, ceiling: Floats) -> Floats:
+        return np.maximum(shannon_band_hz(bps, snr_hz), _band_of(bps, self.efficiency(ceiling)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +101,14 @@ class Gap:
         check_number(self, "max_efficiency", above=0)
 
     def efficiency(self, snr: Floats) -> Floats:
-        bits: Floats = np.minimum(self.max_efficiency, np.log1p(snr / 10 ** (self.gap_db / 10)) / math.log(2))
-        return bits
+        return np.minimum(self.max_efficiency, _shannon(snr / 10 ** (self.gap_db / 10)))
+
+    def narrowed(self, snr: Floats, ceiling: Floats) -> Floats:
+        return self.efficiency(np.minimum(snr, ceiling))
+
+    def band_hz(self, bps: Floats, snr_hz: Floats, ceiling: Floats) -> Floats:
+        within_power = shannon_band_hz(bps, snr_hz / 10 ** (self.gap_db / 10))
+        return np.maximum(within_power, _band_of(bps, self.efficiency(ceiling)))
 
 
 def gap_db_of(bit_error_rate: float) -> float:
@@ -104,8 +137,22 @@ class Truncated:
         check_number(self, "min_snr_db")
 
     def efficiency(self, snr: Floats) -> Floats:
-        bits = np.minimum(self.max_efficiency, self.attenuation * np.log1p(snr) / math.log(2))
-        return np.where(snr >= 10 ** (self.min_snr_db / 10), bits, 0.0)
+        bits = np.minimum(self.max_efficiency, self.attenuation * _shannon(snr))
+        return np.where(snr >= self._least, bits, 0.0)
+
+    def narrowed(self, snr: Floats, ceiling: Floats) -> Floats:
+        share = np.minimum(1.0, snr / self._least)  # of the band, where it has the least SNR that counts
+        return share * self.efficiency(np.minimum(np.maximum(snr, self._least), ceiling))
+
+    def band_hz(self, bps: Floats, snr_hz: Floats, ceiling: Floats) -> Floats:
+        bands = shannon_band_hz(bps / self.attenuation, snr_hz)
+        widest = snr_hz / self._least
+        bands = np.where(bands > widest * (1 + 1e-12), np.inf, bands)
+        return np.maximum(bands, _band_of(bps, self.efficiency(ceiling)))
+
+    @property
+    def _least(self) -> float:
+        return float(10 ** (self.min_snr_db / 10))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +168,57 @@ class CqiTable:
         check_choice(self, "thresholds", "lte", "nr")
 
     def efficiency(self, snr: Floats) -> Floats:
-        rows: Sequence[tuple[int, int]] = CQI_TABLE
-        thresholds_db: Sequence[float] = LTE_THRESHOLDS_DB
-        if self.thresholds == "nr":
-            rows, thresholds_db = CQI_TABLE[3:14], NR_THRESHOLDS_DB
-        steps = np.array([0.0, *(efficiency(*row) for row in rows)])
-        found: Floats = steps[np.searchsorted(10 ** (np.array(thresholds_db) / 10), snr, side="right")]
+        table = self._table
+        found: Floats = table.steps[np.searchsorted(table.thresholds, snr, side="right")]
         return found
+
+    def narrowed(self, snr: Floats, ceiling: Floats) -> Floats:
+        table = self._table
+        here = np.searchsorted(table.thresholds, np.minimum(snr, ceiling), side="right")
+        highest = np.searchsorted(table.thresholds, ceiling, side="right")
+        bits: Floats = np.maximum(table.steps[here], table.slopes[here, highest] * snr)
+        return bits
+
+    def band_hz(self, bps: Floats, snr_hz: Floats, ceiling: Floats) -> Floats:
+        thresholds, steps = self._table.thresholds, self._table.steps
+        carried = snr_hz[:, None] / thresholds * steps[1:]  # by each row, where its band is as wide as it may be
+        usable = (carried >= bps[:, None] * (1 - 1e-12)) & (ceiling[:, None] >= thresholds)
+        return _band_of(bps, np.max(np.where(usable, steps[1:], 0.0), axis=1))
+
+    @property
+    def _table(self) -> "_Table":
+        return _LTE if self.thresholds == "lte" else _NR
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """Linear thresholds (n,); ``steps`` (n + 1,), the efficiencies below the first and from each on; and ``slopes``
+    [here, highest], the best rate per hertz of the rows above ``here`` up to ``highest``, over the whole band's SNR.
+    """
+
+    thresholds: Floats
+    steps: Floats
+    slopes: Floats
+
+    @staticmethod
+    def of(rows: Sequence[tuple[int, int]], thresholds_db: Sequence[float]) -> "_Table":
+        thresholds = 10 ** (np.array(thresholds_db) / 10)
+        steps = np.array([0.0, *(efficiency(*row) for row in rows)])
+        slopes = np.zeros((len(steps), len(steps)))
+        for row in range(len(thresholds)):  # a higher row k fills a share snr / threshold_k of the band
+            slopes[row, row + 1 :] = np.maximum.accumulate(steps[row + 1 :] / thresholds[row:])
+        return _Table(thresholds, steps, slopes)
+
+
+_LTE = _Table.of(CQI_TABLE, LTE_THRESHOLDS_DB)
+_NR = _Table.of(CQI_TABLE[3:14], NR_THRESHOLDS_DB)
+
+
+def _shannon(snr: Floats) -> Floats:
+    bits: Floats = np.log1p(snr) / math.log(2)
+    return bits
+
+
+def _band_of(bps: Floats, efficiency: Floats) -> Floats:
+    bits = np.broadcast_to(efficiency, bps.shape)
+    return np.where(bps <= 0, 0.0, np.divide(bps, bits, out=np.full(bps.shape, np.inf), where=bits > 0))
