@@ -187,7 +187,8 @@ def test_a_broadcast_goes_at_the_rate_of_its_slowest_receiver_and_a_unicast_besi
     rates = Fixed(np.zeros(3), np.array([1000.0, 250.0, 2000.0]))
     cell = Cell(Dedicated(), rates, direction="down")
     cell.start(1, [0, 1, 2], 1000, 0)
-    cell.start(2, 2, 1000, 0)
+    cell.start(2, np.int64(2), np.int64(1000), 0)  # as vectors of clients and of lengths hand them out
+    json.dumps(cell.snapshot())
     over = run(cell, [])
     assert [(one.flow, one.clients, one.last_bit_ns) for one in over] == [(2, (2,), NS // 2), (1, (0, 1, 2), 4 * NS)]
 

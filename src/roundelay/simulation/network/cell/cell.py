@@ -114,14 +114,14 @@ class Cell:
         Raises:
             RoundelayError: something is due before ``now_ns``, which ``advance`` has to tell first.
         """
-        receivers = (clients,) if isinstance(clients, int) else tuple(clients)
+        receivers = tuple(map(int, clients)) if isinstance(clients, Sequence) else (int(clients),)
         if flow in self._sequences or not receivers or bits < 1:
             raise RoundelayError(f"flow {flow} of {bits} bits to {len(receivers)} clients cannot start: it needs an id "
                                  "that is not under way, a client and a bit at least")  # fmt: skip
         self._pass_to(now_ns)
         self._expected.pop(flow, None)
         self._sequence += 1
-        self._flows[self._sequence] = _Flow(flow, receivers, bits, now_ns)
+        self._flows[self._sequence] = _Flow(flow, receivers, int(bits), now_ns)
         self._sequences[flow] = self._sequence
         self._groups += len(receivers) > 1
         heapq.heappush(self._granted, (now_ns + self._delay_ns, self._sequence))
