@@ -26,6 +26,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/simulation.py compare
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/codecs.py
+	$(BIN)/python benchmarks/cell.py
 	$(BIN)/python benchmarks/scripts.py
 	$(BIN)/python benchmarks/deployment.py
 

@@ -2,9 +2,10 @@
 
     python benchmarks/codecs.py
 
-The rate is 100 MB over both times, draws included. Beside it, in the same run, what none of them can be faster than: a
-copy of the vector into new memory (*copy*), once for each codec, so that a noisy minute hits both; and the cast to half
-precision and back that torch makes. Times are processor time, of one thread, so that other work on the machine counts
+The rate is 100 MB over both times, draws included. Beside it, in the same run: a copy of the vector into new memory
+(*copy*), once for each codec, so that a noisy minute hits both; and the cast to half precision and back that torch
+makes. Memory that the allocator hands out again is cheaper than new: a copy there and back can cost less than one that
+is not. Times are processor time, of one thread, so that other work on the machine counts
 only by what it does to caches and memory.
 """
 

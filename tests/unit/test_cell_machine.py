@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,7 +187,8 @@ def test_a_broadcast_goes_at_the_rate_of_its_slowest_receiver_and_a_unicast_besi
     rates = Fixed(np.zeros(3), np.array([1000.0, 250.0, 2000.0]))
     cell = Cell(Dedicated(), rates, direction="down")
     cell.start(1, [0, 1, 2], 1000, 0)
-    cell.start(2, 2, 1000, 0)
+    cell.start(2, np.int64(2), np.int64(1000), 0)  # as vectors of clients and of lengths hand them out
+    json.dumps(cell.snapshot())
     over = run(cell, [])
     assert [(one.flow, one.clients, one.last_bit_ns) for one in over] == [(2, (2,), NS // 2), (1, (0, 1, 2), 4 * NS)]
 
@@ -241,6 +244,13 @@ def test_what_is_loaded_in_parts_is_exact_through_fades(sharing: Sharing) -> Non
     rates, flows = Sawtooth(NS, 2000.0), [Start(i * 10**7, i, 3 * 10**8 + 10**7 * i) for i in range(4)]
     over = run(Cell(sharing, rates, bandwidth_hz=1e6), flows)
     assert {one.flow: (one.first_bit_ns, one.last_bit_ns) for one in over} == reference(sharing, rates, flows, 0)
+
+
+def test_the_page_on_the_cell_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cell.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(block, {})
+    assert all(f"`{line}`" in page for line in capsys.readouterr().out.splitlines())
 
 
 def test_time_does_not_pass_over_what_is_due() -> None:

@@ -6,6 +6,7 @@ metrics.jsonl   one row per round                          clients.jsonl  one ro
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
 memory/         what clients remember, where it is kept on disk
 split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
+journal/        what happened, where clients are devices
 """
 
 import fcntl
@@ -28,6 +29,9 @@ import torch
 
 from roundelay.errors import ConfigError
 from roundelay.files import remove_unfinished, save_atomically
+
+JOURNAL = "journal"
+"""A run on real devices has a folder of that name inside its own."""
 
 Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
 

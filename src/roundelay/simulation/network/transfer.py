@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
-from roundelay.simulation.loop import NS
-from roundelay.simulation.network.cell.rates import Direction
+from roundelay.simulation.network.cell.rates import NS, Direction
 
 
 @dataclass(frozen=True, slots=True)
