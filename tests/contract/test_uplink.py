@@ -41,7 +41,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "cyclic": {"workflow": rd.Cyclic(), "uplink": EF21},
     "own workflow": {"workflow": fedavg, "uplink": EF21},
     "median": {"aggregator": rd.CoordinateMedian(), "uplink": FEEDBACK},
-    "cross-site": {"workflow": rd.CrossSite(), "uplink": FEEDBACK},
+    "cross-site": {"workflow": rd.CrossSite(), "uplink": FEEDBACK, "downlink": rd.Downlink(codec=rd.FP16())},
     "both links": {"algorithm": rd.Scaffold(), "uplink": FEEDBACK, "downlink": rd.Downlink(codec=rd.Int8())},
 }
 

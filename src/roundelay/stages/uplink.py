@@ -73,7 +73,9 @@ class Uplink:
             )
         if isinstance(self.skip_bits, bool) or not isinstance(self.skip_bits, int) or self.skip_bits < 0:
             raise ConfigError(f"uplink skip_bits must be a whole number of at least 0, got {self.skip_bits!r}")
-        inner = self.trigger.then if isinstance(self.trigger, MaxSilence) else self.trigger
+        inner = self.trigger
+        while isinstance(inner, MaxSilence):
+            inner = inner.then
         if isinstance(inner, Lag):
             raise ConfigError("uplink trigger Lag compares with the model's last steps, which clients are not told "
                               "yet: use SendOnDelta")  # fmt: skip
