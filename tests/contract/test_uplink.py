@@ -181,3 +181,24 @@ def test_a_server_that_went_away_is_followed_by_one_that_knows_what_it_heard(
         again = deployment.asked
     require_same(undisturbed, deployment.run.history())
     assert not set(asked) & set(again)
+
+
+def test_buffered_rounds_on_devices_go_the_same_way_again_from_their_journal(tmp_path: Path) -> None:
+    changes = {"workflow": rd.Buffered(buffer_size=2, concurrency=4), "uplink": FEEDBACK, "model": Plain}
+    given = job(tmp_path, **changes, downlink=rd.Downlink(codec=rd.FP16()))
+    given = replace(given, tracking=replace(given.tracking, checkpoint_every_s=1e9))
+    kept, asked, came = dict[str, dict[int, Memory]](), list[set[int]](), list[rd.History]()
+    folder: Path | None = None
+    for _ in range(2):
+        with deployed(given.prepared(), folder, kept) as deployment:
+            folder, standing = deployment.run.folder, deployment.run.standing
+            for finished in deployment.run:
+                if finished.number == given.num_rounds:
+                    standing.checkpoint = lambda: None  # type: ignore[method-assign]
+            asked.append(set(deployment.asked))
+            came.append(deployment.run.history())
+    require_same(*came)
+    assert not asked[0] & asked[1]
+    raw = replace(given, uplink=None, downlink=None).run()
+    assert all(one["bytes_up"] < other["bytes_up"] / 3 for one, other in zip(came[0].rows, raw.rows, strict=True))
+    require_same(came[0], given.run(replay=folder))
