@@ -117,19 +117,14 @@ def forgets_the_client(patch: pytest.MonkeyPatch) -> None:
         )
 
 
-def any_renewal_is_a_change(patch: pytest.MonkeyPatch) -> None:
+def a_return_of_who_is_there_is_a_change(patch: pytest.MonkeyPatch) -> None:
     def following(self: OnOff, seed: int, client: str, at_ns: int) -> int:
-        window = at_ns // self._window_ns
-        while True:
-            for moment, _ in self._renewals(seed, client, window):
-                if moment > at_ns:
-                    return moment
-            window += 1
+        return min(moments.after(seed, client, at_ns) for moments in (self._departures, self._returns))
 
     patch.setattr(OnOff, "next_change_ns", following)
 
 
-@pytest.mark.parametrize("plant", [one_too_late, forgets_the_client, any_renewal_is_a_change])
+@pytest.mark.parametrize("plant", [one_too_late, forgets_the_client, a_return_of_who_is_there_is_a_change])
 def test_the_check_of_changes_catches(
     plant: Planting, models: list[Availability], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,9 +153,15 @@ def test_on_and_off() -> None:
     check_on_off()
 
 
-def steady_without_the_other_rate(patch: pytest.MonkeyPatch) -> None:
-    """Renewals at the rate of the departures alone: every other one of them changes nothing."""
-    patch.setattr(OnOff, "_renewal_s", property(lambda self: self.mean_on_s))
+def returns_as_rare_as_departures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(OnOff, "_returns", property(lambda self: availability._Moments("return", self.mean_on_s, None, None)))
+
+
+def one_process_for_both(patch: pytest.MonkeyPatch) -> None:
+    """The two share their draws, so that a short time there goes with a short time away."""
+    patch.setattr(
+        OnOff, "_returns", property(lambda self: availability._Moments("departure", self.mean_off_s, None, None))
+    )
 
 
 def begins_there(patch: pytest.MonkeyPatch) -> None:
@@ -175,14 +176,17 @@ def on_for_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OnOff, "is_available", lambda self, seed, client, at_ns: not there(self, seed, client, at_ns))
 
 
-def one_renewal_a_window(patch: pytest.MonkeyPatch) -> None:
-    def moments(self: OnOff, seed: int, client: str, window: int) -> list[int]:
-        return [int(seeds.uniform(seed, window, 0, client, "renewal") * self._window_ns)]
+def one_moment_a_window(patch: pytest.MonkeyPatch) -> None:
+    def drawn(self: availability._Moments, seed: int, client: str, window: int) -> list[int]:
+        place = seeds.uniform(seed, window, 0, client, self.purpose)
+        return [int((window + place) * self._window_ns)]
 
-    patch.setattr(OnOff, "_moments", moments)
+    patch.setattr(availability._Moments, "_drawn", drawn)
 
 
-@pytest.mark.parametrize("plant", [steady_without_the_other_rate, begins_there, on_for_off, one_renewal_a_window])
+@pytest.mark.parametrize(
+    "plant", [returns_as_rare_as_departures, one_process_for_both, begins_there, on_for_off, one_moment_a_window]
+)
 def test_the_check_of_on_and_off_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises(AssertionError):
@@ -199,8 +203,18 @@ def test_slotted_dwell_times_are_geometric() -> None:
         assert abs(slots.mean() - 1 / p) < 4.5 * math.sqrt((1 - p) / p**2 / len(slots))
         assert near(float(np.mean(slots == 1)), p, len(slots))
         assert near(float(np.mean(slots <= 3)), 1 - (1 - p) ** 3, len(slots))
+    tight = OnOff(mean_on_s=300.0, mean_off_s=600.0, slot_s=200.0)  # each slot has a departure or a return
+    assert near(share(tight, 10**15), 1 / 3)
     with pytest.raises(ConfigError, match=r"OnOff: slot_s must be at most 200"):
         OnOff(mean_on_s=300.0, mean_off_s=600.0, slot_s=201.0)
+
+
+def test_who_is_hardly_ever_away_is_found_as_fast() -> None:
+    rare = OnOff(mean_on_s=1e9, mean_off_s=1e-3)
+    changes = [rare.next_change_ns(3, client, 0) for client in CLIENTS[:100]]
+    assert abs(np.mean(np.array(changes) / NS) / 1e9 - 1) < 0.45
+    back = [rare.next_change_ns(3, client, at or 0) for client, at in zip(CLIENTS[:100], changes, strict=True)]
+    assert np.max(np.array(back) - np.array(changes)) < 0.01 * NS
 
 
 # ---- days -----------------------------------------------------------------------------------------------------------

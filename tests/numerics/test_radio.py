@@ -1,6 +1,7 @@
 """What reaches the other side: path loss, noise, power, shadowing and places, against standards and closed forms."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from scipy import stats
 
 from roundelay.components import build, describe, namespace
 from roundelay.errors import ConfigError, DataError
+from roundelay.simulation.network import availability, devices
 from roundelay.simulation.network import radio as room
 from roundelay.simulation.network.draws import Floats
 from roundelay.simulation.network.radio import (
@@ -466,3 +468,13 @@ def test_ues_out_of_a_models_reach_are_refused() -> None:
     np.testing.assert_array_equal(near.distance_m, [35.0])
     with pytest.raises(ConfigError, match="direction must be 'up' or 'down', got 'uplink'"):
         near.bps(ONE, 1e6, 0, "uplink")  # type: ignore[arg-type]
+
+
+def test_the_page_on_the_radio_shows_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "radio.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(block, {})
+    assert len(capsys.readouterr().out.split("]")) == 4  # three vectors
+    for module in (room, devices, availability):
+        missing = [name for name in module.__all__ if f"`{name}" not in page and name != "Radio"]
+        assert not missing

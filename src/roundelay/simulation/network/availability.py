@@ -7,7 +7,7 @@ answer is another one; None is never.
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -33,6 +33,8 @@ class Availability(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Always:
+    """Nobody is ever away."""
+
     def is_available(self, seed: int, client: str, at_ns: int) -> bool:
         return True
 
@@ -46,10 +48,9 @@ class OnOff:
 
     With ``slot_s`` it changes at multiples of that only, and the times are geometric.
 
-    The chain is drawn without a walk from the beginning: moments of renewal come as a Poisson process of the rate
-    1/on + 1/off, and at each the state is drawn anew with its steady probability, which makes the same chain (of two
-    states, whose next one then does not depend on the last). The process is drawn window by window, so that a state is
-    found in its own window or a few before it.
+    The chain is drawn without a walk from the beginning: departures and returns come as two Poisson processes, of the
+    rates 1/on and 1/off, whatever the state, and the last of either before a moment says how it stands. That makes the
+    same chain, since a departure of who is away changes nothing. Both processes are drawn window by window.
     """
 
     mean_on_s: float
@@ -60,58 +61,82 @@ class OnOff:
         check_numbers(self, "mean_on_s", "mean_off_s", above=0)
         if self.slot_s is not None:
             check_number(self, "slot_s", least=1 / NS)
-            if self._renewals_per_slot > 1:
+            longest = 1 / (1 / self.mean_on_s + 1 / self.mean_off_s)
+            if self.slot_s > longest:
                 raise ConfigError(
-                    f"OnOff: slot_s must be at most {self._renewal_s:g}, 1 / (1/mean_on_s + 1/mean_off_s), "
-                    f"got {self.slot_s!r}"
+                    f"OnOff: slot_s must be at most {longest:g}, 1 / (1/mean_on_s + 1/mean_off_s), got {self.slot_s!r}"
                 )
 
-    @property
-    def _renewal_s(self) -> float:
-        return self.mean_on_s * self.mean_off_s / (self.mean_on_s + self.mean_off_s)
-
-    @property
-    def _renewals_per_slot(self) -> float:
-        return (self.slot_s or 0.0) / self._renewal_s
-
     def is_available(self, seed: int, client: str, at_ns: int) -> bool:
-        for window in count(at_ns // self._window_ns, -1):
-            past = [state for moment, state in self._renewals(seed, client, window) if moment <= at_ns]
-            if past:
-                return past[-1]
-        raise AssertionError("count() ends")
+        return self._returns.last(seed, client, at_ns) > self._departures.last(seed, client, at_ns)
 
     def next_change_ns(self, seed: int, client: str, at_ns: int) -> int | None:
         now = self.is_available(seed, client, at_ns)
+        following = self._departures if now else self._returns
+        change = following.after(seed, client, at_ns)
+        while self.is_available(seed, client, change) == now:  # a return at the moment of a departure comes to nothing
+            change = following.after(seed, client, change)
+        return change
+
+    @property
+    def _departures(self) -> "_Moments":
+        chance = None if self.slot_s is None else self.slot_s / self.mean_on_s
+        return _Moments("departure", self.mean_on_s, self.slot_s, chance)
+
+    @property
+    def _returns(self) -> "_Moments":
+        if self.slot_s is None:
+            return _Moments("return", self.mean_off_s, None, None)
+        with_nothing = 1 - self.slot_s / self.mean_on_s  # of the slots; in the others a return comes to nothing
+        return _Moments("return", self.mean_off_s, self.slot_s, min(1.0, self.slot_s / self.mean_off_s / with_nothing))
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """A Poisson process, or moments that each slot has with a chance of its own; drawn by windows of about one."""
+
+    purpose: str
+    mean_s: float
+    slot_s: float | None
+    chance: float | None
+
+    def last(self, seed: int, client: str, at_ns: int) -> int:
+        """Return the last moment up to and with ``at_ns``, which may lie before 0."""
+        for window in count(at_ns // self._window_ns, -1):
+            if past := [moment for moment in self._drawn(seed, client, window) if moment <= at_ns]:
+                return past[-1]
+        raise AssertionError("count() has no end")
+
+    def after(self, seed: int, client: str, at_ns: int) -> int:
         for window in count(at_ns // self._window_ns):
-            for moment, state in self._renewals(seed, client, window):
-                if moment > at_ns and state != now:
-                    return moment
-        raise AssertionError("count() ends")
+            if later := [moment for moment in self._drawn(seed, client, window) if moment > at_ns]:
+                return later[0]
+        raise AssertionError("count() has no end")
+
+    @property
+    def _unit_ns(self) -> int:
+        """A slot, or a nanosecond."""
+        return 1 if self.slot_s is None else max(1, round(self.slot_s * NS))
 
     @property
     def _window_ns(self) -> int:
-        return max(1, round((self._renewal_s if self.slot_s is None else self.slot_s) * NS))
+        return max(1, round(self.mean_s * NS / self._unit_ns)) * self._unit_ns
 
-    def _renewals(self, seed: int, client: str, window: int) -> list[tuple[int, bool]]:
-        """Return a window's moments of renewal, each once, with the state from there on."""
-        start_ns, share = window * self._window_ns, self.mean_on_s / (self.mean_on_s + self.mean_off_s)
-        states: dict[int, bool] = {}
-        for number, moment_ns in enumerate(self._moments(seed, client, window)):
-            states[start_ns + moment_ns] = seeds.uniform(seed, window, number, client, "availability") < share
-        return list(states.items())
-
-    def _moments(self, seed: int, client: str, window: int) -> Iterator[int]:
-        if self.slot_s is not None:
-            if seeds.uniform(seed, window, 0, client, "renewal") < self._renewals_per_slot:
-                yield 0
-            return
-        passed = 0.0  # in windows, of which each has one renewal in the mean
+    def _drawn(self, seed: int, client: str, window: int) -> list[int]:
+        found: list[int] = []
+        units = 0.0 if self.chance is None else -1  # passed, in nanoseconds or in slots
         for number in count():
-            passed -= math.log(seeds.uniform(seed, window, number, client, "renewal"))
-            if passed >= 1:
-                return
-            yield int(passed * self._window_ns)
+            gap = -math.log(seeds.uniform(seed, window, number, client, self.purpose))
+            if self.chance is None:
+                units += gap * self.mean_s * NS
+            elif self.chance < 1:  # geometric: how many slots until one has a moment, itself counted
+                units += 1 + math.floor(gap / -math.log1p(-self.chance))
+            else:
+                units += 1
+            if units * self._unit_ns >= self._window_ns:
+                return found
+            found.append(window * self._window_ns + int(units) * self._unit_ns)
+        raise AssertionError("count() has no end")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
