@@ -16,7 +16,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import torch
 
 from roundelay.errors import ConfigError
 from roundelay.files import remove_unfinished, save_atomically
+from roundelay.stopwatch import real_s
 
 TABLES = ("metrics.jsonl", "clients.jsonl", "scalars.jsonl", "ledger.jsonl")
 
@@ -203,10 +203,10 @@ class Clock:
     """Says when the next checkpoint is due, in real time."""
 
     def __init__(self, every_s: float) -> None:
-        self._every_s, self._last = every_s, time.monotonic()
+        self._every_s, self._last = every_s, real_s()
 
     def due(self) -> bool:
-        if time.monotonic() - self._last < self._every_s:
+        if real_s() - self._last < self._every_s:
             return False
-        self._last = time.monotonic()
+        self._last = real_s()
         return True
