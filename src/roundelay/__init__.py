@@ -48,6 +48,8 @@ from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
 from roundelay.messages import FLModel, Task
 from roundelay.privacy import CentralDP
 from roundelay.report.plots import plot_split
+from roundelay.simulation import network
+from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
 from roundelay.stages.codecs import (
     BF16,
@@ -136,6 +138,7 @@ __all__ = [
     "MultiKrum",
     "Natural",
     "NearestNeighbourMixing",
+    "Network",
     "NormBounding",
     "QFedAvg",
     "QuantitySkew",
@@ -171,5 +174,6 @@ __all__ = [
     "data",
     "errors",
     "models",
+    "network",
     "plot_split",
 ]  # fmt: skip

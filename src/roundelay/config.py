@@ -19,6 +19,8 @@ from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
+from roundelay.simulation import network
+from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
 from roundelay.stages import codecs, triggers
 from roundelay.stages.downlink import Downlink
@@ -179,6 +181,8 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
             if name in LINKS:  # codec = "eden" is a codec without arguments
                 table = {key: {"use": use} if key in LINKS[name] and isinstance(use, str) else use
                          for key, use in table.items()}  # fmt: skip
+            if name == "simulation" and isinstance(table.get("network"), Mapping):
+                table = {**table, "network": _network(table["network"])}
             parts[name] = call(FIXED[name], table, ON_THE_AIR if name in LINKS else INSIDE, name)
         else:
             parts[name] = value
@@ -257,6 +261,13 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")
     return partial(component, **arguments) if arguments else component
+
+
+def _network(table: Table) -> Network:
+    arguments = {name: value for name, value in table.items() if name != "use"}
+    _explain_unknown(arguments, [f.name for f in fields(Network)], "[simulation.network]")
+    made: Network = call(Network, arguments, namespace(network), "simulation.network")
+    return made
 
 
 def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
