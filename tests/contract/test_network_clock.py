@@ -20,7 +20,7 @@ import roundelay as rd
 from roundelay.simulation.air import Air
 from roundelay.simulation.cells import Cells
 from roundelay.simulation.network.availability import OnOff
-from roundelay.simulation.network.cell import Backhaul, EqualShare, Fifo, Links
+from roundelay.simulation.network.cell import Backhaul, Fifo, Links
 from roundelay.simulation.network.devices import Cycles, ShiftedExponential
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.network.packets import Arq
