@@ -1,6 +1,10 @@
 """Workers that listen and coordinators that dial: with TLS and without, and whom each of them refuses."""
 
 import asyncio
+import contextlib
+import errno
+import os
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -20,14 +24,11 @@ from roundelay.deployment.device.reverse import Listener
 from roundelay.deployment.device.worker import worker_loop
 from roundelay.deployment.front.dialling import Dialler
 from roundelay.deployment.greeting import COORDINATOR, MAX_GREETING_BYTES, Greeting, Worker
+from roundelay.deployment.protocol import PROTOCOL
 from roundelay.deployment.trust.certificates import Authority, server_context
 from roundelay.errors import DeviceError, IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's
-
-# a connection that the coordinator dialled and that is cut off in its first moment is closed by the collector only:
-# known, and to be put right
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @dataclass
@@ -260,6 +261,37 @@ def test_a_worker_that_was_told_a_pin_waits_for_that_one(tmp_path: Path) -> None
         with Device(tmp_path / "device") as device, pytest.raises(DeviceError, match="trusts the coordinator"):
             Listener(device, worker.said.append, pin="another")
 
+    within(play())
+
+
+def test_whoever_is_refused_at_last_is_hung_up_on_without_a_goodbye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Device, pem: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def coordinator(port: int) -> None:
+        tls, pem = _tls(tmp_path / "server")
+        greeting = Greeting(roundelay=PROTOCOL, client="a", run=RUN, authority=pem.decode())
+        with socket.create_connection(("127.0.0.1", port), 10) as plain:
+            plain.sendall(greeting.model_dump_json().encode() + b"\n")
+            while plain.recv(1) != b"\n":
+                pass
+            with (
+                contextlib.suppress(ConnectionError, ssl.SSLError),  # it may be cut before the last of the handshake
+                tls.wrap_socket(plain, server_side=True) as sock,
+                socket.socket(fileno=os.dup(sock.fileno())) as below,  # which answers nothing in the name of TLS
+            ):
+                below.settimeout(5)
+                while below.recv(65_536):
+                    pass
+
+    async def play() -> None:
+        async with Listening(tmp_path / "device").open() as worker:
+            await asyncio.to_thread(coordinator, worker.port)
+            await until(lambda: worker.heard("its certificate cannot be kept (No space"), "the refusal")
+
+    monkeypatch.setattr(Device, "trust", full)
     within(play())
 
 

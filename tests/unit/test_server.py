@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import ssl
 import threading
@@ -19,7 +20,6 @@ from roundelay.deployment import protocol as p
 from roundelay.deployment.front import server as servers
 from roundelay.deployment.front.server import Server
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, server_certificate, server_context
-from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.identity import DeviceKey
 from roundelay.deployment.trust.pinning import client_context
 from roundelay.errors import ServeError
@@ -46,10 +46,10 @@ def test_a_port_that_is_taken_or_cannot_be_says_what_to_do(monkeypatch: pytest.M
     with pytest.raises(ServeError, match="cannot listen"):
         Server(empty(), "127.0.0.1", 70_000).start()
 
-    async def forbidden(self: web.TCPSite) -> None:
+    async def forbidden(self: asyncio.BaseEventLoop, *_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(web.TCPSite, "start", forbidden)
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_server", forbidden)
     with pytest.raises(ServeError, match="not allowed; ports below 1024"):
         Server(empty(), "127.0.0.1", 80).start()
 
@@ -98,9 +98,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def said_over(sock: socket.socket, method: str, path: str, body: bytes = b"", fields: Any = ()) -> bytes:
     """Send a request by hand, and return the whole answer."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}",
-             *(f"{name}: {value}" for name, value in fields)]  # fmt: skip
-    sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+    _ask(sock, method, path, body, fields)
     answer = b""
     while b"\r\n\r\n" not in answer:
         answer += sock.recv(65_536)
@@ -123,7 +121,7 @@ def adopted(here: Place, client: str, tls: ssl.SSLContext | None = None) -> "tup
 
 def test_who_is_reached_under_its_address_needs_no_token_and_is_known_by_its_first_key() -> None:
     key = DeviceKey.new()
-    with place(doors=Doors(("a", "b", "c", "d"), 4)) as here:
+    with place(clients="abcd") as here:
         sock, ended = adopted(here, "d")
         with sock:
             assert b"200 OK" in (first := join_over(sock, key))
@@ -147,10 +145,14 @@ def test_who_is_reached_under_its_address_needs_no_token_and_is_known_by_its_fir
 
 
 def _status(sock: socket.socket, method: str, path: str, body: bytes, fields: Any) -> bytes:
+    _ask(sock, method, path, body, fields)
+    return sock.recv(65_536).split(b"\r\n", 1)[0]
+
+
+def _ask(sock: socket.socket, method: str, path: str, body: bytes, fields: Any) -> None:
     lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}",
              *(f"{name}: {value}" for name, value in fields)]  # fmt: skip
     sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-    return sock.recv(65_536).split(b"\r\n", 1)[0]
 
 
 def test_a_dialled_connection_speaks_tls_as_its_server(tmp_path: Path) -> None:
@@ -217,6 +219,63 @@ def test_what_does_not_end_within_its_grace_is_cut() -> None:
     with place() as here:
         here.open_round()
         within(go(), 15.0)
+
+
+@pytest.mark.parametrize("dialled", [True, False])
+def test_a_worker_that_never_says_goodbye_is_hung_up_on(tmp_path: Path, dialled: bool) -> None:
+    """It was answered last, so the application has closed its connection, before all of them are ended."""
+    context = server_context(tmp_path, NAMES, time.time())
+    trusting = client_context((tmp_path / AUTHORITY_PUBLIC).read_bytes())
+    with place(tls=context) as here:
+        if dialled:
+            plain, ended = adopted(here, "b", context)
+        else:
+            plain, ended = socket.create_connection(("127.0.0.1", here.port), 10), Future()
+        with (
+            plain,
+            trusting.wrap_socket(plain, server_hostname="127.0.0.1") as sock,
+            socket.socket(fileno=os.dup(sock.fileno())) as below,  # which answers nothing in the name of TLS
+        ):
+            below.settimeout(5)
+            body = p.Poll(wait_s=30.0).model_dump_json().encode()
+            _ask(sock, "POST", p.WORK, body, Device.of(here, "b").fields("POST", p.WORK, body))
+            while not waits(here, "b"):
+                time.sleep(0.001)
+            here.server.stop(5.0)
+            assert ended.done() is dialled
+            while below.recv(65_536):
+                pass
+
+
+def test_who_comes_while_the_server_stops_is_sent_away(tmp_path: Path) -> None:
+    context = server_context(tmp_path, NAMES, time.time())
+    trusting = client_context((tmp_path / AUTHORITY_PUBLIC).read_bytes())
+    draining, drained, late = threading.Event(), threading.Event(), pair()
+
+    async def drain(_: float) -> None:
+        draining.set()
+        await asyncio.to_thread(drained.wait, 10)
+
+    app = empty()
+    app[servers.DRAIN] = drain
+    server = Server(app, None, 0)
+    server.start()
+    ours, theirs = pair()
+    half_way = server.adopt(ours, "a", context)
+    stopping = threading.Thread(target=server.stop, args=(5.0,))
+    with theirs, late[1]:
+        try:
+            stopping.start()
+            assert draining.wait(10)
+            with pytest.raises(ConnectionError, match="stopped"):
+                server.adopt(late[0], "b").result(10)
+            theirs.settimeout(10)
+            with contextlib.suppress(OSError), trusting.wrap_socket(theirs, server_hostname="127.0.0.1") as sock:
+                assert sock.recv(100) == b""
+            half_way.exception(10)
+        finally:
+            drained.set()
+            stopping.join()
 
 
 # ---- its certificate ------------------------------------------------------------------------------------------------

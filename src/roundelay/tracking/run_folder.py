@@ -7,6 +7,7 @@ ledger.jsonl    every message and computation of a modelled network; scalars.jso
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
 memory/         what clients remember, where it is kept on disk
 split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
+journal/        what happened, where clients are devices
 """
 
 import fcntl
@@ -31,6 +32,9 @@ from roundelay.files import remove_unfinished, save_atomically
 from roundelay.stopwatch import real_s
 
 TABLES = ("metrics.jsonl", "clients.jsonl", "scalars.jsonl", "ledger.jsonl")
+
+JOURNAL = "journal"
+"""A run on real devices has a folder of that name inside its own."""
 
 Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
 

@@ -96,7 +96,6 @@ class Listener:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.sleep(0)  # TLS that is cancelled before its first step leaves its transport open
         tasks = [*self._greetings, *([self._accepting] if self._accepting else [])]
         for task in tasks:
             task.cancel()
@@ -113,9 +112,7 @@ class Listener:
     def release(self) -> None:
         """Hang up: the next coordinator may come, whoever it is."""
         if self._current is not None:
-            transport = self._current.connection.transport
-            if transport is not None:
-                transport.abort()  # it may be dead, and an orderly end would wait for it
+            _hang_up(self._current.connection)
             self._current = None
 
     async def take(self, timeout_s: float | None) -> ResponseHandler:
@@ -240,7 +237,7 @@ class Listener:
         except OSError as error:
             refusal = f"its certificate cannot be kept ({error.strerror})"
         if refusal:
-            came.connection.close()
+            _hang_up(came.connection)
             self._say(f"a coordinator at {peer} was not let in: {refusal}")
             return
         self._pin = came.pin or self._pin
@@ -262,6 +259,11 @@ class ReverseConnector(Connector):
         handler = await self._listener.take(timeout.sock_connect)
         self.made = handler.transport
         return handler
+
+
+def _hang_up(connection: ResponseHandler) -> None:
+    if connection.transport is not None:
+        connection.transport.abort()  # the other side may be dead, and an orderly end would wait for it
 
 
 def _pin_of(authority: str) -> str:

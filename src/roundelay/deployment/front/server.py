@@ -21,7 +21,7 @@ DIALLED: web.AppKey[dict[object, str]] = web.AppKey("dialled", dict)
 """Who was to be reached over a connection, by what a request calls its protocol."""
 
 DRAIN: web.AppKey[Callable[[float], Awaitable[None]]] = web.AppKey("drain")
-"""Called before connections are closed, with the seconds that requests may still take."""
+"""Called before connections are cut, with the seconds that requests may still take. Without it they get none."""
 
 KEEP_ALIVE_S = 90.0
 RENEW_EVERY_S = 86_400.0
@@ -52,9 +52,10 @@ class Server:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._turn, name="front", daemon=True)
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
+        self._listening: asyncio.Server | None = None
         self._renewing: asyncio.Task[None] | None = None
-        self._adopted: set[asyncio.WriteTransport] = set()
+        self._open: set[asyncio.WriteTransport] = set()
+        self._serving, self._gate = False, threading.Lock()
 
     def start(self) -> int:
         """Return the port once it is open, 0 where none is. Once only.
@@ -86,11 +87,13 @@ class Server:
                 if not ended.done():
                     ended.set_exception(error or ConnectionAbortedError("the server has stopped"))
 
-        if not self._thread.is_alive():
-            sock.close()
-            ended.set_exception(ConnectionAbortedError("the server has stopped"))
-            return ended
-        asyncio.run_coroutine_threadsafe(self._adopt(sock, client, tls, ended), self._loop).add_done_callback(failed)
+        with self._gate:  # what passes it finds a loop that still turns
+            if self._serving:
+                adopting = asyncio.run_coroutine_threadsafe(self._adopt(sock, client, tls, ended), self._loop)
+                adopting.add_done_callback(failed)
+                return ended
+        sock.close()
+        ended.set_exception(ConnectionAbortedError("the server has stopped"))
         return ended
 
     def stop(self, grace_s: float) -> None:
@@ -106,13 +109,9 @@ class Server:
         try:
             self._loop.run_forever()
         finally:
-            # TLS that is cancelled before its first step leaves its transport open: let it make that step
-            self._loop.run_until_complete(asyncio.sleep(0))
             for task in (left := asyncio.all_tasks(self._loop)):
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            for transport in self._adopted:  # one that came while the application ended is unknown to it
-                transport.abort()
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
@@ -132,26 +131,45 @@ class Server:
         await self._runner.setup()
         if self._renew is not None:
             self._renewing = asyncio.create_task(self._renew_daily(self._renew))
+        self._serving = True
         if self._host is None:
             return 0
-        self._site = web.TCPSite(
-            self._runner, self._host, self._port, ssl_context=self._tls, backlog=_CONNECTIONS_WAITING
-        )
         try:
-            await self._site.start()
+            self._listening = await self._loop.create_server(
+                lambda: self._watched(self._handler()), self._host, self._port, ssl=self._tls,
+                backlog=_CONNECTIONS_WAITING,
+            )  # fmt: skip
         except (OSError, OverflowError) as error:
+            self._serving = False
             await self._runner.cleanup()
             raise ServeError(_why(error, self._host, self._port)) from error
-        return int(self._runner.addresses[0][1])
+        return int(self._listening.sockets[0].getsockname()[1])
+
+    def _handler(self) -> asyncio.Protocol:
+        """Return what speaks HTTP on one connection."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return self._runner.server()
+
+    def _watched(self, handler: asyncio.Protocol, over: Callable[[], None] = lambda: None) -> "_Watched":
+        def begun(transport: asyncio.WriteTransport) -> None:
+            self._open.add(transport)
+            if not self._serving:  # it was half way in when the server began to stop
+                transport.abort()
+
+        def ended(transport: asyncio.WriteTransport) -> None:
+            self._open.discard(transport)
+            over()
+
+        return _Watched(handler, begun, ended)
 
     async def _adopt(
         self, sock: socket.socket, client: str, tls: ssl.SSLContext | None,
         ended: "concurrent.futures.Future[None]",
     ) -> None:  # fmt: skip
-        server = self._runner.server if self._runner is not None else None
-        if server is None:
+        if not self._serving:
             raise ConnectionAbortedError("the server has stopped")
-        handler = server()
+        handler = self._handler()
 
         def over() -> None:
             self._app[DIALLED].pop(handler, None)
@@ -160,32 +178,30 @@ class Server:
 
         self._app[DIALLED][handler] = client
         try:
-            transport, _ = await self._loop.connect_accepted_socket(
-                lambda: _Watched(handler, over), sock, ssl=tls,
+            await self._loop.connect_accepted_socket(
+                lambda: self._watched(handler, over), sock, ssl=tls,
                 ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
             )  # fmt: skip
-            self._adopted = {one for one in self._adopted if not one.is_closing()} | {transport}
         except BaseException:
             self._app[DIALLED].pop(handler, None)
             raise
 
     async def _stop(self, grace_s: float) -> None:
+        with self._gate:
+            self._serving = False
         if self._renewing is not None:
             self._renewing.cancel()
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
+        if self._listening is not None:
+            self._listening.close()
         drain = self._app.get(DRAIN)
         if drain is not None:
             await drain(grace_s)
-        server = self._runner.server if self._runner is not None else None
-        if self._runner is None or server is None:
-            return
-        transports = [connection.transport for connection in server.connections]
-        await self._runner.cleanup()
-        for transport in transports:
-            if transport is not None:
-                transport.abort()  # TLS would wait for a goodbye, for half a minute
+        # TLS would wait for a goodbye, for half a minute. And it comes before the application closes what is open:
+        # a TLS transport of asyncio that is closed twice, as aiohttp does, can be aborted no more
+        for transport in list(self._open):
+            transport.abort()
+        if self._runner is not None:
+            await self._runner.cleanup()
 
     async def _renew_daily(self, renew: Callable[[], None]) -> None:
         while True:
@@ -206,12 +222,21 @@ class _Heard(logging.LoggerAdapter[logging.Logger]):
 
 
 class _Watched(asyncio.Protocol):
-    """Passes on what a transport says, and tells when it has ended."""
+    """Passes on what a transport says, and tells when it has begun and when it has ended."""
 
-    def __init__(self, inner: asyncio.Protocol, over: Callable[[], None]) -> None:
-        self._inner, self._over = inner, over
+    def __init__(
+        self,
+        inner: asyncio.Protocol,
+        begun: Callable[[asyncio.WriteTransport], None],
+        ended: Callable[[asyncio.WriteTransport], None],
+    ) -> None:
+        self._inner, self._begun, self._ended = inner, begun, ended
+        self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._begun(transport)
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -227,7 +252,8 @@ class _Watched(asyncio.Protocol):
         self._inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._over()
+        if self._transport is not None:
+            self._ended(self._transport)
         self._inner.connection_lost(exc)
 
 
