@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,15 @@ from torch import Tensor
 import roundelay as rd
 from roundelay import config, seeds
 from roundelay.errors import ConfigError
+from roundelay.simulation import world
+from roundelay.simulation.air import Air
+from roundelay.simulation.cells import Cells
+from roundelay.simulation.delivery import Sent
 from roundelay.simulation.loop import NS
 from roundelay.simulation.network import ledger as ledgers
 from roundelay.simulation.network.transfer import Transfer
+from roundelay.simulation.trace import Trace
+from roundelay.simulation.trips import Trip
 from roundelay.tracking.run_folder import read_rows
 
 net = rd.network
@@ -360,3 +366,105 @@ def test_seeds_key_every_draw() -> None:
     assert job(network).run().trace_hash != job(network, seed=8).run().trace_hash
     assert seeds.key(7, 0, 0, "a", "packets") != seeds.key(8, 0, 0, "a", "packets")
     assert math.isfinite(job(network).run().rows[-1]["virtual_s"])
+
+
+# ---- the same checks, with a bug planted ----------------------------------------------------------------------------
+
+
+def bytes_for_bits(patch: pytest.MonkeyPatch) -> None:
+    carried = Air.carried
+    patch.setattr(Air, "carried", lambda self, answer: (answer, Sent(carried(self, answer)[1].bits // 8)))
+
+
+def forget_headers(patch: pytest.MonkeyPatch) -> None:
+    start = Cells.start
+
+    def planted(self: Cells, cell: int, flow: int, clients: Sequence[int], bits: int, now_ns: int) -> None:
+        start(self, cell, flow, clients, bits - HEADER, now_ns)
+
+    patch.setattr(Cells, "start", planted)
+
+
+def one_message_each(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Air, "_groups", lambda self, site, trips: [[trip] for trip in trips])
+
+
+def forget_what_was_cut_off(patch: pytest.MonkeyPatch) -> None:
+    sent = Trace.sent
+    patch.setattr(Trace, "sent", lambda *given: None if given[-1] == "late" else sent(*given))
+
+
+def energy_for_the_whole_stay(patch: pytest.MonkeyPatch) -> None:
+    energy_j = ledgers.Transmitter.energy_j
+    patch.setattr(ledgers.Transmitter, "energy_j", lambda self, airtime_ns: energy_j(self, airtime_ns + 10**6))
+
+
+def scale_the_wrong_way(patch: pytest.MonkeyPatch) -> None:
+    found = world.calibrated
+    patch.setattr(world, "calibrated", lambda *given: replace(found(*given), factor=1 / found(*given).factor))
+
+
+def luck_by_the_task(patch: pytest.MonkeyPatch) -> None:
+    """Draws keyed by how much is sent."""
+    modelled_s = Air._modelled_s
+
+    def planted(self: Air, client: str, task: rd.Task) -> float:
+        transfer = self._network.transfer
+        _, bits, _ = transfer(torch.zeros(1), None, torch.Generator())  # type: ignore[arg-type, misc]
+        return modelled_s(self, client, replace(task, round=task.round + bits))
+
+    patch.setattr(Air, "_modelled_s", planted)
+
+
+def ask_whoever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Air, "there", lambda self, pool: pool)
+
+
+def free_wire(patch: pytest.MonkeyPatch) -> None:
+    async def haul(self: Air, edge: str, bits: int, up: bool) -> None: ...
+
+    patch.setattr(Air, "haul", haul)
+
+
+def one_cell_for_all(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("roundelay.run.Run._edges", lambda self: {})
+
+
+def lost_ones_arrive(patch: pytest.MonkeyPatch) -> None:
+    lose = Air._lose
+
+    def planted(self: Air, trip: Trip, reason: str) -> None:
+        self._land(trip) if trip.lost else lose(self, trip, reason)
+
+    patch.setattr(Air, "_lose", planted)
+
+
+PLANTED = {
+    "bytes for bits": (bytes_for_bits, test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once),
+    "no headers": (forget_headers, test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once),
+    "a broadcast for each": (
+        one_message_each, test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once,
+    ),
+    "free where cut off": (forget_what_was_cut_off, test_a_round_cut_short_keeps_what_was_sent_and_computed_until_then),
+    "energy for longer": (
+        energy_for_the_whole_stay, test_rows_sum_to_the_ledger_and_energy_is_power_times_airtime_and_cycles,
+    ),
+    "the inverse factor": (
+        scale_the_wrong_way, test_calibration_makes_the_median_upload_and_the_median_computing_stand_in_that_ratio,
+    ),
+    "luck by size": (luck_by_the_task, test_two_sizes_of_update_meet_the_same_cohorts_computing_and_calibration),
+    "whoever": (ask_whoever, test_who_is_away_is_not_asked_and_who_leaves_is_lost),
+    "a free wire": (free_wire, test_edges_have_cells_of_their_own_and_a_wire_to_the_cloud),
+    "one cell": (one_cell_for_all, test_edges_have_cells_of_their_own_and_a_wire_to_the_cloud),
+    "lost ones": (lost_ones_arrive, test_an_erased_update_is_lost_with_its_reason_and_the_round_goes_on_without_it),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "check"), PLANTED.values(), ids=PLANTED)
+def test_the_checks_catch(
+    plant: Callable[[pytest.MonkeyPatch], None], check: Callable[[Path], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(tmp_path)

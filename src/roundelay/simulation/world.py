@@ -1,7 +1,7 @@
 """The simulated world: an executor trains the clients, a virtual clock says when they answer."""
 
-from asyncio import AbstractEventLoop
 import math
+from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
