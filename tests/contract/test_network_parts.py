@@ -50,7 +50,7 @@ def messages(rows: Sequence[Mapping[str, Any]], **like: object) -> list[Mapping[
 # ---- what is counted ------------------------------------------------------------------------------------------------
 
 
-def test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once(tmp_path: Path) -> None:
+def test_bits_are_those_of_what_was_sent_and_a_broadcast_counts_once(tmp_path: Path) -> None:
     history, rows = ran(rd.Network(cell=LINKS), tmp_path, num_rounds=1)
     (row,) = history.rows
     assert row["bytes_up"] * 8 == 4 * BITS
@@ -440,10 +440,10 @@ def lost_ones_arrive(patch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED = {
-    "bytes for bits": (bytes_for_bits, test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once),
-    "no headers": (forget_headers, test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once),
+    "bytes for bits": (bytes_for_bits, test_bits_are_those_of_what_was_sent_and_a_broadcast_counts_once),
+    "no headers": (forget_headers, test_bits_are_those_of_what_was_sent_and_a_broadcast_counts_once),
     "a broadcast for each": (
-        one_message_each, test_bits_are_those_of_what_was_sent_with_a_header_each_and_a_broadcast_counts_once,
+        one_message_each, test_bits_are_those_of_what_was_sent_and_a_broadcast_counts_once,
     ),
     "free where cut off": (forget_what_was_cut_off, test_a_round_cut_short_keeps_what_was_sent_and_computed_until_then),
     "energy for longer": (
