@@ -10,7 +10,7 @@ import pytest
 
 import roundelay as rd
 
-MODULES = [rd, rd.aggregators, rd.algorithms, rd.attacks, rd.data, rd.errors, rd.models]
+MODULES = [rd, rd.aggregators, rd.algorithms, rd.attacks, rd.data, rd.errors, rd.models, rd.network]
 EXTRAS = (
     "matplotlib",
     "tensorboard",

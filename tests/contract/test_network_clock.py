@@ -20,7 +20,7 @@ import roundelay as rd
 from roundelay.simulation.air import Air
 from roundelay.simulation.cells import Cells
 from roundelay.simulation.network.availability import OnOff
-from roundelay.simulation.network.cell import Backhaul, Fifo, Links
+from roundelay.simulation.network.cell import Backhaul, Fifo, Links, MinMax
 from roundelay.simulation.network.devices import Cycles, ShiftedExponential
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.network.packets import Arq
@@ -195,8 +195,9 @@ def test_the_check_of_resume_catches(
 
 def test_a_network_without_deadlines_ends_in_the_bits_of_none() -> None:
     plain = small_job().run()
+    planned = replace(NARROW, sharing=MinMax())
     free = Network(cell=Links(uplink_bps=1e15, downlink_bps=1e15))
-    for network in (free, NARROW, replace(NARROW, sharing=Fifo())):
+    for network in (free, NARROW, planned, replace(NARROW, sharing=Fifo())):
         assert job(network).run().sha256 == plain.sha256
     assert job(free).run().rows[-1]["virtual_s"] < 1e-6
 

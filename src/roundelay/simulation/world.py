@@ -1,5 +1,6 @@
 """The simulated world: an executor trains the clients, a virtual clock says when they answer."""
 
+import math
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -81,7 +82,7 @@ class Simulated:
         reaches = [Reach.of(network, work.seed, among) for among in clients]
         workload, raw_bits = Workload(work), 8 * self._raw_bytes()
         found = calibrated(network, reaches, workload, raw_bits, given.plan.cohort_size(len(given.clients)))
-        given.on_record("calibration", asdict(found))
+        given.on_record("calibration", {k: v if math.isfinite(v) else None for k, v in asdict(found).items()})
         return Air(
             loop, network, reaches, list(self.edges), workload, factor=found.factor, raw_bits=raw_bits,
             skip_bits=0 if work.uplink is None else work.uplink.skip_bits,

@@ -1,16 +1,16 @@
 """What the network is to the clients of one cell: the rates of each, now and in the mean, and what it knows of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from roundelay import seeds
-from roundelay.simulation.network.cell import Cell, Dedicated, EqualShare, Fixed, Links
+from roundelay.simulation.network.cell import Cell, Dedicated, EqualShare, Fixed, Links, MinMax
 from roundelay.simulation.network.cell.rates import NS, Direction, Floats
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.network.packets import Crossing
-from roundelay.simulation.network.radio import Channel, Radio
+from roundelay.simulation.network.radio import Channel, NoFading, Radio
 from roundelay.simulation.network.transfer import Link
 
 MEAN_OVER = 32
@@ -45,8 +45,15 @@ class Reach:
         return Cell(
             network.discipline if direction == "up" else down, self.channel, bandwidth_hz=self.bandwidth_hz,
             direction=direction, delay_ns=round(delay_s * NS), patience_ns=max(1, round(network.patience_s * NS)),
-            now_ns=now_ns,
+            now_ns=now_ns, outlook=self._outlook() if direction == "up" else None,
         )  # fmt: skip
+
+    def _outlook(self) -> Channel | None:
+        """Return what a discipline that plans goes by: the same links without fading."""
+        radio = self.network.cell
+        if not isinstance(radio, Radio) or not isinstance(self.network.discipline, MinMax):
+            return None
+        return replace(radio, fading=NoFading()).channel(self.seed, self.clients)
 
     @property
     def bandwidth_hz(self) -> float:
