@@ -151,7 +151,7 @@ def test_so_does_one_that_was_interrupted_in_mid_flow(tmp_path: Path) -> None:
 
 def test_it_does_where_packets_are_lost_clients_leave_and_a_wire_lies_behind_the_cell(tmp_path: Path) -> None:
     rough = replace(
-        NARROW, backhaul=Backhaul(rate_bps=2e5, latency_s=0.02), errors=Arq(loss=0.2, packet_bits=500),
+        NARROW, backhaul=Backhaul(rate_bps=2e5, latency_s=0.02), errors=Arq(loss_probability=0.2, packet_bits=500),
         availability=OnOff(mean_on_s=3.0, mean_off_s=1.0), downlink="unicast", grant_latency_s=0.004,
     )  # fmt: skip
     check_resume(FLOWS["buffered"], tmp_path, rough)
