@@ -144,7 +144,7 @@ def statuses(history: rd.History) -> set[str]:
 
 
 def test_an_erased_update_is_lost_with_its_reason_and_the_round_goes_on_without_it(tmp_path: Path) -> None:
-    network = rd.Network(cell=LINKS, errors=net.Erasure(loss=0.3))
+    network = rd.Network(cell=LINKS, errors=net.Erasure(loss_probability=0.3))
     history, rows = ran(network, tmp_path)
     erased = [row for row in messages(rows, direction="up") if row["outcome"] != "arrived"]
     assert 0 < len(erased) == sum(row["lost"] for row in history.rows) < 12
@@ -154,7 +154,7 @@ def test_an_erased_update_is_lost_with_its_reason_and_the_round_goes_on_without_
 
 def test_packets_that_are_sent_again_cost_bits_and_time_and_change_no_result(tmp_path: Path) -> None:
     clean, _ = ran(rd.Network(cell=LINKS), tmp_path / "clean")
-    noisy, rows = ran(rd.Network(cell=LINKS, errors=net.Arq(loss=0.5, packet_bits=128)), tmp_path / "noisy")
+    noisy, rows = ran(rd.Network(cell=LINKS, errors=net.Arq(loss_probability=0.5, packet_bits=128)), tmp_path / "noisy")
     assert noisy.sha256 == clean.sha256
     up = messages(rows, direction="up")
     assert all(row["bits"] - row["retransmitted_bits"] == BITS + HEADER for row in up)
@@ -347,14 +347,14 @@ def test_a_job_file_says_it_all_and_a_wrong_key_is_named(tmp_path: Path) -> None
     table = {
         "cell": {"use": "radio", "rate": {"use": "gap"}, "path_loss": {"use": "macro_36814"}},
         "computing": {"use": "cycles", "cycles_per_sample": [1e4, 3e4]},
-        "errors": {"use": "arq", "loss": 0.1},
+        "errors": {"use": "arq", "loss_probability": 0.1},
         "sharing": "fifo",
     }
     document = {"num_rounds": 1, "clients_per_round": 1, "model": "networks:Plain", "data": "networks:federated",
                 "learner": {"lr": 0.1}, "simulation": {"network": {**table, "sharing": {"use": "fifo"}}}}  # fmt: skip
     network = config.build_job(document).simulation.network
     assert network is not None
-    assert (network.sharing, network.errors) == (net.Fifo(), net.Arq(loss=0.1))
+    assert (network.sharing, network.errors) == (net.Fifo(), net.Arq(loss_probability=0.1))
     assert network.computing == net.Cycles(cycles_per_sample=(1e4, 3e4))
     with pytest.raises(ConfigError, match="did you mean 'computing'"):
         config.build_job({**document, "simulation": {"network": {**table, "compute": 1}}})
