@@ -19,7 +19,12 @@ from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
+from roundelay.simulation import network
+from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
+from roundelay.stages import codecs, triggers
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.world import Deployment
 
@@ -31,6 +36,8 @@ FIXED = {
     "deployment": Deployment,
     "tracking": Tracking,
     "privacy": CentralDP,
+    "uplink": Uplink,
+    "downlink": Downlink,
 }
 """Tables that configure one known class."""
 
@@ -44,6 +51,10 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "aggregator": (namespace(aggregators), None),
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
+
+ON_THE_AIR = namespace(codecs, triggers)
+LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
+"""Where codecs and triggers are looked up, and in which keys of which tables."""
 
 INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
 """Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
@@ -167,7 +178,12 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
-            parts[name] = call(FIXED[name], table, INSIDE, name)
+            if name in LINKS:  # codec = "eden" is a codec without arguments
+                table = {key: {"use": use} if key in LINKS[name] and isinstance(use, str) else use
+                         for key, use in table.items()}  # fmt: skip
+            if name == "simulation" and isinstance(table.get("network"), Mapping):
+                table = {**table, "network": _network(table["network"])}
+            parts[name] = call(FIXED[name], table, ON_THE_AIR if name in LINKS else INSIDE, name)
         else:
             parts[name] = value
     return parts
@@ -245,6 +261,13 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")
     return partial(component, **arguments) if arguments else component
+
+
+def _network(table: Table) -> Network:
+    arguments = {name: value for name, value in table.items() if name != "use"}
+    _explain_unknown(arguments, [f.name for f in fields(Network)], "[simulation.network]")
+    made: Network = call(Network, arguments, namespace(network), "simulation.network")
+    return made
 
 
 def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -34,12 +34,14 @@ class ReplayedFederation(SimulatedFederation):
         deadline_s: float | None,
         fold: Folding | None = None,
     ) -> Outcome:
-        tasks, sent, intake = self._opened(
-            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._executor.release
+        tasks, cast, intake = self._opened(
+            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._release
         )
         ends = {task.id: self._end(task) for task in tasks}
         self._attempt = attempt
-        self._executor.submit([task for task in tasks if ends[task.id] == ADMITTED], sent, self._memories(cohort))
+        self._executor.submit(
+            [task for task in tasks if ends[task.id] == ADMITTED], cast.received, self._memories(cohort)
+        )
         for task in tasks:
             end = ends[task.id]
             if end == ADMITTED:
@@ -63,16 +65,17 @@ class ReplayedFederation(SimulatedFederation):
 
     async def arrival(self) -> Arrived:
         asked = self._told.popleft() if self._told else None
-        task_id = next((i for i, (flight, _) in self._flights.items() if ask_of(flight.task) == asked), None)
+        task_id = next((i for i, flight in self._flights.items() if ask_of(flight.task) == asked), None)
         if task_id is None:
             raise _astray(asked)
-        flight, _ = self._flights[task_id]
+        flight = self._flights[task_id]
         end = self._end(flight.task)
         if task_id in self._landed:
             self._landed.remove(task_id)
         if end == ADMITTED:
             return self._arrival_of(task_id)
         del self._flights[task_id]
+        self._delivery.end([task_id])
         self._executor.cancel([task_id])
         return Arrived(flight, Lost(flight.task, end.reason, end.traceback), None)
 

@@ -1,5 +1,6 @@
 """State dicts in files, and the checkpoint from which a run goes on to the same bits."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ class Checkpoint:
 
     ``best`` is the watched metric's best value so far, NaN before the first. ``flights`` are the tasks under way, each
     with the virtual nanosecond of its arrival. ``memory`` holds each client's, or the name of the file that does.
+    ``network`` is what a modelled network goes on from.
     """
 
     version: Version
@@ -29,6 +31,7 @@ class Checkpoint:
     virtual_ns: int
     best: float
     flights: Sequence[tuple[Flight, int]] = ()
+    network: Mapping[str, Any] | None = None  # Any: numbers, text, and lists of them
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
@@ -62,12 +65,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "integers": version.integers,
         "last": version.last,
         "clip_norm": version.clip_norm,
+        "heard": {client: dict(vectors) for client, vectors in version.heard.items()},
+        "told": None if version.told is None else dict(version.told),
         "epoch": None if version.epoch is None else _epoch_fields(version.epoch),
         "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
-        "flights": [(_fields(flight.task), flight.version, due_ns) for flight, due_ns in checkpoint.flights],
+        "flights": [
+            (_fields(flight.task), flight.version, due_ns, flight.num_bytes) for flight, due_ns in checkpoint.flights
+        ],
         "sent": {flight.version: _fields(flight.sent) for flight, _ in checkpoint.flights},
+        "network": None if checkpoint.network is None else json.dumps(checkpoint.network),
         "layout": _described(layout),
     }
     save_atomically(path, lambda file: torch.save(content, file))
@@ -93,10 +101,16 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         content["last"],
         content["clip_norm"],
         _epoch(content.get("epoch")),
+        content.get("heard", {}),
+        content.get("told"),
     )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
-    flights = [(Flight(Task(**task), sent[number], number), due_ns) for task, number, due_ns in content["flights"]]
-    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights)
+    flights = [
+        (Flight(Task(**task), sent[number], number, num_bytes), due_ns)
+        for task, number, due_ns, num_bytes in content["flights"]
+    ]
+    network = None if content.get("network") is None else json.loads(content["network"])
+    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights, network)
 
 
 def _fields(value: Task | Payload) -> dict[str, Any]:  # Any: plain values and tensors
