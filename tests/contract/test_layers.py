@@ -97,6 +97,19 @@ def test_simulation_and_deployment_know_nothing_of_each_other() -> None:
             assert other not in rooms_imported(path), path
 
 
+def test_the_network_is_arithmetic_without_a_clock_and_its_radio_stands_on_the_bottom_rooms() -> None:
+    room = SOURCE / "simulation" / "network"
+    for path in room.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not {name.split(".")[0] for name in names} & {"time", "asyncio", "threading", "datetime"}, path
+    for name in ("draws", "devices", "capacities", "availability", "tables", "checks", "radio"):
+        for path in (room / f"{name}.py", *(room / name).glob("*.py")):
+            if path.exists():
+                assert rooms_imported(path) <= {"errors", "seeds", "simulation"}, path
+
+
 def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only_between_local_processes() -> None:
     homes = {
         "matplotlib": "report/plots.py",
