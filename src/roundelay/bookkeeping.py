@@ -3,11 +3,11 @@ measures the model on the server's data, and accounts for what became of each cl
 """
 
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from roundelay.learner.cursor import EPOCH
 from roundelay.messages import Config, Payload, Task, TaskKind
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.privacy import CentralDP, Noised, noise_key
+from roundelay.stopwatch import real_s
 from roundelay.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,18 @@ HOPELESS = 3
 
 ClientConfig = Callable[[int, str], Config]
 """``client_config(round, client)`` gives settings that override the learner's for one task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a modelled network has to tell of a round: numbers for its row, the rows of its ledger, the hash of all of
+    them so far, and what a resumed run's network goes on from.
+    """
+
+    numbers: Mapping[str, float]
+    ledger: Sequence[Mapping[str, Any]]  # Any: text and numbers
+    trace_hash: str
+    state: Mapping[str, Any]  # Any: numbers, text, and lists of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class Finished:
     bytes_up: int
     seconds: float
     at_s: float
+    network: Traced | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +104,7 @@ class Bookkeeping(ABC):
         self._last_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._shown: set[str] = set()  # tracebacks that were logged in full
         self._reports: list[ClientReport] = []  # of the round that is not finished
-        self._started = time.perf_counter()
+        self._started = real_s()
 
     @abstractmethod
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]: ...
@@ -105,6 +119,13 @@ class Bookkeeping(ABC):
     @abstractmethod
     def _under_way(self) -> Sequence[tuple[Flight, int]]:
         """Return the tasks under way, each with its nanosecond of arrival."""
+
+    def _traced(self, number: int) -> Traced | None:
+        """Close a modelled network's account of a round; None where there is none."""
+        return None
+
+    async def haul(self, edge: str, payload: Payload, *, up: bool) -> None:
+        """Carry a model between an edge and the cloud, where that takes time."""
 
     def begin(self, algorithm: Algorithm) -> Version:
         first = self._initial()
@@ -155,11 +176,11 @@ class Bookkeeping(ABC):
         reports = sorted(self._reports, key=lambda one: (one.status == "evaluated", one.attempt, one.client))
         finished = Finished(
             version, outcome, tuple(reports), tuple(self._under_way()), table, self._bytes_down,
-            self._bytes_up, time.perf_counter() - self._started, self._now_s(),
+            self._bytes_up, real_s() - self._started, self._now_s(), self._traced(version.number),
         )  # fmt: skip
         self._reports = []
         self.history.append(self._given.on_round(finished))
-        self._bytes_down, self._bytes_up, self._started = 0, 0, time.perf_counter()
+        self._bytes_down, self._bytes_up, self._started = 0, 0, real_s()
 
     def account(self, outcome: Outcome) -> Outcome:
         if self._given.privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept

@@ -235,6 +235,9 @@ class Federation(Protocol):
         """Return metrics over clients' own data: per metric "client_NAME" (weighted by examples), its variance over
         clients and its worst decile. Each client measures its own model where the algorithm gives it one."""
 
+    async def haul(self, edge: str, payload: Payload, *, up: bool) -> None:
+        """Carry a model from an edge to the cloud, or down from there: time passes where the way is modelled."""
+
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
         """Return the metrics of a model on each client's own data; ``number`` keys what evaluation draws."""
 

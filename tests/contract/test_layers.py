@@ -6,7 +6,20 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "roundelay"
 
 LAYERS = (
-    ("errors", "files", "seeds", "layout", "messages", "metrics", "components", "header", "wire", "sealed", "channel"),
+    (
+        "errors",
+        "files",
+        "seeds",
+        "layout",
+        "messages",
+        "metrics",
+        "components",
+        "header",
+        "wire",
+        "sealed",
+        "channel",
+        "stopwatch",
+    ),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy"),
     ("algorithms",),

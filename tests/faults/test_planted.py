@@ -14,10 +14,10 @@ from roundelay import seeds
 from roundelay.intake import ClientReport, Intake
 from roundelay.learner import Context
 from roundelay.messages import Update
+from roundelay.simulation.delivery import Durations
 from roundelay.simulation.executors import processes, serial
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.serial import Serial
-from roundelay.simulation.federation import SimulatedFederation
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint
 from roundelay.tracking.run_folder import RunFolder, read_rows
 
@@ -204,8 +204,8 @@ def windows_without_copies(patch: pytest.MonkeyPatch) -> None:
 
 
 def deadline_before_arrival(patch: pytest.MonkeyPatch) -> None:
-    duration_ns = SimulatedFederation._duration_ns
-    patch.setattr(SimulatedFederation, "_duration_ns", lambda self, task: duration_ns(self, task) + 1)
+    duration_ns = Durations._duration_ns
+    patch.setattr(Durations, "_duration_ns", lambda self, task: duration_ns(self, task) + 1)
 
 
 MEMBERSHIPS: dict[str, Planting] = {

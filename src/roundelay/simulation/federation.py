@@ -1,34 +1,33 @@
 """The simulated federation: clients that live in this process's memory, over a network that is a model.
 
-A task's moment of arrival is modelled when it is dispatched. When that moment comes, the loop blocks, in real time, on
-the real result. So who belongs to a round depends on modelled time only.
+When things happen, the delivery models. When a client's moment has come, the loop blocks, in real time, on the real
+result. So who belongs to a round depends on modelled time only.
 """
 
 import asyncio
 import logging
-import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm, Personalised
-from roundelay.bookkeeping import Bookkeeping, Given
+from roundelay.bookkeeping import Bookkeeping, Given, Traced
 from roundelay.client.launch import ScriptLearner
-from roundelay.errors import ConfigError
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.intake import ClientReport, Outcome
 from roundelay.messages import Lost, Memory, Payload, Task, TaskKind
+from roundelay.simulation.delivery import Delivery, Sent
 from roundelay.simulation.executors.protocol import Executor
+from roundelay.simulation.kept import Kept
 from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
-from roundelay.trainer import Evaluated
+from roundelay.trainer import Answer, Evaluated
 
 log = logging.getLogger(__name__)
-
-Duration = Callable[[str, Task], float]
-"""``duration(client, task)`` gives the simulated seconds from a task's dispatch to its answer's arrival."""
 
 
 class SimulatedFederation(Bookkeeping):
@@ -40,33 +39,50 @@ class SimulatedFederation(Bookkeeping):
         loop: VirtualLoop,
         memory: ClientMemory,
         flights: Sequence[tuple[Flight, int]],
-        duration: Duration | None = None,
+        delivery: Delivery,
+        traced: Mapping[str, Any] | None = None,
     ) -> None:
-        """``flights`` were under way when the restored version was kept, with their nanoseconds of arrival."""
+        """``flights`` were under way when the restored version was kept, with their nanoseconds of arrival; ``traced``
+        is what the delivery then kept of them.
+        """
         super().__init__(given)
-        self._executor, self._loop, self._memory, self._duration = executor, loop, memory, duration
-        self._restored_flights = flights
-        self._flights: dict[int, tuple[Flight, int]] = {}  # by task id, with the nanosecond of arrival
+        self._executor, self._loop, self._memory, self._delivery = executor, loop, memory, delivery
+        self._restored_flights, self._restored = flights, traced
+        self._flights: dict[int, Flight] = {}  # by task id
         self._landed: deque[int] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._last_arrival: int | None = None
+        self._kept = Kept()
+        delivery.attend(self)
 
     def _now_s(self) -> float:
         return self._loop.time()
 
     def _under_way(self) -> Sequence[tuple[Flight, int]]:
-        return tuple(self._flights.values())
+        return tuple((flight, self._delivery.due_ns(task_id)) for task_id, flight in self._flights.items())
+
+    def _traced(self, number: int) -> Traced | None:
+        traced = self._delivery.traced(number)
+        if traced is None:
+            return None
+        waiting = {"landed": list(self._landed), "lost": self._kept.lost()}
+        return replace(traced, state={**traced.state, **waiting})
 
     async def gather(self) -> None:
         """Simulated clients are there."""
 
     def restore(self) -> Version | None:
-        if self._restored_flights:
-            for flight, due_ns in self._restored_flights:
+        if self._restored_flights or self._restored is not None:
+            kept = self._restored or {}
+            for flight, _ in self._restored_flights:
                 self._last_task = max(self._last_task, flight.task.id)
-                if due_ns <= self._loop.now_ns:
-                    self._landed.append(flight.task.id)
-            self._launch(self._restored_flights)
+                self._flights[flight.task.id] = flight
+            self._landed.extend(kept.get("landed", ()))
+            for task_id, reason in kept.get("lost", ()):
+                self.lost(self._flights[task_id].task, reason)
+            travelling = [(f.task, due_ns) for f, due_ns in self._restored_flights if f.task.id not in self._landed]
+            waiting = [self._flights[task_id].task for task_id in self._landed]
+            self._submit([*waiting, *self._delivery.restore(travelling, self._restored, self._land)])
         return self._given.restored
 
     async def train(
@@ -88,13 +104,11 @@ class SimulatedFederation(Bookkeeping):
         if intake.closed:  # nobody was drawn
             closed.set_result(None)
 
-        def arrive(together: Sequence[Task]) -> None:
-            for task in together:
+        def arrive(together: Sequence[int]) -> None:
+            for task_id in together:
                 if intake.closed:
                     break
-                result = self._executor.result(task.id)
-                assert not isinstance(result, Evaluated)
-                intake.arrive(result)
+                intake.arrive(self._answer(task_id))
             if intake.closed and not closed.done():
                 closed.set_result(None)
 
@@ -103,25 +117,21 @@ class SimulatedFederation(Bookkeeping):
                 log.info("round %d closed at its deadline of %g s", number, deadline_s)
                 closed.set_result(None)
 
-        due: dict[int, list[Task]] = {}  # what arrives at the same nanosecond arrives in the order of client ids,
-        if goal is not None:  # unless the round closes before all are there: then a draw decides who is in time
-            key = partial(seeds.key, self.seed, number, attempt)
+        if goal is not None:  # what arrives at the same nanosecond arrives in the order of client ids, unless the round
+            key = partial(seeds.key, self.seed, number, attempt)  # closes before all are there: then by a draw
             tasks.sort(key=lambda task: key(task.client, "arrival"))
-        for task in tasks:
-            due.setdefault(self._loop.now_ns + self._duration_ns(task), []).append(task)
-        in_order = sorted(due.items())
-        self._executor.submit(
-            [task for _, together in in_order for task in together], sent,
-            self._memories(cohort),
-        )  # fmt: skip
-        events = [self._loop.at(ns, arrive, together) for ns, together in in_order]
+        in_order = self._delivery.dispatch(tasks, 8 * sent.num_bytes, arrive)
+        self._executor.submit(in_order, sent, self._memories(cohort))
+        timer = None
         if deadline_s is not None:  # in whole nanoseconds like the arrivals, which asyncio.timeout is not
-            events.append(self._loop.at(self._loop.now_ns + round(deadline_s * NS), expire, order=Order.TIMER))
+            timer = self._loop.at(self._loop.now_ns + round(deadline_s * NS), expire, order=Order.TIMER)
         try:
             await closed
         finally:
-            for event in events:
-                event.cancel()
+            if timer is not None:
+                timer.cancel()
+            self._delivery.end([task.id for task in tasks])
+            self._kept.drop([task.id for task in tasks])
             self._executor.cancel(intake.open_tasks)
         outcome = self.account(intake.close())
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
@@ -133,7 +143,7 @@ class SimulatedFederation(Bookkeeping):
 
     @property
     def flying(self) -> Sequence[Flight]:
-        return [flight for flight, _ in self._flights.values()]
+        return list(self._flights.values())
 
     @property
     def arrived(self) -> bool:
@@ -144,8 +154,8 @@ class SimulatedFederation(Bookkeeping):
     ) -> None:
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         tasks = self._tasks(clients, version.number + 1, attempt, sent, kind)
-        self._launch([(Flight(task, sent, version.number), self._loop.now_ns + self._duration_ns(task))
-                      for task in tasks])  # fmt: skip
+        self._flights |= {task.id: Flight(task, sent, version.number) for task in tasks}
+        self._submit(self._delivery.dispatch(tasks, 8 * sent.num_bytes, self._land))
 
     async def arrival(self) -> Arrived:
         if not self._landed:
@@ -156,10 +166,10 @@ class SimulatedFederation(Bookkeeping):
     def _arrival_of(self, task_id: int) -> Arrived:
         if self._last_arrival is not None:
             self._executor.release(self._last_arrival)
-        flight, _ = self._flights.pop(task_id)
+        flight = self._flights.pop(task_id)
         self._last_arrival = task_id
-        answer = self._executor.result(task_id)
-        assert not isinstance(answer, Evaluated)
+        answer = self._answer(task_id)
+        self._delivery.end([task_id])
         refusal = None
         if isinstance(answer, Lost):
             self._despair_of([(answer.reason, answer.traceback)])
@@ -168,23 +178,17 @@ class SimulatedFederation(Bookkeeping):
             refusal = self._guard.check(answer.update, flight.task, self._expected, answered=False)
         return Arrived(flight, answer, refusal)
 
-    def _launch(self, flights: Sequence[tuple[Flight, int]]) -> None:
-        """Submit tasks, those of one broadcast together, and let each land at its nanosecond."""
-        for flight, due_ns in flights:
-            self._flights[flight.task.id] = (flight, due_ns)
-        in_order = sorted(flights, key=lambda pair: (pair[1], pair[0].task.id))
-        by_sent: dict[int, list[Flight]] = {}
-        for flight, _ in in_order:
-            by_sent.setdefault(id(flight.sent), []).append(flight)
+    def _submit(self, tasks: Sequence[Task]) -> None:
+        """Submit tasks under way, those of one broadcast together."""
+        by_sent: dict[int, list[Task]] = {}
+        for task in tasks:
+            by_sent.setdefault(id(self._flights[task.id].sent), []).append(task)
         for together in by_sent.values():
-            tasks = [flight.task for flight in together]
-            self._executor.submit(tasks, together[0].sent, self._memories([task.client for task in tasks]))
-        for flight, due_ns in in_order:
-            if flight.task.id not in self._landed:
-                self._loop.at(due_ns, self._land, flight.task.id)
+            sent = self._flights[together[0].id].sent
+            self._executor.submit(together, sent, self._memories([task.client for task in together]))
 
-    def _land(self, task_id: int) -> None:
-        self._landed.append(task_id)
+    def _land(self, together: Sequence[int]) -> None:
+        self._landed.extend(together)
         if self._waiter is not None and not self._waiter.done():  # woken when all of this nanosecond have landed
             self._loop.at(self._loop.now_ns, self._wake, order=Order.AFTER_ALL)
 
@@ -194,6 +198,43 @@ class SimulatedFederation(Bookkeeping):
 
     def commit(self, outcome: Outcome) -> None:
         self._memory.commit(outcome.memories)
+        self._delivery.counted([report.client for report in outcome.reports if report.status == "admitted"])
+
+    def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        there = self._delivery.there(self._drawn if among is None else among)
+        chosen = self._delivery.choose(number, attempt, count, there)
+        if chosen is None:
+            return super().sample(number, attempt, min(count, len(there)), there)
+        return tuple(sorted(chosen if self._root is None else {*chosen, self._root}))
+
+    async def haul(self, edge: str, payload: Payload, *, up: bool) -> None:
+        await self._delivery.haul(edge, 8 * payload.num_bytes, up)
+
+    # ---- what the delivery asks of its clients ----
+
+    def computed(self, task: Task) -> Sent | None:
+        result = self._executor.result(task.id)
+        assert not isinstance(result, Evaluated)
+        if isinstance(result, Lost):
+            self._kept.put(result)
+            return None
+        answer, sent = self._delivery.carried(result)
+        self._kept.put(answer)
+        self._executor.release(task.id)
+        return sent
+
+    def lost(self, task: Task, reason: str) -> None:
+        self._kept.drop([task.id])
+        self._kept.put(Lost(task, reason))
+
+    def _answer(self, task_id: int) -> Answer | Lost:
+        """Return what has landed: an answer that was on its way, or one that nobody has asked for yet."""
+        kept = self._kept.take(task_id)
+        if kept is not None:
+            return kept
+        result = self._executor.result(task_id)
+        assert not isinstance(result, Evaluated)
+        return result if isinstance(result, Lost) else self._delivery.carried(result)[0]
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
         tasks = self._tasks(clients, number, 0, model, "evaluate")
@@ -216,11 +257,3 @@ class SimulatedFederation(Bookkeeping):
 
     def _memories(self, clients: Sequence[str]) -> dict[str, Memory]:
         return {client: memory for client in clients if (memory := self._memory.of(client))}
-
-    def _duration_ns(self, task: Task) -> int:
-        if self._duration is None:
-            return 0
-        seconds = float(self._duration(task.client, task))
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise ConfigError(f"duration of client {task.client!r} is {seconds!r}; expected seconds, at least 0")
-        return round(seconds * NS)

@@ -63,16 +63,17 @@ class ReplayedFederation(SimulatedFederation):
 
     async def arrival(self) -> Arrived:
         asked = self._told.popleft() if self._told else None
-        task_id = next((i for i, (flight, _) in self._flights.items() if ask_of(flight.task) == asked), None)
+        task_id = next((i for i, flight in self._flights.items() if ask_of(flight.task) == asked), None)
         if task_id is None:
             raise _astray(asked)
-        flight, _ = self._flights[task_id]
+        flight = self._flights[task_id]
         end = self._end(flight.task)
         if task_id in self._landed:
             self._landed.remove(task_id)
         if end == ADMITTED:
             return self._arrival_of(task_id)
         del self._flights[task_id]
+        self._delivery.end([task_id])
         self._executor.cancel([task_id])
         return Arrived(flight, Lost(flight.task, end.reason, end.traceback), None)
 

@@ -10,9 +10,10 @@ from roundelay.attacks.roles import Roles
 from roundelay.bookkeeping import Given
 from roundelay.course import Course
 from roundelay.federation import Flight, Version
+from roundelay.simulation.delivery import Duration, Durations
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Sites
-from roundelay.simulation.federation import Duration, SimulatedFederation
+from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
@@ -57,7 +58,7 @@ class Simulated:
         make = SimulatedFederation if self.course is None else partial(ReplayedFederation, course=self.course)
         return make(
             given, executor=self._executor, loop=self._loop, memory=self.memory, flights=self.flights,
-            duration=self.duration,
+            delivery=Durations(self._loop, self.duration),
         )  # fmt: skip
 
     def now_ns(self) -> int:
