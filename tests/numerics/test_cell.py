@@ -394,6 +394,22 @@ def test_the_check_of_such_rounds_catches_bands_in_proportion_to_bits(monkeypatc
         check_round_in_min_max()
 
 
+def test_over_a_fading_channel_the_split_goes_by_its_outlook() -> None:
+    """Planned by the moment, the band goes to whoever is in a fade just then, and the round is later than with equal
+    parts.
+    """
+    draw = np.random.Generator(np.random.Philox(key=9))
+    snr, last = draw.lognormal(1, 2, 12), {}
+    plans = {"equal": EqualShare(), "moment": MinMax(), "outlook": MinMax()}
+    for name, sharing in plans.items():
+        outlook = Faded(snr, None) if name == "outlook" else None
+        cell = Cell(sharing, Faded(snr), bandwidth_hz=1e6, outlook=outlook)
+        for flow in range(12):
+            cell.start(flow, flow, 100_000, 0)
+        last[name] = max(ends(drive(cell)).values())
+    assert last["outlook"] < last["equal"] < last["moment"]
+
+
 def test_announced_flows_have_their_band_kept_and_lent_until_they_come() -> None:
     """Two of one link: with a third announced, the round ends no later than the best split that stands still."""
     snr, sizes, ready = np.array([10.0, 10, 2]), [2_000_000, 1_000_000, 1_500_000], [0, 0, NS // 2]

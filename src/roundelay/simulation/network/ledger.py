@@ -112,8 +112,8 @@ class Ledger:
         self._digest = bytes(32)
 
     def add(self, row: Row) -> None:
-        self.rows.append(row)
         self._digest = hashlib.sha256(self._digest + canonical(row)).digest()
+        self.rows.append(row)
         self.num_rows += 1
         self._totals[row.round] = self.of_round(row.round).and_then(_counted(row))
 

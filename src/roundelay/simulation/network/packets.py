@@ -25,35 +25,36 @@ class Crossing:
 
 
 class Errors(Protocol):
-    def crossing(self, bits: int, key: int, loss: float | None = None) -> Crossing:
-        """Draw how ``bits`` get across. ``loss`` is what a radio says of this link, in place of the component's own."""
+    def crossing(self, bits: int, key: int, loss_probability: float | None = None) -> Crossing:
+        """Draw how ``bits`` get across. ``loss_probability`` is what a radio says of this link, in place of the
+        component's own.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arq:
-    """Every packet is sent until it is received, each try lost with probability ``loss``.
+    """Every packet is sent until it is received, each try lost with the same probability q.
 
-    The tries of n packets are n plus a negative binomial number: of mean n / (1 - loss) and variance n loss / (1 -
-    loss)^2. The last packet is as long as what is left. With ``max_tries``, a packet that is lost so often ends its
-    message there.
+    The tries of n packets are n plus a negative binomial number: of mean n / (1 - q) and variance n q / (1 - q)^2. The
+    last packet is as long as what is left. With ``max_tries``, a packet that is lost so often ends its message there.
     """
 
-    loss: float = 0.0
+    loss_probability: float = 0.0
     packet_bits: int = 12_000
     max_tries: int | None = None
 
     def __post_init__(self) -> None:
-        check_number(self, "loss", least=0, most=1)
-        if self.loss == 1 and self.max_tries is None:
+        check_number(self, "loss_probability", least=0, most=1)
+        if self.loss_probability == 1 and self.max_tries is None:
             raise ConfigError("Arq: a loss of 1 needs max_tries: no packet would ever arrive")
         for name in ("packet_bits", "max_tries"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"Arq: {name} must be a whole number of at least 1, got {value!r}")
 
-    def crossing(self, bits: int, key: int, loss: float | None = None) -> Crossing:
-        q = _probability(self.loss if loss is None else loss, "Arq")
+    def crossing(self, bits: int, key: int, loss_probability: float | None = None) -> Crossing:
+        q = _probability(self.loss_probability if loss_probability is None else loss_probability, "Arq")
         if q == 0:
             return Crossing(bits)
         if q == 1 and self.max_tries is None:
@@ -80,20 +81,20 @@ class Arq:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Erasure:
-    """A message is sent once, and lost as a whole with probability ``loss``: as with Chen et al., IEEE TWC 2021."""
+    """A message is sent once, and lost as a whole or not at all (M. Chen et al., IEEE TWC 2021, arXiv 1909.07972)."""
 
-    loss: float = 0.0
+    loss_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        check_number(self, "loss", least=0, most=1)
+        check_number(self, "loss_probability", least=0, most=1)
 
-    def crossing(self, bits: int, key: int, loss: float | None = None) -> Crossing:
-        q = _probability(self.loss if loss is None else loss, "Erasure")
+    def crossing(self, bits: int, key: int, loss_probability: float | None = None) -> Crossing:
+        q = _probability(self.loss_probability if loss_probability is None else loss_probability, "Erasure")
         drawn = float(np.random.Generator(np.random.Philox(key=key)).random())
         return Crossing(bits, lost=f"erased, which happens with probability {q:.3g}" if drawn < q else "")
 
 
-def _probability(loss: float, component: str) -> float:
-    if not 0 <= loss <= 1:
-        raise ConfigError(f"{component}: loss must be a probability, got {loss!r}")
-    return float(loss)
+def _probability(loss_probability: float, component: str) -> float:
+    if not 0 <= loss_probability <= 1:
+        raise ConfigError(f"{component}: loss_probability must be a probability, got {loss_probability!r}")
+    return float(loss_probability)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
-from roundelay.simulation.loop import NS
-from roundelay.simulation.network.cell.rates import Direction
+from roundelay.simulation.network.cell.rates import NS, Direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,8 @@ def transferred(transfer: Transfer, vector: Tensor, link: Link, generator: torch
         got = f"{tuple(arrived.shape)} {arrived.dtype}" if isinstance(arrived, Tensor) else type(arrived).__name__
         raise ConfigError(f"{name} must return a vector like the one it got, {tuple(vector.shape)} {vector.dtype}; for "
                           f"{link.client!r} it returned {got}")  # fmt: skip
-    if isinstance(bits, bool) or bits != int(bits) or bits < 0:
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits < 0:
         raise ConfigError(f"{name} must return a whole number of bits of at least 0, got {bits!r} for {link.client!r}")
-    if isinstance(seconds, bool) or not (math.isfinite(seconds) and seconds >= 0):
+    if not isinstance(seconds, int | float) or not (math.isfinite(seconds) and seconds >= 0):
         raise ConfigError(f"{name} must return seconds, at least 0, got {seconds!r} for {link.client!r}")
-    return Transferred(arrived, int(bits), round(seconds * NS))
+    return Transferred(arrived, bits, round(seconds * NS))

@@ -53,7 +53,9 @@ class Cell:
     ``delay_ns`` passes between asking and the first bit: a grant, or a link's latency (the same for every flow, so that
     it comes to the same whether it passes before the bits or after them). A flow that is on the air and has had no
     rate at all for ``patience_ns``, taken together, is given up; without that, whoever is out of reach stays for ever,
-    and in a discipline that queues so do those behind it.
+    and in a discipline that queues so do those behind it. A discipline that plans goes by the ``outlook``, which where
+    the channel fades should be the same links without fading: whoever plans by the moment gives the band to those who
+    are just then in a fade.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Cell:
         rates: Rates,
         *,
         bandwidth_hz: float = 1.0,
+        outlook: Rates | None = None,
         direction: Direction = "up",
         delay_ns: int = 0,
         patience_ns: int | None = None,
@@ -85,7 +88,8 @@ class Cell:
         self._expected: dict[int, Expected] = {}
         self._stale, self._untimed, self._block = False, False, 0
         self._due_ns: int | None = None
-        self._inverse = rates.band_hz if isinstance(rates, Invertible) else None
+        self._outlook = rates if outlook is None else outlook
+        self._inverse = self._outlook.band_hz if isinstance(self._outlook, Invertible) else None
 
     @property
     def now_ns(self) -> int:
@@ -110,14 +114,14 @@ class Cell:
         Raises:
             RoundelayError: something is due before ``now_ns``, which ``advance`` has to tell first.
         """
-        receivers = (clients,) if isinstance(clients, int) else tuple(clients)
+        receivers = tuple(map(int, clients)) if isinstance(clients, Sequence) else (int(clients),)
         if flow in self._sequences or not receivers or bits < 1:
             raise RoundelayError(f"flow {flow} of {bits} bits to {len(receivers)} clients cannot start: it needs an id "
                                  "that is not under way, a client and a bit at least")  # fmt: skip
         self._pass_to(now_ns)
         self._expected.pop(flow, None)
         self._sequence += 1
-        self._flows[self._sequence] = _Flow(flow, receivers, bits, now_ns)
+        self._flows[self._sequence] = _Flow(flow, receivers, int(bits), now_ns)
         self._sequences[flow] = self._sequence
         self._groups += len(receivers) > 1
         heapq.heappush(self._granted, (now_ns + self._delay_ns, self._sequence))
@@ -218,7 +222,7 @@ class Cell:
             entering = [self._queue.popleft() for _ in range(free)]
             self._air.enter([(s, self._flows[s].clients[0], self._flows[s].bits) for s in entering], self._now_ns)
             self._stale = True
-        block = self._now_ns // self._rates.block_ns if self._rates.block_ns else 0
+        block = _block(self._rates, self._now_ns)
         if len(self._air) and (self._stale or block != self._block):
             self._block, self._stale, self._untimed = block, False, True
             self._air.set_rates(self._rate())
@@ -226,14 +230,14 @@ class Cell:
             self._due_ns, self._untimed = self._air.due_ns(self._now_ns) if len(self._air) else None, False
 
     def _rate(self) -> Floats:
-        inverse = self._inverse
+        clients, block, inverse = self._air.client, _block(self._outlook, self._now_ns), self._inverse
         if inverse is not None:
-            inverse = partial(inverse, block=self._block, direction=self._direction)
-        clients = self._air.client
-        bands = self._sharing.bands_hz(
-            Air(self._now_ns, self._bandwidth_hz, clients, self._air.bits, tuple(self._expected.values()), self._bps,
-                inverse)
+            inverse = partial(inverse, block=block, direction=self._direction)
+        air = Air(
+            self._now_ns, self._bandwidth_hz, clients, self._air.bits, tuple(self._expected.values()),
+            partial(self._outlook.bps, block=block, direction=self._direction), inverse,
         )  # fmt: skip
+        bands = self._sharing.bands_hz(air)
         if not self._groups:
             return self._bps(clients, bands)
         receivers = [self._flows[int(sequence)].clients for sequence in self._air.sequence]
@@ -263,3 +267,7 @@ class Cell:
         sent = 0 if first_ns is None else (flow.bits * GRAINS_PER_BIT - left) // GRAINS_PER_BIT
         airtime = 0 if first_ns is None else self._now_ns - first_ns - silent_ns
         return Flown(flow.id, flow.clients, flow.bits, sent, flow.queued_ns, first_ns, self._now_ns, airtime, through)
+
+
+def _block(rates: Rates, now_ns: int) -> int:
+    return now_ns // rates.block_ns if rates.block_ns else 0
