@@ -124,7 +124,7 @@ class Bookkeeping(ABC):
         """Close a modelled network's account of a round; None where there is none."""
         return None
 
-    async def haul(self, edge: str, payload: Payload, *, up: bool) -> None:
+    async def haul(self, edge: str, payload: Payload, *, up: bool) -> None:  # noqa: B027 - real links need no model
         """Carry a model between an edge and the cloud, where that takes time."""
 
     def begin(self, algorithm: Algorithm) -> Version:

@@ -19,6 +19,7 @@ from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
+from roundelay.simulation.network.network import Network, network_parts
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.world import Deployment
@@ -167,6 +168,8 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
+            if name == "simulation" and isinstance(table.get("network"), Mapping):
+                table = {**table, "network": _network(table["network"])}
             parts[name] = call(FIXED[name], table, INSIDE, name)
         else:
             parts[name] = value
@@ -245,6 +248,13 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")
     return partial(component, **arguments) if arguments else component
+
+
+def _network(table: Table) -> Network:
+    arguments = {name: value for name, value in table.items() if name != "use"}
+    _explain_unknown(arguments, [f.name for f in fields(Network)], "[simulation.network]")
+    made: Network = call(Network, arguments, network_parts(), "simulation.network")
+    return made
 
 
 def _explain_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -43,7 +43,8 @@ class Round:
 class History:
     """What a run came to: ``rows`` is the per-round table, ``model`` the final global model, ``sha256`` its hash.
 
-    ``records`` holds what a workflow kept beside the rounds, by name: "cross_site" of ``CrossSite``.
+    ``records`` holds what a workflow kept beside the rounds, by name: "cross_site" of ``CrossSite``. ``trace_hash`` is
+    that of every message and computation where a network was modelled.
     """
 
     rows: Sequence[Row]
@@ -52,6 +53,7 @@ class History:
     run_folder: Path | None
     stopped: str
     records: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    trace_hash: str | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

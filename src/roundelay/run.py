@@ -11,7 +11,7 @@ import tempfile
 import threading
 import weakref
 from asyncio import CancelledError, Runner
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from roundelay.simulation.world import Simulated
 from roundelay.standing import Standing
 from roundelay.tracking.run_folder import Row
 from roundelay.trainer import Trainer
+from roundelay.workflows.hierarchical import Hierarchical
 from roundelay.workflows.rounds import Rounds
 from roundelay.world import Inhabited, World
 
@@ -59,7 +60,8 @@ class Run:
         check(job, self._layout, self.rehearsal, initial)
         clients = len(job.work.data.clients)
         self._sampling_rate = job.plan.cohort_size(clients) / clients
-        self._duration = slowed(job.simulation.duration, job.roles)
+        network = job.simulation.network
+        self._duration = None if network else slowed(job.simulation.duration, job.roles)
         first_memory = job.work.algorithm.first_memory(initial)
         self.standing = Standing(job, self._layout, first_memory, watched, resume)
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
@@ -124,6 +126,7 @@ class Run:
             self.folder,
             self._reason,
             dict(self.standing.records),
+            self.standing.trace_hash,
         )
 
     # ---- the private thread -----------------------------------------------------------------------------------------
@@ -190,6 +193,7 @@ class Run:
             "bytes_up": finished.bytes_up,
             "seconds": round(finished.seconds, 6),
             "virtual_s": finished.at_s,
+            **({} if finished.network is None else finished.network.numbers),
             **finished.metrics,
         }
         if job.privacy is not None:
@@ -205,8 +209,13 @@ class Run:
         job, standing = self.job, self.standing
         return Simulated(
             job.simulation, self.trainer, self.rehearsal, standing.memory, self._sites(), job.roles,
-            self._duration, standing.flights, standing.virtual_ns, course,
+            self._duration, standing.flights, standing.virtual_ns, course, standing.network, self._edges(),
         )  # fmt: skip
+
+    def _edges(self) -> Mapping[str, Sequence[str]]:
+        """Return the clients of each edge, where the workflow has edges."""
+        workflow = self.job.workflow
+        return workflow.members(self.job.work.data.clients) if isinstance(workflow, Hierarchical) else {}
 
     def _sites(self) -> Sites | None:
         """Return what scripts are told, where scripts train."""

@@ -26,8 +26,9 @@ from roundelay.tracking.tensorboard import TensorBoard
 class Standing:
     """What the next round, and a resumed run, go on from.
 
-    ``version`` is None before the first round. ``flights`` are the tasks under way, each with the virtual nanosecond of
-    its arrival. ``rows`` and ``records`` are what the history will hold. ``watched`` is the metric by which ``best.pt``
+    ``version`` is None before the first round. ``flights`` are the tasks under way, each with the virtual
+    nanosecond of its arrival; ``network`` is what a modelled network goes on from, ``trace_hash`` the hash of its
+    ledger. ``rows`` and ``records`` are what the history will hold. ``watched`` is the metric by which ``best.pt``
     is chosen.
     """
 
@@ -40,6 +41,8 @@ class Standing:
         self._job, self._layout, self._first_memory, self.watched = job, layout, first_memory, watched
         self.version: Version | None = None
         self.flights: Sequence[tuple[Flight, int]] = ()
+        self.network: Mapping[str, Any] | None = None
+        self.trace_hash: str | None = None
         self.virtual_ns = 0
         self.rows: list[Row] = []
         self.records: dict[str, Mapping[str, object]] = {}
@@ -113,7 +116,9 @@ class Standing:
             checkpoint = load_checkpoint(kept, self._layout)
             self.version, self.virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
             self.memory.restore(checkpoint.memory)
-            self.flights = checkpoint.flights
+            self.flights, self.network = checkpoint.flights, checkpoint.network
+            if self.network is not None:
+                self.trace_hash = self.network["trace_hash"]
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self.rows.extend(read_rows(folder.path / "metrics.jsonl"))
@@ -124,6 +129,10 @@ class Standing:
         """Stand at a round's end; checkpoint where one is due, and return whether that was so."""
         before = self.version
         self.version, self.flights, self.virtual_ns = finished.version, finished.flights, now_ns
+        if finished.network is not None:
+            self.network, self.trace_hash = finished.network.state, finished.network.trace_hash
+            if self._folder:
+                self._folder.append_ledger(finished.network.ledger)
         self.memory.finish_round()
         self.rows.append(row)
         stopping = self._job.plan.stopping
@@ -183,7 +192,7 @@ class Standing:
             save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors, copy=False))
             self._best_version = None
         save_weights(path / "last.pt", self._layout.unflatten(self.version.vectors, copy=False))
-        kept = Checkpoint(self.version, self.memory.state(), self.virtual_ns, self._best, self.flights)
+        kept = Checkpoint(self.version, self.memory.state(), self.virtual_ns, self._best, self.flights, self.network)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
         self.memory.checkpointed()
 
@@ -196,7 +205,8 @@ class Standing:
         """Keep all that a resumed run needs, and give the folder back."""
         try:
             self.checkpoint()
-            self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors))
+            trace = {} if self.trace_hash is None else {"trace_hash": self.trace_hash}
+            self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors), **trace)
             if self._board:
                 self._board.close()
         finally:
@@ -219,6 +229,7 @@ FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "s
 
 FIXED_INSIDE = (
     ("simulation", "duration"),
+    ("simulation", "network"),
     ("simulation", "memory"),
     ("simulation", "num_clients"),
     ("evaluation", "client_test_fraction"),

@@ -47,4 +47,6 @@ def concluded(run: Run, pictures: bool = True) -> History:
             except MissingExtra as error:
                 say(f"no pictures: {error}")
     say(f"sha256: {history.sha256}")
+    if history.trace_hash is not None:
+        say(f"trace: {history.trace_hash}")
     return history

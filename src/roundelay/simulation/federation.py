@@ -52,7 +52,7 @@ class SimulatedFederation(Bookkeeping):
         self._landed: deque[int] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._last_arrival: int | None = None
-        self._kept = Kept()
+        self._kept, self._done = Kept(), set[int]()  # what is on its way, and what the executor is done with
         delivery.attend(self)
 
     def _now_s(self) -> float:
@@ -66,7 +66,7 @@ class SimulatedFederation(Bookkeeping):
         if traced is None:
             return None
         waiting = {"landed": list(self._landed), "lost": self._kept.lost()}
-        return replace(traced, state={**traced.state, **waiting})
+        return replace(traced, state={**traced.state, **waiting, "trace_hash": traced.trace_hash})
 
     async def gather(self) -> None:
         """Simulated clients are there."""
@@ -81,7 +81,7 @@ class SimulatedFederation(Bookkeeping):
             for task_id, reason in kept.get("lost", ()):
                 self.lost(self._flights[task_id].task, reason)
             travelling = [(f.task, due_ns) for f, due_ns in self._restored_flights if f.task.id not in self._landed]
-            waiting = [self._flights[task_id].task for task_id in self._landed]
+            waiting = [self._flights[task_id].task for task_id in self._landed if task_id not in self._done]
             self._submit([*waiting, *self._delivery.restore(travelling, self._restored, self._land)])
         return self._given.restored
 
@@ -98,7 +98,7 @@ class SimulatedFederation(Bookkeeping):
     ) -> Outcome:
         number = version.number + 1
         tasks, sent, intake = self._opened(
-            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._executor.release
+            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._release
         )
         closed = self._loop.create_future()
         if intake.closed:  # nobody was drawn
@@ -132,7 +132,8 @@ class SimulatedFederation(Bookkeeping):
                 timer.cancel()
             self._delivery.end([task.id for task in tasks])
             self._kept.drop([task.id for task in tasks])
-            self._executor.cancel(intake.open_tasks)
+            self._executor.cancel([task_id for task_id in intake.open_tasks if task_id not in self._done])
+            self._done.difference_update(task.id for task in tasks)
         outcome = self.account(intake.close())
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
@@ -165,7 +166,7 @@ class SimulatedFederation(Bookkeeping):
 
     def _arrival_of(self, task_id: int) -> Arrived:
         if self._last_arrival is not None:
-            self._executor.release(self._last_arrival)
+            self._release(self._last_arrival)
         flight = self._flights.pop(task_id)
         self._last_arrival = task_id
         answer = self._answer(task_id)
@@ -221,11 +222,20 @@ class SimulatedFederation(Bookkeeping):
         answer, sent = self._delivery.carried(result)
         self._kept.put(answer)
         self._executor.release(task.id)
+        self._done.add(task.id)
         return sent
 
     def lost(self, task: Task, reason: str) -> None:
-        self._kept.drop([task.id])
+        if self._kept.take(task.id) is None:
+            self._executor.cancel([task.id])
+        self._done.add(task.id)
         self._kept.put(Lost(task, reason))
+
+    def _release(self, task_id: int) -> None:
+        if task_id in self._done:
+            self._done.remove(task_id)
+        else:
+            self._executor.release(task_id)
 
     def _answer(self, task_id: int) -> Answer | Lost:
         """Return what has landed: an answer that was on its way, or one that nobody has asked for yet."""

@@ -35,7 +35,7 @@ class ReplayedFederation(SimulatedFederation):
         fold: Folding | None = None,
     ) -> Outcome:
         tasks, sent, intake = self._opened(
-            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._executor.release
+            algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._release
         )
         ends = {task.id: self._end(task) for task in tasks}
         self._attempt = attempt

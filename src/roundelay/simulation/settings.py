@@ -18,6 +18,7 @@ from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
+from roundelay.simulation.network.network import Network
 from roundelay.trainer import Trainer, Work
 
 EXECUTORS = ("processes", "serial", "threads")
@@ -28,7 +29,8 @@ MEMORIES = ("process", "disk")
 class Simulation:
     """``num_workers`` defaults to the cores that this process may use. ``devices`` maps accelerators to their numbers
     of workers, {"cuda:0": 4}; ``gpu_mapping`` reads the same from FedML's file, as "gpu_mapping.yaml#mapping_name".
-    ``duration(client, task)`` gives a task's simulated seconds; without it, answers arrive at once. ``memory`` says
+    ``duration(client, task)`` gives a task's simulated seconds; a ``network`` models them, and what they cost; without
+    either, answers arrive at once. ``memory`` says
     where what clients remember is kept: in the server's "process", or on "disk" (in the run folder), for populations
     whose memories together are larger than the machine's.
 
@@ -44,6 +46,7 @@ class Simulation:
     devices: Mapping[str, int] = field(default_factory=dict)
     gpu_mapping: str | None = None
     duration: Callable[[str, Task], float] | None = None
+    network: Network | None = None
     memory: str = "process"
     num_clients: int | None = None
     max_concurrent: int | None = None
@@ -55,6 +58,8 @@ class Simulation:
             raise ConfigError(f"simulation executor {self.executor!r} is unknown; known are {', '.join(EXECUTORS)}")
         if self.memory not in MEMORIES:
             raise ConfigError(f"simulation memory {self.memory!r} is unknown; known are {', '.join(MEMORIES)}")
+        if self.duration is not None and self.network is not None:
+            raise ConfigError("give simulation.duration or simulation.network, not both: each says how long tasks take")
         for name in ("num_clients", "max_concurrent", "keep_alive", "task_timeout_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:

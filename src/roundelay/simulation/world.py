@@ -1,24 +1,33 @@
 """The simulated world: an executor trains the clients, a virtual clock says when they answer."""
 
 from asyncio import AbstractEventLoop
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
+
+import torch
 
 from roundelay.algorithms.protocol import Rehearsal
 from roundelay.attacks.roles import Roles
+from roundelay.attacks.work import slowed
 from roundelay.bookkeeping import Given
 from roundelay.course import Course
 from roundelay.federation import Flight, Version
-from roundelay.simulation.delivery import Duration, Durations
+from roundelay.layout import Kind
+from roundelay.simulation.air import Air
+from roundelay.simulation.calibration import calibrated
+from roundelay.simulation.delivery import Delivery, Duration, Durations
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Sites
 from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
+from roundelay.simulation.network.reach import Reach
 from roundelay.simulation.replayed import ReplayedFederation
 from roundelay.simulation.settings import Simulation
+from roundelay.simulation.workload import Workload
 from roundelay.trainer import Trainer
 
 
@@ -38,6 +47,8 @@ class Simulated:
     flights: Sequence[tuple[Flight, int]]
     virtual_ns: int
     course: Course | None = None
+    network: Mapping[str, Any] | None = None  # Any: what an interrupted run's network goes on from
+    edges: Mapping[str, Sequence[str]] = field(default_factory=dict)
     _executor: Executor | None = None
     _loop: VirtualLoop | None = None
 
@@ -58,8 +69,28 @@ class Simulated:
         make = SimulatedFederation if self.course is None else partial(ReplayedFederation, course=self.course)
         return make(
             given, executor=self._executor, loop=self._loop, memory=self.memory, flights=self.flights,
-            delivery=Durations(self._loop, self.duration),
+            delivery=self._delivery(given, self._loop), traced=self.network,
         )  # fmt: skip
+
+    def _delivery(self, given: Given, loop: VirtualLoop) -> Delivery:
+        network, work = self.simulation.network, self.trainer.work
+        if network is None or self.course is not None:
+            return Durations(loop, self.duration)
+        clients = list(self.edges.values()) or [given.clients]
+        reaches = [Reach.of(network, work.seed, among) for among in clients]
+        workload, raw_bits = Workload(work), 8 * self._raw_bytes()
+        found = calibrated(network, reaches, workload, raw_bits, given.plan.cohort_size(len(given.clients)))
+        given.on_record("calibration", asdict(found))
+        return Air(
+            loop, network, reaches, list(self.edges), workload, factor=found.factor, raw_bits=raw_bits,
+            slowed=lambda duration: slowed(duration, self.roles) or duration,
+        )  # fmt: skip
+
+    def _raw_bytes(self) -> int:
+        """Return how long an update is where no codec is set."""
+        layout = self.trainer.layout
+        floats = sum(self.rehearsal.lengths.values()) + layout.length(Kind.FLOAT_BUFFER)
+        return floats * layout.dtype.itemsize + layout.length(Kind.INTEGER_BUFFER) * torch.int64.itemsize
 
     def now_ns(self) -> int:
         assert self._loop is not None

@@ -1,5 +1,6 @@
 """State dicts in files, and the checkpoint from which a run goes on to the same bits."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ class Checkpoint:
 
     ``best`` is the watched metric's best value so far, NaN before the first. ``flights`` are the tasks under way, each
     with the virtual nanosecond of its arrival. ``memory`` holds each client's, or the name of the file that does.
+    ``network`` is what a modelled network goes on from.
     """
 
     version: Version
@@ -29,6 +31,7 @@ class Checkpoint:
     virtual_ns: int
     best: float
     flights: Sequence[tuple[Flight, int]] = ()
+    network: Mapping[str, Any] | None = None  # Any: numbers, text, and lists of them
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
@@ -68,6 +71,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "best": checkpoint.best,
         "flights": [(_fields(flight.task), flight.version, due_ns) for flight, due_ns in checkpoint.flights],
         "sent": {flight.version: _fields(flight.sent) for flight, _ in checkpoint.flights},
+        "network": None if checkpoint.network is None else json.dumps(checkpoint.network),
         "layout": _described(layout),
     }
     save_atomically(path, lambda file: torch.save(content, file))
@@ -96,7 +100,8 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
     )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
     flights = [(Flight(Task(**task), sent[number], number), due_ns) for task, number, due_ns in content["flights"]]
-    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights)
+    network = None if content.get("network") is None else json.loads(content["network"])
+    return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights, network)
 
 
 def _fields(value: Task | Payload) -> dict[str, Any]:  # Any: plain values and tensors

@@ -3,6 +3,7 @@
 job.toml        the resolved configuration                run.json       versions, commit, seed, machine
 state.json      how far it is, and its SHA-256             label_counts.json
 metrics.jsonl   one row per round                          clients.jsonl  one row per client and round
+ledger.jsonl    every message and computation of a modelled network; scalars.jsonl  what clients logged
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
 memory/         what clients remember, where it is kept on disk
 split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
@@ -28,6 +29,8 @@ import torch
 
 from roundelay.errors import ConfigError
 from roundelay.files import remove_unfinished, save_atomically
+
+TABLES = ("metrics.jsonl", "clients.jsonl", "scalars.jsonl", "ledger.jsonl")
 
 Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
 
@@ -64,7 +67,7 @@ class RunFolder:
         except BlockingIOError as error:
             os.close(self._lock)
             raise ConfigError(f"the run in {path} is going on in another process") from error
-        self._tables: list[IO[str]] = []  # metrics, clients, scalars
+        self._tables: list[IO[str]] = []  # metrics, clients, scalars, ledger
         self.close = weakref.finalize(self, _close, self._lock, self._tables)  # also when a run is dropped unstarted
 
     @staticmethod
@@ -110,13 +113,13 @@ class RunFolder:
 
     def open_tables(self, keep_rounds: int) -> None:
         """Open the tables for appending, without the rows of rounds beyond ``keep_rounds``, which will be run again."""
-        for name in ("metrics.jsonl", "clients.jsonl", "scalars.jsonl"):
+        for name in TABLES:
             kept = [row for row in read_rows(self.path / name) if row["round"] <= keep_rounds]
             self.write_text(name, "".join(_line(row) for row in kept))
             self._tables.append((self.path / name).open("a"))
 
     def append(self, row: Row, clients: Iterable[Row]) -> None:
-        metrics, of_clients, _ = self._tables
+        metrics, of_clients = self._tables[:2]
         metrics.write(_line(row))
         metrics.flush()
         of_clients.writelines(map(_line, clients))
@@ -126,6 +129,9 @@ class RunFolder:
         scalars = self._tables[2]
         scalars.write(_line(row))
         scalars.flush()
+
+    def append_ledger(self, rows: Iterable[Row]) -> None:
+        self._tables[3].writelines(map(_line, rows))
 
     def sync(self) -> None:
         """Make the tables as durable as the checkpoint that follows them."""

@@ -59,7 +59,7 @@ class Hierarchical:
             raise ConfigError(f"workflow edges = {self.edges}, but there are only {num_clients} clients")
 
     async def run(self, fed: Federation, algorithm: Algorithm) -> Version:
-        plan, edges = fed.plan, self._members(fed.clients)
+        plan, edges = fed.plan, self.members(fed.clients)
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
             ran = await asyncio.gather(*(self._edge(fed, algorithm, version, edge, edges[edge]) for edge in edges))
@@ -72,7 +72,12 @@ class Hierarchical:
             await conclude(fed, version, outcome)
         return version
 
-    def _members(self, clients: Sequence[str]) -> dict[str, Sequence[str]]:
+    def members(self, clients: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Return each edge's clients.
+
+        Raises:
+            ConfigError: one does not exist, or is under two edges.
+        """
         if isinstance(self.edges, int):
             return {f"edge-{number}": clients[number :: self.edges] for number in range(self.edges)}
         owners: dict[str, str] = {}
@@ -89,6 +94,7 @@ class Hierarchical:
         self, fed: Federation, algorithm: Algorithm, version: Version, edge: str, members: Sequence[str]
     ) -> tuple[Version, list[Outcome]]:
         number, outcomes = version.number + 1, []
+        await fed.haul(edge, _travelling(version), up=False)
         for turn in range(self.edge_rounds):
             size = min(len(members), fed.plan.cohort_size(len(members)))
             cohort = fed.sample(number, turn, size, among=members)
@@ -100,7 +106,13 @@ class Hierarchical:
                 version = next_version(algorithm, version, outcome)
                 fed.commit(outcome)
             outcomes.append(outcome)
+        await fed.haul(edge, _travelling(version), up=True)
         return version, outcomes
+
+
+def _travelling(version: Version) -> Payload:
+    """Return what goes between an edge and the cloud."""
+    return Payload({"params": version.state["params"]}, version.buffers, version.integers)
 
 
 def _merged(algorithm: Algorithm, version: Version, edges: Mapping[str, tuple[Version, Sequence[Outcome]]]) -> Outcome:
@@ -109,8 +121,7 @@ def _merged(algorithm: Algorithm, version: Version, edges: Mapping[str, tuple[Ve
     for number, (edge, (reached, outcomes)) in enumerate(edges.items()):
         weight = sum(report.num_examples for report in outcomes[-1].reports if report.status == "admitted")
         if weight:
-            payload = Payload({"params": reached.state["params"]}, reached.buffers, reached.integers)
-            fold.add(Update(Task(number, edge, version.number + 1), payload, weight))
+            fold.add(Update(Task(number, edge, version.number + 1), _travelling(reached), weight))
     last = [outcomes[-1] for _, outcomes in edges.values()]
     reports = tuple(sorted((r for outcome in last for r in outcome.reports), key=lambda report: report.client))
     return Outcome(version.number + 1, last[0].attempt, fold, reports, {}, 0, 0)

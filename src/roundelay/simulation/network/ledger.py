@@ -15,7 +15,8 @@ from roundelay.errors import ConfigError
 from roundelay.simulation.network.cell.rates import NS, Direction
 from roundelay.simulation.network.checks import check_number
 
-MessageKind = Literal["model", "update", "skip", "control"]
+MessageKind = Literal["model", "update", "skip", "control", "haul"]
+"""A "haul" went over the wire behind the cell: no bits of the air."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +184,8 @@ def trace_hash(rows: Sequence[Row], before: str = "00" * 32) -> str:
 def _counted(row: Row) -> Totals:
     if isinstance(row, Computation):
         return Totals(row.end_ns, compute_j=row.energy_j, computing_ns=row.end_ns - row.start_ns)
+    if row.kind == "haul":
+        return Totals(row.last_bit_ns)
     first_ns, up = row.last_bit_ns if row.first_bit_ns is None else row.first_bit_ns, row.direction == "up"
     arrived = row.outcome == "arrived"
     return Totals(
