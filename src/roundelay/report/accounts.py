@@ -78,9 +78,9 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A run's report. Medians are over tasks, in seconds, None of none; ``shares`` are of all the time that clients spent
-    on tasks, and sum to one. Uploads that were ``fired`` are all that were sent, ``lost`` those of them that did not
-    arrive; ``skipped`` are tasks whose trigger found nothing worth sending.
+    """A run's report. Medians are over tasks, in seconds, None of none; ``shares`` are of all the time that clients
+    spent on tasks, and sum to one. Uploads that were ``fired`` are all that were sent, ``lost`` those of them that did not
+    arrive; ``skipped`` are tasks whose trigger found nothing worth sending. Computing was scaled by ``calibration``.
     """
 
     computing_s: float | None
@@ -92,9 +92,12 @@ class Account:
     skipped: int
     lost: int
     split: Split
+    calibration: float | None = None
 
 
-def account(journeys: Sequence[Journey], staleness: Mapping[int, int], *, buffered: bool) -> Account:
+def account(
+    journeys: Sequence[Journey], staleness: Mapping[int, int], *, buffered: bool, calibration: float | None = None
+) -> Account:
     sent = [journey for journey in journeys if journey.kind == "update"]
     arrived = [journey for journey in sent if journey.outcome == "arrived"]
     computed = [ns for journey in journeys if (ns := journey.spent_ns("computing"))]
@@ -108,6 +111,7 @@ def account(journeys: Sequence[Journey], staleness: Mapping[int, int], *, buffer
         skipped=sum(journey.kind == "skip" for journey in journeys),
         lost=len(sent) - len(arrived),
         split=all_together(journeys) if buffered else round_by_round(journeys),
+        calibration=calibration,
     )
 
 
@@ -229,8 +233,8 @@ def all_together(journeys: Iterable[Journey]) -> Split:
 def staleness_of(journeys: Iterable[Journey], ends_ns: Mapping[int, int]) -> dict[int, int]:
     """Return how many updates were how many versions old when they landed.
 
-    A round's update meets the version of the round before; it began from that of the last round over when its client was
-    asked.
+    A round's update meets the version of the round before; it began from that of the last round that was over
+    when its client was asked.
     """
     over = sorted(ends_ns.values())
     counts = Counter[int]()

@@ -6,9 +6,7 @@ a picture with a band around it, one row of the table.
 
 import itertools
 import math
-import os
 import statistics
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +22,7 @@ AXES: tuple[Axis, ...] = ("time_s", "uplink_bits", "energy_j")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A round that measured the metric, and what all rounds up to its end had taken; None where nothing modelled that."""
+    """A round that measured the metric, and what all rounds up to its end took; None where nothing modelled that."""
 
     round: int
     value: float
@@ -75,7 +73,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A setting's metric over an axis: its mean between its runs, and the range of them. A value holds until the next."""
+    """A setting's metric over an axis: the mean of its runs, and their range. A value holds until the next."""
 
     at: tuple[float, ...]
     mean: tuple[float, ...]
@@ -114,7 +112,8 @@ def _names(groups: Iterable[Sequence[Told]]) -> Iterator[str]:
     for group in groups:
         name = group[0].name
         if len(group) > 1:
-            stem = os.path.commonprefix([run.name for run in group]).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
+            alike = itertools.takewhile(lambda at: len(set(at)) == 1, zip(*(run.name for run in group), strict=False))
+            stem = "".join(letter for letter, *_ in alike).rstrip("-_. ").removesuffix("seed").rstrip("-_. ")
             name = f"{stem or name} ({len(group)} seeds)"
         for number in itertools.count(2):
             if name not in taken:
@@ -197,17 +196,16 @@ def _ratios(first: Cost | None, cost: Cost | None) -> dict[Axis, float]:
 
 
 def line_of(setting: Setting, axis: Axis) -> Line | None:
-    """Return a setting's metric over an axis, from where all of its runs have a value to where the first one ends.
-
-    None where the axis was not modelled.
+    """Return a setting's metric over an axis, from where all of its runs have a value to the end of the last; None
+    where the axis was not modelled. What a run ended with, it keeps.
     """
     curves = [
         [(at, point.value) for point in run.curve if (at := getattr(point, axis)) is not None] for run in setting.runs
     ]
     if not all(curves):
         return None
-    begin, end = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
-    grid = sorted({at for curve in curves for at, _ in curve if begin <= at <= end} | {begin})
+    begin = max(curve[0][0] for curve in curves)
+    grid = sorted({at for curve in curves for at, _ in curve if at >= begin})
     values = [[next(value for at, value in reversed(curve) if at <= x) for curve in curves] for x in grid]
     return Line(
         tuple(grid), tuple(map(statistics.fmean, values)), tuple(map(min, values)), tuple(map(max, values))

@@ -1,5 +1,6 @@
 """A cell from above: where its UEs are, and how fast each could send."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,13 +54,14 @@ def plot_cell(places: Sequence[Place], path: str | os.PathLike[str], name: str =
             [place.x_m for place in mute], [place.y_m for place in mute], s=size, marker="x", color="#D55E00",
             label=f"no rate ({len(mute):,})", zorder=3,
         )  # fmt: skip
+    reach = 1.08 * max(1.0, *(max(abs(place.x_m), abs(place.y_m)) for place in places))
     axes.scatter([0], [0], s=190, marker="*", color="#D55E00", edgecolors=INK, label="base station", zorder=4)
     if len(places) <= MAX_NAMED:
-        for place in places:
+        for place, (right, up) in zip(places, _corners(places, reach), strict=True):
             axes.annotate(
-                place.client, (place.x_m, place.y_m), xytext=(6, 4), textcoords="offset points", fontsize=8, color=INK
-            )
-    reach = 1.08 * max(max(abs(place.x_m), abs(place.y_m)) for place in places)
+                place.client, (place.x_m, place.y_m), xytext=(6 * right, 3 * up), textcoords="offset points",
+                fontsize=8, color=INK, ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
+            )  # fmt: skip
     axes.set_xlim(-reach, reach)
     axes.set_ylim(-reach, reach)
     axes.set_aspect("equal")
@@ -70,11 +72,36 @@ def plot_cell(places: Sequence[Place], path: str | os.PathLike[str], name: str =
         scale = figure.colorbar(drawn, ax=axes, pad=0.02, shrink=0.85)
         scale.set_label("mean uplink rate alone in the band, Mbit/s", color=INK)
         scale.outline.set_visible(False)
+        if isinstance(norm, LogNorm):
+            scale.set_ticks(_steps(low, high))
+            scale.ax.minorticks_off()
         scale.ax.yaxis.set_major_formatter("{x:g}")
-        scale.ax.yaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
     title(axes, f"{name}: {len(places):,} UEs" if name else f"{len(places):,} UEs")
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False, labelcolor=INK, fontsize=9,
         handletextpad=0.2, columnspacing=1.0,
     )  # fmt: skip
     save(figure, path)
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Return the 1, 2 and 5 of each power of ten that lie between two rates."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+
+
+def _corners(places: Sequence[Place], reach: float) -> list[tuple[int, int]]:
+    """Choose for each name the corner of its UE that is farthest from other UEs and from names that are placed."""
+    taken = [(place.x_m, place.y_m) for place in places]
+    chosen = []
+    for place in places:
+        others = [spot for spot in taken if spot != (place.x_m, place.y_m)]
+
+        def room(corner: tuple[int, int], x_m: float = place.x_m, y_m: float = place.y_m) -> float:
+            spot = (x_m + corner[0] * 0.06 * reach, y_m + corner[1] * 0.04 * reach)
+            return min((math.dist(spot, other) for other in others), default=0.0)  # noqa: B023 - called at once
+
+        corner = max(((1, 1), (1, -1), (-1, 1), (-1, -1)), key=room)
+        taken.append((place.x_m + corner[0] * 0.06 * reach, place.y_m + corner[1] * 0.04 * reach))
+        chosen.append(corner)
+    return chosen

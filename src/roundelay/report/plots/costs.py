@@ -8,11 +8,11 @@ from roundelay.report.plots.canvas import FAINT, INK, LINE_COLOURS, LINE_STYLES,
 from roundelay.report.units import prefix_of
 
 AXES: dict[Axis, tuple[str, str, str]] = {
-    "time_s": ("simulated time", "s", "sooner"),
-    "uplink_bits": ("uplink", "bit", "fewer bits"),
-    "energy_j": ("energy of the UEs", "J", "less energy"),
+    "time_s": ("simulated time", "s", ""),
+    "uplink_bits": ("uplink", "bit", "bits"),
+    "energy_j": ("energy of the UEs", "J", "energy"),
 }
-"""What an axis is called, its unit, and what a ratio on it is."""
+"""What an axis is called, its unit, and what there is less of."""
 
 
 def plot_costs(
@@ -69,10 +69,12 @@ def _label(one: Compared, axis: Axis) -> str:
     ratio = one.ratios.get(axis)
     if ratio is None:
         return name
-    said = f"{name}: {ratio:.2f} times {AXES[axis][2]}"
-    if axis == "time_s" and one.bound is not None:
-        said += rf" (bound $1 + T_{{tx}}/T_{{comp}}$ = {one.bound:.2f})"
-    return said
+    if axis == "time_s":
+        bound = "" if one.bound is None else rf" (bound $1 + T_{{tx}}/T_{{comp}}$ = {one.bound:.2f})"
+        return f"{name}: speed-up {ratio:.2f}{bound}"
+    what = AXES[axis][2]
+    less = "fewer" if axis == "uplink_bits" else "less"
+    return f"{name}: {ratio:.2f} times {less} {what}" if ratio >= 1 else f"{name}: {1 / ratio:.2f} times more {what}"
 
 
 def _what_band(lines: Sequence[tuple[Compared, Line]]) -> str:
