@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from roundelay.cli.common import ACCURACIES, Metric, console, say
 from roundelay.errors import ConfigError, MissingExtra
-from roundelay.report.comparing import Told, parse_target
+from roundelay.report.comparing import Told, parse_target, scaled_apart
 from roundelay.report.network import Comparison, comparison, draw_compared, draw_network, told_of
 from roundelay.report.runs import RunRecord, list_runs, plot_compared, plot_run, read_run, require_metric
 from roundelay.report.tables import account_table, target_table
@@ -82,6 +82,9 @@ def runs_compare(
         console.print(target_table(found.compared, metric, found.target))
     if any(one.account is not None for one in told):
         console.print(account_table(told))
+        if scaled_apart(told):
+            say("computing was scaled by different factors for one seed (transmit_over_compute): times and joules are not "
+                "those of the same devices")  # fmt: skip
         _draw(records, told, found, out, span, ".svg" if svg else ".png")
 
 

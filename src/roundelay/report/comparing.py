@@ -123,6 +123,17 @@ def _names(groups: Iterable[Sequence[Told]]) -> Iterator[str]:
         yield name
 
 
+def scaled_apart(runs: Iterable[Told]) -> bool:
+    """Tell whether runs of one seed had their computing scaled by different factors. A codec does not move the factor;
+    another cell or cohort does.
+    """
+    factors: dict[object, set[float]] = {}
+    for run in runs:
+        if run.account is not None and run.account.calibration is not None:
+            factors.setdefault(run.job.get("seed"), set()).add(run.account.calibration)
+    return any(len(known) > 1 for known in factors.values())
+
+
 def best_of_all(runs: Sequence[Told], metric: str) -> float | None:
     """Return the best value that every run reaches; None where one never measured it."""
     better, worse = (max, min) if higher_is_better(metric) else (min, max)

@@ -9,9 +9,8 @@ def prefix_of(largest: float) -> tuple[float, str]:
     >>> prefix_of(2_500_000)
     (1000000.0, 'M')
     """
-    return next(
-        ((factor, prefix) for factor, prefix in PREFIXES if abs(largest) >= factor), PREFIXES[-1 if largest else 4]
-    )
+    smallest = PREFIXES[-1] if largest else (1.0, "")
+    return next(((factor, prefix) for factor, prefix in PREFIXES if abs(largest) >= factor), smallest)
 
 
 def quantity(value: float | None, unit: str) -> str:

@@ -37,8 +37,8 @@ def canvas(path: str | os.PathLike[str], width: float, height: float = 4.2) -> "
     return figure, axes
 
 
-def title(axes: "Axes", text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, color=INK, pad=10)
+def title(axes: "Axes", text: str, pad: float = 10) -> None:
+    axes.set_title(text, loc="left", fontsize=11, color=INK, pad=pad)
 
 
 def words(metric: str) -> str:

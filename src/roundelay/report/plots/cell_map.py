@@ -4,9 +4,16 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from roundelay.errors import ConfigError
 from roundelay.report.plots.canvas import FAINT, INK, canvas, save, title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
 
 MAX_NAMED = 30
 """Up to so many UEs have their names beside them."""
@@ -33,11 +40,12 @@ def plot_cell(places: Sequence[Place], path: str | os.PathLike[str], name: str =
     if not places:
         raise ConfigError("places: expected at least one UE")
     figure, axes = canvas(path, width=7.0, height=5.6)
-    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.colors import LogNorm
+    from matplotlib.colors import Normalize as Linear
 
     rates = [place.uplink_bps / 1e6 for place in places if place.uplink_bps > 0] or [1.0]
     low, high = min(rates), max(rates)
-    norm = LogNorm(low, high) if high > 10 * low else Normalize(low, high if high > low else low + 1)
+    norm = LogNorm(low, high) if high > 10 * low else Linear(low, high if high > low else low + 1)
     kinds = ((True, "o", "in line of sight"), (False, "^", "out of sight"))
     size = 70 if len(places) <= 100 else 22
     for seen, marker, label in kinds:
@@ -57,11 +65,7 @@ def plot_cell(places: Sequence[Place], path: str | os.PathLike[str], name: str =
     reach = 1.08 * max(1.0, *(max(abs(place.x_m), abs(place.y_m)) for place in places))
     axes.scatter([0], [0], s=190, marker="*", color="#D55E00", edgecolors=INK, label="base station", zorder=4)
     if len(places) <= MAX_NAMED:
-        for place, (right, up) in zip(places, _corners(places, reach), strict=True):
-            axes.annotate(
-                place.client, (place.x_m, place.y_m), xytext=(6 * right, 3 * up), textcoords="offset points",
-                fontsize=8, color=INK, ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
-            )  # fmt: skip
+        _name(axes, places, reach)
     axes.set_xlim(-reach, reach)
     axes.set_ylim(-reach, reach)
     axes.set_aspect("equal")
@@ -69,19 +73,31 @@ def plot_cell(places: Sequence[Place], path: str | os.PathLike[str], name: str =
     axes.set_xlabel("east of the base station, m")
     axes.set_ylabel("north of it, m")
     if len(mute) < len(places):
-        scale = figure.colorbar(drawn, ax=axes, pad=0.02, shrink=0.85)
-        scale.set_label("mean uplink rate alone in the band, Mbit/s", color=INK)
-        scale.outline.set_visible(False)
-        if isinstance(norm, LogNorm):
-            scale.set_ticks(_steps(low, high))
-            scale.ax.minorticks_off()
-        scale.ax.yaxis.set_major_formatter("{x:g}")
+        _scale(figure, axes, drawn, norm)
     title(axes, f"{name}: {len(places):,} UEs" if name else f"{len(places):,} UEs")
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4, frameon=False, labelcolor=INK, fontsize=9,
         handletextpad=0.2, columnspacing=1.0,
     )  # fmt: skip
     save(figure, path)
+
+
+def _scale(figure: "Figure", axes: "Axes", drawn: "PathCollection", norm: "Normalize") -> None:
+    scale = figure.colorbar(drawn, ax=axes, pad=0.02, shrink=0.85)
+    scale.set_label("mean uplink rate alone in the band, Mbit/s", color=INK)
+    scale.outline.set_visible(False)
+    if norm.vmin is not None and norm.vmax is not None and norm.vmax > 10 * norm.vmin:
+        scale.set_ticks(_steps(norm.vmin, norm.vmax))
+        scale.ax.minorticks_off()
+    scale.ax.yaxis.set_major_formatter("{x:g}")
+
+
+def _name(axes: "Axes", places: Sequence[Place], reach: float) -> None:
+    for place, (right, up) in zip(places, _corners(places, reach), strict=True):
+        axes.annotate(
+            place.client, (place.x_m, place.y_m), xytext=(6 * right, 3 * up), textcoords="offset points",
+            fontsize=8, color=INK, ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
+        )  # fmt: skip
 
 
 def _steps(low: float, high: float) -> list[float]:

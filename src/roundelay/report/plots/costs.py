@@ -44,8 +44,8 @@ def plot_costs(
             axes.fill_between(at, line.low, line.high, step="post", color=colour, alpha=0.2, linewidth=0)
     axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
-        f"target {target:.4g}", (1, target), xycoords=("axes fraction", "data"), xytext=(0, 3),
-        textcoords="offset points", ha="right", va="bottom", fontsize=9, color=INK,
+        f"target {target:.4g}", (0.01, target), xycoords=("axes fraction", "data"), xytext=(0, 3),
+        textcoords="offset points", ha="left", va="bottom", fontsize=9, color=INK,
     )  # fmt: skip
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.set_xlim(left=0)

@@ -25,6 +25,9 @@ LOOKS: dict[Doing, tuple[str, str, float, str]] = {
 MAX_ROWS = 40
 """More clients than these are not all drawn: the first by name are."""
 
+MAX_NAMED_ENDS = 6
+"""Ends of more rounds than these are lines without a word."""
+
 
 def plot_gantt(
     journeys: Sequence[Journey], ends_ns: Mapping[int, int], rounds: tuple[int, int], path: str | os.PathLike[str],
@@ -33,18 +36,19 @@ def plot_gantt(
     """Draw what went on between the beginning of the first of these ``rounds`` and the end of the last.
 
     Raises:
-        ConfigError: nothing went on then, or the suffix is not .png or .svg.
+        ConfigError: there are no such rounds, nothing went on in them, or the suffix is not .png or .svg.
         MissingExtra: matplotlib is not installed.
     """
-    first, last = rounds
-    begin_ns, end_ns = ends_ns.get(first - 1, 0), ends_ns.get(last, max(ends_ns.values(), default=0))
+    first, last = rounds[0], min(rounds[1], max(ends_ns, default=0))
+    if first > last:
+        raise ConfigError(f"rounds: {name or 'the run'} has {last} rounds, and {first} to {rounds[1]} shall be drawn")
+    begin_ns, end_ns = ends_ns.get(first - 1, 0), ends_ns[last]
     seen = [
         journey for journey in journeys
         if journey.stretches and journey.stretches[-1].end_ns > begin_ns and journey.asked_ns < end_ns
     ]  # fmt: skip
     if not seen:
-        raise ConfigError(f"rounds: nothing went over the network in rounds {first} to {last}; there are rounds 1 to "
-                          f"{max(ends_ns, default=0)}")  # fmt: skip
+        raise ConfigError(f"rounds: nothing went over the network in rounds {first} to {last}")
     clients = sorted({journey.client for journey in seen})
     shown = clients[:MAX_ROWS]
     rows = {client: number for number, client in enumerate(shown)}
@@ -53,21 +57,8 @@ def plot_gantt(
     for journey in seen:
         if journey.client in rows:
             _draw(axes, journey, rows[journey.client], begin_ns, end_ns, unit_ns)
-    for row, doing in ((len(shown), "receiving"), (len(shown) + 1, "sending")):
-        spans = busy(seen, doing, begin_ns, end_ns)
-        axes.broken_barh(
-            [(start / unit_ns, (end - start) / unit_ns) for start, end in spans], (row - 0.38, 0.76),
-            color=LOOKS[doing][0], linewidth=0,
-        )  # fmt: skip
-    axes.axhline(len(shown) - 0.5, color=INK, linewidth=0.8)
-    inside = [(number, ns) for number, ns in sorted(ends_ns.items()) if begin_ns < ns <= end_ns]
-    for number, ns in inside:
-        axes.axvline(ns / unit_ns, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
-        if len(inside) <= 12:
-            axes.annotate(
-                f"end of {number}", (ns / unit_ns, 1), xycoords=("data", "axes fraction"), xytext=(-3, 2),
-                textcoords="offset points", fontsize=8, ha="right", color=INK,
-            )  # fmt: skip
+    _draw_station(axes, seen, len(shown), begin_ns, end_ns, unit_ns)
+    _draw_ends(axes, {number: ns for number, ns in ends_ns.items() if begin_ns < ns <= end_ns}, unit_ns)
     axes.set_yticks(range(len(shown) + 2), [*shown, "BS sends", "BS receives"])
     axes.set_ylim(len(shown) + 1.6, -0.6)
     axes.set_xlim(begin_ns / unit_ns, end_ns / unit_ns)
@@ -76,13 +67,12 @@ def plot_gantt(
     axes.set_xlabel(f"simulated time, {unit}")
     which = f"round {first}" if first == last else f"rounds {first} to {last}"
     some = "" if len(shown) == len(clients) else f", {len(shown)} of {len(clients)} UEs"
-    title(axes, f"{name}: {which}{some}" if name else f"{which.capitalize()}{some}")
-    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, color=INK, pad=16)
+    title(axes, f"{name}: {which}{some}" if name else f"{which.capitalize()}{some}", pad=16)
     _legend(axes, seen)
     save(figure, path)
 
 
-def busy(journeys: Iterable[Journey], doing: str, begin_ns: int, end_ns: int) -> list[tuple[int, int]]:
+def busy(journeys: Iterable[Journey], doing: Doing, begin_ns: int, end_ns: int) -> list[tuple[int, int]]:
     """Return when at least one UE was doing that, as spans that do not touch."""
     spans = sorted(
         (max(part.start_ns, begin_ns), min(part.end_ns, end_ns))
@@ -109,6 +99,24 @@ def _draw(axes: "Axes", journey: Journey, row: int, begin_ns: int, end_ns: int, 
             )  # fmt: skip
     if journey.outcome != "arrived" and begin_ns <= journey.done_ns <= end_ns:
         axes.plot(journey.done_ns / unit_ns, row, marker="x", color="black", markersize=6, clip_on=False)
+
+
+def _draw_station(axes: "Axes", seen: Sequence[Journey], row: int, begin_ns: int, end_ns: int, unit_ns: int) -> None:
+    of_ues: tuple[Doing, Doing] = ("receiving", "sending")  # while they receive, the base station sends
+    for number, doing in enumerate(of_ues):
+        spans = [(start / unit_ns, (end - start) / unit_ns) for start, end in busy(seen, doing, begin_ns, end_ns)]
+        axes.broken_barh(spans, (row + number - 0.38, 0.76), color=LOOKS[doing][0], linewidth=0)
+    axes.axhline(row - 0.5, color=INK, linewidth=0.8)
+
+
+def _draw_ends(axes: "Axes", ends_ns: Mapping[int, int], unit_ns: int) -> None:
+    for number, ns in sorted(ends_ns.items()):
+        axes.axvline(ns / unit_ns, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
+        if len(ends_ns) <= MAX_NAMED_ENDS:
+            axes.annotate(
+                f"end of {number}", (ns / unit_ns, 1), xycoords=("data", "axes fraction"), xytext=(-3, 2),
+                textcoords="offset points", fontsize=8, ha="right", color=INK,
+            )  # fmt: skip
 
 
 def _legend(axes: "Axes", seen: Sequence[Journey]) -> None:
