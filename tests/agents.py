@@ -22,7 +22,7 @@ from roundelay.deployment.device.agent import Agent
 from roundelay.deployment.device.device import Device
 from roundelay.deployment.device.hands import CannotDo, Done
 from roundelay.deployment.device.link import Limits, Link
-from roundelay.deployment.trust.pinning import Address
+from roundelay.deployment.trust.address import Address
 from roundelay.messages import Memory, Payload, Task
 
 

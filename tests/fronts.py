@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_lowercase
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -74,7 +75,7 @@ def place(
     *,
     root: Path | None = None,
     members: Sequence[str] = "abc",
-    doors: Doors | None = None,
+    clients: Sequence[str] = ascii_lowercase,
     disk: Disk | None = None,
     tls: ssl.SSLContext | None = None,
     phase: Phase = Phase.RUNNING,
@@ -82,7 +83,7 @@ def place(
     keys: Mapping[str, DeviceKey] | None = None,
     **options: Any,
 ) -> Iterator[Place]:
-    """Serve a run whose ``members`` are enrolled, and take part."""
+    """Serve a run of these ``clients``, whose ``members`` are enrolled, and take part."""
     with quick_folder() as temporary:
         folder = root or Path(temporary)
         known = dict(keys or {name: DeviceKey.new() for name in members})
@@ -100,7 +101,7 @@ def place(
                 "briefing": briefing_for, "max_answer_bytes": 2**28, "stats": lambda: {"loss": [0.5]},
                 "authority_pem": b"PEM", "on_scalar": lambda *what: scalars.append(what),
             } | options  # fmt: skip
-            front = Front(board, roster, doors or Doors(None, 100), run=run, **settings)
+            front = Front(board, roster, Doors(tuple(clients)), run=run, **settings)
             board.turn(phase)
             server = Server(front.app, "127.0.0.1", 0, tls)
             port = server.start()

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,18 @@ def begun(journal: Journal) -> None:
     admit(journal, "abc")
     journal.rounds.open(Opening(1, 0, ("a", "b", "c"), goal=2, deadline_s=60.0))
     journal.tasks.open([Task(i + 1, client, 1) for i, client in enumerate("abc")])
+
+
+def first_round(tmp_path: Path) -> Iterator[Journal]:
+    """A journal with clients "a", "b" and "c", and round 1, in which they have the tasks 1, 2 and 3."""
+    with opened(tmp_path / "run") as journal:
+        begun(journal)
+        yield journal
+
+
+def reopened(journal: Journal) -> Journal:
+    journal.close()
+    return opened(journal.folder)
 
 
 def accepted(

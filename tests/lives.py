@@ -156,6 +156,7 @@ def _live(arguments: Sequence[str], folder: Path, writing: int, prepare: Callabl
             os.dup2(writing, descriptor)
         os.close(writing)
         sys.argv = ["roundelay", *arguments]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs beside itself ignore it
         prepare()
         cli.main()
         code = 0

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import Authority
-from roundelay.deployment.trust.pinning import Address
 
 
 class Server(ThreadingHTTPServer):

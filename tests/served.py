@@ -22,7 +22,8 @@ from roundelay.deployment.device.hands import TrainerHands
 from roundelay.deployment.device.link import Link
 from roundelay.deployment.device.shelves import Answers
 from roundelay.deployment.front import desk  # noqa: F401
-from roundelay.serving import JOURNAL, OVER
+from roundelay.serving import OVER
+from roundelay.tracking.run_folder import JOURNAL
 
 CLIENTS = ("c0", "c1", "c2", "c3")
 JOB = """

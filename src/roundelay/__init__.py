@@ -48,6 +48,8 @@ from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
 from roundelay.messages import FLModel, Task
 from roundelay.privacy import CentralDP
 from roundelay.report.plots import plot_split
+from roundelay.simulation import network
+from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
@@ -104,6 +106,7 @@ __all__ = [
     "MultiKrum",
     "Natural",
     "NearestNeighbourMixing",
+    "Network",
     "NormBounding",
     "QFedAvg",
     "QuantitySkew",
@@ -132,5 +135,6 @@ __all__ = [
     "data",
     "errors",
     "models",
+    "network",
     "plot_split",
 ]  # fmt: skip

@@ -19,7 +19,8 @@ from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
-from roundelay.simulation.network.network import Network, network_parts
+from roundelay.simulation import network
+from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
 from roundelay.tracking.run_folder import Tracking
 from roundelay.world import Deployment
@@ -253,7 +254,7 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
 def _network(table: Table) -> Network:
     arguments = {name: value for name, value in table.items() if name != "use"}
     _explain_unknown(arguments, [f.name for f in fields(Network)], "[simulation.network]")
-    made: Network = call(Network, arguments, network_parts(), "simulation.network")
+    made: Network = call(Network, arguments, namespace(network), "simulation.network")
     return made
 
 

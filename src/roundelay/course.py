@@ -15,7 +15,7 @@ def ask_of(task: Task) -> Ask:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a client's part ended: admitted, refused, lost or late, and why."""
+    """How a client's part ended: admitted, refused, lost or late; and why it was refused or lost."""
 
     status: str
     reason: str = ""

@@ -3,7 +3,6 @@ caller.
 """
 
 import copy
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -21,7 +20,7 @@ from roundelay.attacks.protocol import Hostile
 from roundelay.attacks.roles import assigned
 from roundelay.attacks.work import armed
 from roundelay.bookkeeping import ClientConfig
-from roundelay.client.launch import ScriptLearner
+from roundelay.client.launch import ScriptLearner, arguments_of
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData, read
@@ -40,7 +39,7 @@ from roundelay.run import Run
 from roundelay.simulation.settings import Simulation
 from roundelay.standing import require_same_job
 from roundelay.tracking.checkpoint import load_weights
-from roundelay.tracking.run_folder import Tracking
+from roundelay.tracking.run_folder import JOURNAL, Tracking
 from roundelay.trainer import Work
 from roundelay.workflows.own import OwnFunction, OwnObject, as_workflow
 from roundelay.workflows.rounds import Rounds
@@ -173,8 +172,12 @@ class Job:
         """Build and check everything, open the run folder, train nothing yet: iterate over the ``Run`` for that.
 
         Raises:
-            ConfigError, DataError, LayoutError: parts are wrong or do not fit each other.
+            ConfigError, DataError, LayoutError: parts are wrong or do not fit each other, or the run to go on with is
+                one on real devices.
         """
+        if resume is not None and (Path(resume) / JOURNAL).exists():
+            raise ConfigError(f"{resume} is a run on real devices, and its journal knows what they were asked: go on "
+                              "with it as it was begun, by roundelay serve or run --workers")  # fmt: skip
         return Run(self.prepared(), Path(resume) if resume is not None else None)
 
     def replayed(self, folder: str | Path) -> Run:
@@ -282,8 +285,8 @@ class Job:
     def script_learner(self) -> ScriptLearner:
         """Return the script that trains, where one does."""
         assert self.script is not None
-        args = shlex.split(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
-        return ScriptLearner(Path(self.script).resolve(), tuple(args))
+        args = arguments_of(self.script_args) if isinstance(self.script_args, str) else tuple(self.script_args)
+        return ScriptLearner(Path(self.script).resolve(), args)
 
     def _trains(self) -> Learner:
         if self.script is not None:

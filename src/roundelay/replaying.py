@@ -7,9 +7,7 @@ from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Fate, KeptTask, Received, TaskState
 from roundelay.deployment.running.federation import ARRIVAL, FINISHED
 from roundelay.errors import ConfigError
-from roundelay.serving import JOURNAL
-
-LATE = "the round closed before its answer arrived"
+from roundelay.tracking.run_folder import JOURNAL
 
 
 def course_of(run_folder: Path) -> Course:
@@ -42,7 +40,7 @@ def _end(kept: KeptTask, received: Received | None) -> End:
     if kept.state is TaskState.LOST:
         return End("lost", kept.reason, kept.traceback)
     if received is None or received.fate is Fate.LATE:
-        return End("late", LATE)
+        return End("late")
     if received.fate is Fate.REFUSED:
         return End("refused", received.reason)
     return ADMITTED

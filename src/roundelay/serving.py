@@ -31,10 +31,10 @@ from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.deployment.running.answers import limits_of, max_answer_bytes
 from roundelay.deployment.running.world import Deployed
+from roundelay.deployment.trust.address import Address, join_line
 from roundelay.deployment.trust.certificates import Authority, server_certificate, server_context
 from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.kits import ROSTER
-from roundelay.deployment.trust.pinning import Address, join_line
 from roundelay.deployment.trust.place import Place
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
@@ -44,11 +44,9 @@ from roundelay.history import History, Round
 from roundelay.prepared import Prepared
 from roundelay.run import Run
 from roundelay.standing import fixed_part
+from roundelay.tracking.run_folder import JOURNAL
 
 log = logging.getLogger(__name__)
-
-JOURNAL = "journal"
-"""The journal's folder inside the run folder."""
 
 OVER = "over"
 """The file beside the journal that says that the run has ended and its clients could hear so. Until then the same
@@ -92,13 +90,13 @@ class Serving:
             undone.callback(self.journal.close)
             self.board = Board(self.journal, job.deployment.heartbeat_s)
             now_s = time.time()
+            place.make()
             authority = Authority.open(place.folder, now_s) if place.is_secured else None
-            place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.roster = Roster(place.folder / ROSTER)
             clients, algorithm = tuple(job.work.data.clients), job.work.algorithm
             expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))
             self._front = Front(
-                self.board, self.roster, Doors(clients, len(clients)), run=self.journal.run.id,
+                self.board, self.roster, Doors(clients), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
@@ -122,10 +120,10 @@ class Serving:
         return [client for client in self._job.work.data.clients if client not in joined]
 
     @property
-    def expected(self) -> list[str]:
-        """Those of the missing that need no join line, as they have a key or a token of their own already."""
+    def strangers(self) -> list[str]:
+        """Those of the missing that need the join line, as they have no key or token of their own."""
         now_s = time.time()
-        return [client for client in self.missing if self.roster.expects(client, now_s)]
+        return [client for client in self.missing if not self.roster.expects(client, now_s)]
 
     def rounds(self) -> Generator[Round, None, None]:
         """Train round by round, and let everything go. What stops it before its end lets uploads come in first; a disk
@@ -241,7 +239,6 @@ class Serving:
         self._server = server = Server(self._front.app, None if place.workers else place.host,
                                        0 if place.workers else place.listens_on(), tls, renew=renew)  # fmt: skip
         port = server.start()
-        self.pin = None if authority is None else authority.pin
         if place.workers:
             pem = None if authority is None else authority.pem
             dialler = Dialler(place.workers, self.journal.run.id, pem, partial(server.adopt, tls=tls), log.warning,
@@ -249,14 +246,12 @@ class Serving:
             self._dialling = Dialling(dialler)
             self._dialling.start()
             return
-        self.address = Address(names[0], port, self.pin is not None)
-        place.note(self.address)
-        now_s = time.time()
-        strangers = [client for client in self.missing if not self.roster.expects(client, now_s)]
-        seats = len(strangers)
-        token = self.roster.open_door(strangers, seats, TOKEN_DAYS * _DAY_S, now_s) if strangers else None
-        self.join_line = _line(self.address, self.pin, "" if token is None else token.reveal())
-        self.return_line = _line(self.address, self.pin, "")
+        pin, address = None if authority is None else authority.pin, Address(names[0], port, authority is not None)
+        place.note(address)
+        self.join_line = self.return_line = join_line(address, pin)
+        if strangers := self.strangers:
+            token = self.roster.open_door(strangers, len(strangers), TOKEN_DAYS * _DAY_S, time.time())
+            self.join_line = join_line(address, pin, token.reveal())
 
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}
@@ -308,10 +303,3 @@ def _has_room(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _line(address: Address, pin: str | None, token: str) -> str:
-    if pin is not None:
-        return join_line(address, pin, token)
-    shown = f" --token {token}" if token else ""
-    return f"roundelay join {address}{shown} --insecure"

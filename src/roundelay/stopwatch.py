@@ -1,4 +1,6 @@
-"""The one clock that a simulation reads: how long its rounds really took, for the reports and for nothing else."""
+"""The one real clock that a simulation reads: for what its reports say of it, and for when a checkpoint is due. What
+comes out of a run does not depend on either.
+"""
 
 from time import perf_counter as real_s
 

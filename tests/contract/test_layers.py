@@ -21,7 +21,7 @@ LAYERS = (
         "stopwatch",
     ),
     ("guard", "fold", "aggregators"),
-    ("gather", "privacy"),
+    ("gather", "privacy", "stages"),
     ("algorithms",),
     ("data", "models"),
     ("learner",),

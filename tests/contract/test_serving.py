@@ -81,6 +81,8 @@ def test_a_run_that_stopped_is_found_by_its_job_and_by_no_other(tmp_path: Path) 
     assert unfinished(given.prepared()) == serving.run.folder
     assert unfinished(replace(given, num_rounds=9).prepared()) == serving.run.folder, "longer, but the same"
     assert unfinished(replace(given, seed=99).prepared()) is None
+    with pytest.raises(ConfigError, match=r"is a run on real devices.* roundelay serve"):
+        given.run(resume=serving.run.folder)
     again = Serving(given.prepared(), place(tmp_path))
     assert again.journal.run.id == serving.journal.run.id
     assert again.run.num_rounds_done == 1

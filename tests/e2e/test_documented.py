@@ -12,11 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from forked import Forked, ran
 
 import roundelay as rd
 from roundelay import config
 
 ROOT = Path(__file__).parents[2]
+ROUNDELAY = str(Path(sys.executable).with_name("roundelay"))
 
 
 def loaded(path: Path) -> ModuleType:
@@ -56,11 +58,7 @@ def test_the_page_on_privacy_runs_as_printed(tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting", reason="the accountant comes with the extra 'privacy'")
     (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "privacy.md").read_text(), flags=re.S)
     (tmp_path / "page.py").write_text(script)
-    shown = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    epsilons = [float(line.split()[2]) for line in shown.stdout.splitlines()]
+    epsilons = [float(line.split()[2]) for line in ran(tmp_path, "page.py").splitlines()]
     assert epsilons == sorted(epsilons)
     assert epsilons[0] > 0
 
@@ -69,10 +67,7 @@ def test_the_page_on_robustness_is_right(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "robustness.md").read_text()
     (script,), (tables,) = (re.findall(rf"```{kind}\n(.*?)```", page, flags=re.S) for kind in ("python", "toml"))
     (tmp_path / "page.py").write_text(script)
-    shown = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
+    ran(tmp_path, "page.py")
     job = (ROOT / "examples" / "digits" / "job.toml").read_text()
     (tmp_path / "job.toml").write_text(job + tables)
     loaded_job = config.load(tmp_path / "job.toml", attacked=re.findall(r'--attack "(.*?)"', page))
@@ -92,11 +87,7 @@ def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
     printed = []
     for number, script in enumerate((by_hand, median)):
         (tmp_path / f"page{number}.py").write_text(script)
-        shown = subprocess.run(
-            [sys.executable, f"page{number}.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
-        )
-        assert shown.returncode == 0, shown.stderr
-        printed.append(shown.stdout.splitlines())
+        printed.append(ran(tmp_path, f"page{number}.py").splitlines())
     own, built_in = (line.split()[-1] for line in printed[0])
     assert own == built_in
     assert float(printed[1][0]) > 0.2
@@ -113,20 +104,11 @@ def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
     assert config.load(tmp_path / "job.toml").workflow.__name__ == "fedavg"
 
 
-def ran(folder: Path, *command: str) -> str:
-    shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    return shown.stdout
-
-
 def before_and_after(diff: str) -> tuple[str, str]:
     """Return the two texts of a whole-file diff."""
     lines = diff.splitlines()
     before, after = ("\n".join(line[1:] for line in lines if line[:1] != skipped) for skipped in "+-")
     return before, after
-
-
-AS_A_COMMAND = (sys.executable, "-c", "from roundelay.cli import main; main()")
 
 
 def test_the_page_on_scripts_runs_as_printed_before_and_after_the_five_lines(tmp_path: Path) -> None:
@@ -137,13 +119,13 @@ def test_the_page_on_scripts_runs_as_printed_before_and_after_the_five_lines(tmp
     before, after = before_and_after(diff)
     (tmp_path / "plain.py").write_text(before)
     (tmp_path / "client.py").write_text(after)
-    losses = [float(line.split()[1]) for line in ran(tmp_path, sys.executable, "plain.py").splitlines()]
+    losses = [float(line.split()[1]) for line in ran(tmp_path, "plain.py").splitlines()]
     assert losses[-1] < losses[0]
     (command,) = re.findall(r"^roundelay (run .*)$", page, flags=re.M)
-    assert "sha256: " in ran(tmp_path, *AS_A_COMMAND, *command.split())
-    losses = [float(line.split()[1]) for line in ran(tmp_path, sys.executable, "job.py").splitlines()[:4]]
+    assert "sha256: " in ran(tmp_path, "roundelay", *command.split())
+    losses = [float(line.split()[1]) for line in ran(tmp_path, "job.py").splitlines()[:4]]
     assert losses[-1] < losses[0]
-    hashes = dict(line.split() for line in ran(tmp_path, sys.executable, "algorithms.py").splitlines())
+    hashes = dict(line.split() for line in ran(tmp_path, "algorithms.py").splitlines())
     assert list(hashes) == ["FedAvg", "FedProx", "Scaffold", "FedNova", "FedDyn"]
     assert len({hashes[name] for name in ("FedAvg", "FedProx", "Scaffold", "FedDyn")}) == 4  # FedNova: equal steps
 
@@ -159,9 +141,9 @@ def test_the_readme_s_five_lines_make_a_script_a_client(tmp_path: Path) -> None:
     (tmp_path / "data.py").write_text(
         "import torch\ndef batches():\n    return [(torch.eye(2), torch.tensor([0, 1]))] * 3\n"
     )
-    ran(tmp_path, sys.executable, "plain.py")
+    ran(tmp_path, "plain.py")
     (command,) = re.findall(r"^roundelay (run --script .*)$", page, flags=re.M)
-    assert "sha256: " in ran(tmp_path, *AS_A_COMMAND, *command.split())
+    assert "sha256: " in ran(tmp_path, "roundelay", *command.split())
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
@@ -174,14 +156,16 @@ def test_what_the_pages_have_typed_into_two_terminals_trains_on_a_device(page: s
     else:
         (tmp_path / "job.toml").write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.S)[0])
     with ExitStack() as stack:
-        serving = begun(stack, tmp_path, serve.split(), "--port", "0")  # others may use the machine
-        line = waited(serving, "roundelay join")
-        sites = [begun(stack, tmp_path, line.split()[1:], *join.split()[6:]) for join in joins]
+        first = typed if page == "README.md" else begun
+        serving = first(stack, tmp_path, serve.split(), "--port", "0")  # others may use the machine
+        line = waited(serving, "roundelay join").split()[1:]
+        sites = [first(stack, tmp_path, line, *joins[0].split()[6:])]
+        sites += [begun(stack, tmp_path, line, *join.split()[6:]) for join in joins[1:]]
         assert serving.stdout is not None
         (came,) = re.findall(r"sha256: ([0-9a-f]{64})", serving.stdout.read())
         assert [one.wait(60) for one in (serving, *sites)] == [0] * (1 + len(sites))
     alone = [word for word in serve.split()[1:] if word not in ("--host", "127.0.0.1")]
-    assert came in ran(tmp_path, *AS_A_COMMAND, "run", *alone)
+    assert came in ran(tmp_path, "roundelay", "run", *alone)
 
 
 def test_the_readme_s_workers_train_as_printed_and_as_simulated(tmp_path: Path) -> None:
@@ -198,25 +182,30 @@ def test_the_readme_s_workers_train_as_printed_and_as_simulated(tmp_path: Path) 
             run = run.replace(f":{printed}", f":{port}")
             workers.append(worker)
         assert len(workers) == 3
-        (came,) = re.findall(r"sha256: ([0-9a-f]{64})", ran(tmp_path, *AS_A_COMMAND, *run.split()))
+        (came,) = re.findall(r"sha256: ([0-9a-f]{64})", ran(tmp_path, "roundelay", *run.split()))
         for worker in workers:
             worker.terminate()
-    assert came in ran(tmp_path, *AS_A_COMMAND, *run.split(), "--simulate")
+    assert came in ran(tmp_path, "roundelay", *run.split(), "--simulate")
     folder = max((tmp_path / "runs").glob("*/journal")).parent
-    assert came in ran(tmp_path, *AS_A_COMMAND, "run", "--replay", str(folder))
+    assert came in ran(tmp_path, "roundelay", "run", "--replay", str(folder))
 
 
-def begun(stack: ExitStack, folder: Path, words: Sequence[str], *more: str) -> "subprocess.Popen[str]":
-    env = {**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+def begun(stack: ExitStack, folder: Path, words: Sequence[str], *more: str) -> Forked:
+    return stack.enter_context(Forked(folder, ["roundelay", *words, *more], environment={"COLUMNS": "200"}))
+
+
+def typed(stack: ExitStack, folder: Path, words: Sequence[str], *more: str) -> "subprocess.Popen[str]":
+    """Begin it as a shell does."""
     process = subprocess.Popen(
-        [*AS_A_COMMAND, *words, *more], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [ROUNDELAY, *words, *more], cwd=folder, env={**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     stack.enter_context(process)
     stack.callback(process.kill)
     return process
 
 
-def waited(process: "subprocess.Popen[str]", words: str) -> str:
+def waited(process: "subprocess.Popen[str] | Forked", words: str) -> str:
     """Return the first line that holds these words."""
     said = []
     assert process.stdout is not None
@@ -227,15 +216,19 @@ def waited(process: "subprocess.Popen[str]", words: str) -> str:
     raise AssertionError("".join(said))
 
 
+IN_ONE_PROCESS = ("--set", "simulation.executor=serial")
+
+
 def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_listed_and_compared(tmp_path: Path) -> None:
     def roundelay(*arguments: str, status: int = 0) -> str:
-        command = [str(Path(sys.executable).with_name("roundelay")), *arguments]
-        shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-        assert shown.returncode == status, shown.stdout + shown.stderr
-        return shown.stdout + shown.stderr
+        with Forked(tmp_path, ["roundelay", *arguments]) as process:
+            shown, _ = process.communicate(timeout=200)
+        assert process.returncode == status, shown
+        return shown
 
     job = str(ROOT / "examples" / "digits" / "job.toml")
-    first = roundelay("run", job, "--set", "num_rounds=2", "--set", "tracking.name=a")
+    line = [ROUNDELAY, "run", job, "--set", "num_rounds=2", "--set", "tracking.name=a"]
+    first = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=True).stdout
     sha = re.search(r"sha256: ([0-9a-f]{64})", first)
     assert sha is not None
     assert (tmp_path / "runs" / "a" / "accuracy.png").exists()
@@ -243,7 +236,7 @@ def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_list
     again = roundelay("run", "runs/a/job.toml", "--set", "tracking.name=b")  # the resolved file reproduces the run
     assert sha.group() in again
     assert sha.group() in roundelay("resume", "runs/a")
-    longer = roundelay("run", job, "--set", "num_rounds=3", "--set", "tracking.name=c")
+    longer = roundelay("run", job, "--set", "num_rounds=3", "--set", "tracking.name=c", *IN_ONE_PROCESS)
     longer_sha = re.search(r"sha256: [0-9a-f]{64}", longer)
     assert longer_sha is not None
     assert longer_sha.group() in roundelay("resume", "runs/a", "--set", "num_rounds=3")
@@ -251,7 +244,8 @@ def test_the_digits_job_runs_from_the_command_line_and_can_be_resumed_swept_list
     assert "accuracy" in roundelay("runs", "compare", "runs/a", "runs/b", "--plot", "both.png")
     assert (tmp_path / "both.png").exists()
     assert sha.group(1) in roundelay("runs", "show", "runs/b")
-    swept = roundelay("sweep", job, "--seeds", "0..1", "--set", "learner.lr=0.05,0.1", "--set", "num_rounds=1")
+    swept = roundelay("sweep", job, "--seeds", "0..1", "--set", "learner.lr=0.05,0.1", "--set", "num_rounds=1",
+                      *IN_ONE_PROCESS)  # fmt: skip
     assert "learner.lr=0.1" in swept
     assert "called num_rounds here" in roundelay("run", job, "--set", "comm_round=3", status=2)
     assert "did you mean 'batch_size'" in roundelay("run", job, "--set", "learner.batchsize=3", status=2)

@@ -3,16 +3,14 @@
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from forked import ran
 from support import data_folder
 
 pytest.importorskip("tensorboard", reason="the example draws curves: tensorboard is not installed")
@@ -32,7 +30,7 @@ def hello(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 def job(folder: Path, *arguments: str, data: Path | None = None) -> tuple[str, Path]:
     """Run job.py from a copy, whose runs are thrown away."""
     example = copied(folder)
-    printed = ran([sys.executable, "job.py", *arguments], example, data)
+    printed = ran(example, "job.py", *arguments, environment={"ROUNDELAY_DATA": "" if data is None else str(data)})
     (run_folder,) = (example / "runs").iterdir()
     return printed, run_folder
 
@@ -43,17 +41,6 @@ def copied(folder: Path) -> Path:
     for file in EXAMPLE.glob("*.py"):
         (example / file.name).write_text(file.read_text())
     return example
-
-
-def ran(command: list[str], folder: Path, data: Path | None = None) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "ROUNDELAY_DATA"}
-    if data is not None:
-        environment["ROUNDELAY_DATA"] = str(data)
-    shown = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    return shown.stdout
 
 
 def sha256(printed: str) -> str:
@@ -145,10 +132,9 @@ def test_threads_end_in_the_same_bits(hello: tuple[str, Path], tmp_path: Path) -
 
 
 def test_the_plain_client_runs_from_the_command_line_without_a_job_file(tmp_path: Path) -> None:
-    roundelay = "from roundelay.cli import main; main()"
     options = ["--clients", "2", "--rounds", "2", "--model", "model:Net", "--script-args", "--limit 100"]
     example = copied(tmp_path)
-    printed = ran([sys.executable, "-c", roundelay, "run", "--script", "client.py", *options], example)
+    printed = ran(example, "roundelay", "run", "--script", "client.py", *options)
     sha256(printed)
     (folder,) = (example / "runs").iterdir()
     rows = rows_of(folder)

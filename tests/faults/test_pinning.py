@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from loopback import context_of, handshake, only_tls_1_1, serving
 
 from roundelay.deployment.trust import pinning
+from roundelay.deployment.trust.address import Address, explained
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, Authority, server_context
-from roundelay.deployment.trust.pinning import AUTHORITY_PATH, Address, client_context, trusted_authority
+from roundelay.deployment.trust.pinning import AUTHORITY_PATH, client_context, trusted_authority
 from roundelay.errors import IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's
@@ -211,10 +212,10 @@ def test_errors_of_aiohttp_are_explained_as_well(tmp_path: Path) -> None:
         with serving(context, ours.pem) as server:
             with pytest.raises(aiohttp.ClientError) as caught:
                 asyncio.run(get(server.address()))
-            assert said in pinning.explained(caught.value, server.address())
+            assert said in explained(caught.value, server.address())
     with pytest.raises(aiohttp.ClientError) as caught:
         asyncio.run(get(server.address()))
-    assert "nothing listens there" in pinning.explained(caught.value, server.address())
+    assert "nothing listens there" in explained(caught.value, server.address())
 
 
 # ---- what is no such server at all ----------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ def test_a_client_of_tls_1_1_is_refused(tmp_path: Path) -> None:
     with serving(context, pem) as server:
         with pytest.raises(ssl.SSLError) as caught:
             handshake(server.address(), only_tls_1_1(client_context(pem)))
-        assert "no version of TLS in common" in pinning.explained(caught.value, server.address())
+        assert "no version of TLS in common" in explained(caught.value, server.address())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import roundelay as rd
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.trust.place import Place
 from roundelay.errors import NoJournal, ServeError
-from roundelay.serving import JOURNAL, OVER, Serving, unfinished
+from roundelay.serving import OVER, Serving, unfinished
+from roundelay.tracking.run_folder import JOURNAL
 
 
 def job(tmp_path: Path, **changes: object) -> rd.Job:

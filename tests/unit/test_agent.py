@@ -21,7 +21,6 @@ from roundelay.deployment.device.shelves import Models
 from roundelay.deployment.device.trouble import Unreachable
 from roundelay.deployment.journal.records import Fate, TaskState
 from roundelay.deployment.protocol import Briefing, Offer
-from roundelay.deployment.trust.doors import Doors
 from roundelay.errors import DeviceError
 from roundelay.messages import Task
 
@@ -380,7 +379,7 @@ def test_who_is_not_taken_into_a_run_is_told_why(tmp_path: Path) -> None:
     with place(members="a") as first:
         party = Party.of(first, tmp_path)
         keys = first.keys
-    with place(members="", keys={}, doors=Doors(("b",), 1)) as here:
+    with place(members="", keys={}, clients="b") as here:
         here.roster.admit("a", keys["a"].public)
         party.url = here.url
         with pytest.raises(DeviceError, match="none of the 1 clients of this run"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from roundelay.deployment.trust.address import Address, join_line
 from roundelay.deployment.trust.certificates import (
     AUTHORITY_PUBLIC,
     AUTHORITY_SECRET,
@@ -18,7 +19,6 @@ from roundelay.deployment.trust.certificates import (
     server_context,
 )
 from roundelay.deployment.trust.identity import write_secret
-from roundelay.deployment.trust.pinning import Address, join_line
 from roundelay.errors import IdentityError
 
 NOW_S = 1_800_000_000.0
@@ -96,6 +96,7 @@ def test_addresses_of_servers() -> None:
     assert Address.of("https://[2001:db8::7]") == Address("2001:db8::7", 443)
     assert str(Address.of("https://[2001:db8::7]:1")) == "https://[2001:db8::7]:1"
     assert join_line(Address("h", 1), "P", "T") == "roundelay join https://h:1 --token T --pin P"
+    assert join_line(Address("h", 1, secured=False), None) == "roundelay join http://h:1 --insecure"
     for wrong in ("http://h:1", "h:1", "https://", "https://h:0", "https://h:99999", "https://u:p@h", "https://h/x",
                   "https://h?x", "https://[h", "https://h:x"):  # fmt: skip
         with pytest.raises(IdentityError, match="expected an address as"):

@@ -8,8 +8,6 @@ import os
 import random
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from array import array
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -112,19 +111,22 @@ end.close()
 
 
 @pytest.mark.parametrize("scheme", ["unix", "tcp"])
-def test_another_process_is_told_the_address_and_answers(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_is_told_the_address_and_answers(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if scheme == "tcp":
         monkeypatch.setattr(rendezvous, "_private_folder", lambda: None)
     listener = Listener()
     assert listener.address.startswith(f"{scheme}:")
-    peer = subprocess.Popen([sys.executable, "-c", ECHO], env=os.environ | {"ADDRESS": listener.address})
-    end = listener.accept(timeout_s=60)
-    listener.close()
-    for number, size in enumerate((1000, 700_000, 10, 1_000_000)):  # 2.8 MB: memory on both sides, and a larger one
-        end.send(numbered(number, size))
-        assert_numbered(end.receive(timeout_s=60), number)
-    end.send(Frame("stop"))
-    assert peer.wait(timeout=60) == 0
+    (tmp_path / "echo.py").write_text(ECHO)
+    with Forked(tmp_path, ["echo.py"], environment={"ADDRESS": listener.address}) as peer:
+        end = listener.accept(timeout_s=60)
+        listener.close()
+        for number, size in enumerate((1000, 700_000, 10, 1_000_000)):  # 2.8 MB: memory on both sides, and a larger one
+            end.send(numbered(number, size))
+            assert_numbered(end.receive(timeout_s=60), number)
+        end.send(Frame("stop"))
+        assert peer.wait(timeout=60) == 0
     with pytest.raises(ChannelClosed, match="after whole messages"):
         end.receive(timeout_s=60)
     end.close()

@@ -16,7 +16,6 @@ from roundelay.deployment.front.problems import STATUS
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import TaskState, Verdict
 from roundelay.deployment.journal.uploads import Uploads
-from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.identity import DeviceKey
 
 ANSWER = bytes(range(256)) * 40
@@ -125,11 +124,11 @@ def test_a_device_joins_with_a_token_and_is_one_of_the_run() -> None:
             hello = p.Hello.model_validate_json((await device.send("GET", p.HELLO)).body)
             assert not hello.joining
 
-    with place(doors=Doors(tuple("abcde"), 5)) as here:
+    with place(clients="abcde") as here:
         within(go())
 
 
-def test_who_is_enrolled_since_a_former_run_comes_in_by_its_signature_as_long_as_there_is_room() -> None:
+def test_who_is_enrolled_since_a_former_run_comes_in_by_its_signature_where_it_is_a_client() -> None:
     async def go() -> None:
         for name in "xyz":
             here.roster.admit(name, (keys := here.keys).setdefault(name, DeviceKey.new()).public)
@@ -138,11 +137,11 @@ def test_who_is_enrolled_since_a_former_run_comes_in_by_its_signature_as_long_as
             assert (await x.poll()).status == 204
             said = await y.poll()
             assert (said.status, said.error) == (403, "token")
-            assert "all 4 seats" in said.json()["message"]
+            assert "'y' is none of the 4 clients" in said.json()["message"]
             assert (await x.poll()).status == 204
         assert here.news == [None]
 
-    with place(doors=Doors(None, 4)) as here:
+    with place(clients="abcx") as here:
         within(go())
 
 

@@ -2,31 +2,18 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from crashes import Recorder
-from journals import JOB, RUN, accepted, advance, begun, key_of, opened, sha256
+from journals import JOB, RUN, accepted, advance, first_round, key_of, opened, reopened, sha256
 
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Answer, Participant, Run, Verdict
 from roundelay.errors import JournalError, JournalMismatch
 
 NOBODY = "0" * 64
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A journal with clients "a", "b" and "c", and round 1, in which they have the tasks 1, 2 and 3."""
-    with opened(tmp_path / "run") as journal:
-        begun(journal)
-        yield journal
-
-
-def reopened(journal: Journal) -> Journal:
-    journal.close()
-    return opened(journal.folder)
+journal = pytest.fixture(first_round)
 
 
 # ---- whose journal it is --------------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """Rounds and tasks of the journal: who is asked what, from which memory, and who belongs to a round."""
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from journals import accepted, begun, opened, sha256
+from journals import accepted, first_round, reopened, sha256
 
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Fate, KeptTask, Opening, RoundState, TaskState, Verdict
@@ -13,19 +11,7 @@ from roundelay.errors import JournalError, JournalMismatch
 from roundelay.messages import Task
 
 NOBODY = "0" * 64
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A journal with clients "a", "b" and "c", and round 1, in which they have the tasks 1, 2 and 3."""
-    with opened(tmp_path / "run") as journal:
-        begun(journal)
-        yield journal
-
-
-def reopened(journal: Journal) -> Journal:
-    journal.close()
-    return opened(journal.folder)
+journal = pytest.fixture(first_round)
 
 
 def test_a_round_keeps_its_terms_and_its_time_over_a_restart(journal: Journal) -> None:

@@ -19,10 +19,10 @@ from roundelay.deployment.device.link import Limits, Link
 from roundelay.deployment.device.trouble import Again, Refusal, Unreachable
 from roundelay.deployment.patience import Backoff, Patience
 from roundelay.deployment.protocol import Problem
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, Authority, server_context
 from roundelay.deployment.trust.identity import DeviceKey
 from roundelay.deployment.trust.kits import provision
-from roundelay.deployment.trust.pinning import Address
 from roundelay.errors import DeviceError, IdentityError
 
 NOW_S = time.time()  # TLS has no clock but the machine's

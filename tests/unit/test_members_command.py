@@ -9,9 +9,9 @@ from fronts import place
 from typer.testing import CliRunner
 
 from roundelay import cli
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import Authority, server_context
 from roundelay.deployment.trust.identity import DeviceKey
-from roundelay.deployment.trust.pinning import Address
 from roundelay.deployment.trust.place import Place, last_address, settled
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError

@@ -94,7 +94,7 @@ def test_iid_reads_no_labels():
 
 def test_dirichlet_follows_its_law():
     # A client's share of one class is Beta(alpha, (C - 1) alpha): mean 1/C, variance (C - 1) / (C^2 (C alpha + 1)).
-    num_clients, alpha, num = 5, 0.7, 2000
+    num_clients, alpha, num = 5, 0.7, 500
     labels = torch.arange(20).repeat_interleave(num)
     shares = torch.cat(
         [

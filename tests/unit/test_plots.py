@@ -1,12 +1,12 @@
 """Plots: what matplotlib is told to draw is what was given; files are what their names say."""
 
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 
 import pytest
 import torch
+from forked import ran
 
 from roundelay.errors import ConfigError, MissingExtra
 from roundelay.report.plots import plot_partition, plot_rounds
@@ -138,4 +138,5 @@ def test_matplotlib_is_imported_when_a_plot_is_asked_for_and_pyplot_never(tmp_pa
         f"plot_rounds({{'a': [{{'round': 1, 'loss': 1.0}}]}}, 'loss', {str(tmp_path / 'r.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "plotting.py").write_text(code)
+    ran(tmp_path, "plotting.py")

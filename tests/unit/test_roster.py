@@ -1,12 +1,13 @@
 """One roster, several processes: what an administrator changes holds at once, wherever it is read."""
 
+import fcntl
 import math
 import os
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from fronts import Device, joining, place, within
 
 from roundelay.deployment import protocol
@@ -18,12 +19,14 @@ from roundelay.errors import IdentityError
 
 KEY_A, KEY_B, NOW_S, DAY_S = b"a" * 32, b"b" * 32, 1.8e9, 86_400.0
 INVITING = """
+import fcntl
 import sys
 from pathlib import Path
 from roundelay.deployment.trust.roster import Roster
 roster = Roster(Path(sys.argv[1]))
-print("ready", flush=True)
-sys.stdin.readline()
+with open(sys.argv[3]) as gate:
+    print("ready")
+    fcntl.flock(gate, fcntl.LOCK_SH)
 for number in range(20):
     roster.invite(f"{sys.argv[2]}-{number}", 86_400.0, 1.8e9)
 """
@@ -45,22 +48,16 @@ def test_one_sees_what_another_changed(tmp_path: Path) -> None:
 
 def test_two_writers_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "roster.json"
-    command = [sys.executable, "-c", INVITING, str(path)]
-    writers = [
-        subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for name in ("x", "y")
-    ]
-    try:
-        for writer in writers:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "ready\n"
-        for writer in writers:
-            writer.communicate("go\n", timeout=60)
-            assert writer.returncode == 0
-    finally:
-        for writer in writers:
-            writer.kill()
-            writer.wait()
+    (tmp_path / "inviting.py").write_text(INVITING)
+    with ExitStack() as stack:
+        with (tmp_path / "gate").open("w") as gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            lines = [["inviting.py", str(path), name, gate.name] for name in ("x", "y")]
+            writers = [stack.enter_context(Forked(tmp_path, line)) for line in lines]
+            for writer in writers:
+                assert writer.stdout.readline() == "ready\n"
+        assert [writer.communicate(timeout=60)[0] for writer in writers] == ["", ""]
+        assert [writer.returncode for writer in writers] == [0, 0]
     assert Roster(path).clients() == sorted(f"{name}-{number}" for name in "xy" for number in range(20))
 
 

@@ -20,7 +20,6 @@ from roundelay.deployment import protocol as p
 from roundelay.deployment.front import server as servers
 from roundelay.deployment.front.server import Server
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, server_certificate, server_context
-from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.identity import DeviceKey
 from roundelay.deployment.trust.pinning import client_context
 from roundelay.errors import ServeError
@@ -122,7 +121,7 @@ def adopted(here: Place, client: str, tls: ssl.SSLContext | None = None) -> "tup
 
 def test_who_is_reached_under_its_address_needs_no_token_and_is_known_by_its_first_key() -> None:
     key = DeviceKey.new()
-    with place(doors=Doors(("a", "b", "c", "d"), 4)) as here:
+    with place(clients="abcd") as here:
         sock, ended = adopted(here, "d")
         with sock:
             assert b"200 OK" in (first := join_over(sock, key))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from journals import accepted, advance, begun, key_of, opened, sha256
+from journals import accepted, advance, begun, first_round, key_of, opened, reopened, sha256
 
 from roundelay.deployment.journal import blobs
 from roundelay.deployment.journal.blobs import Blobs
@@ -19,19 +19,7 @@ from roundelay.errors import JournalError, JournalMismatch
 from roundelay.messages import Task
 
 NOBODY = "0" * 64
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    """A journal with clients "a", "b" and "c", and round 1, in which they have the tasks 1, 2 and 3."""
-    with opened(tmp_path / "run") as journal:
-        begun(journal)
-        yield journal
-
-
-def reopened(journal: Journal) -> Journal:
-    journal.close()
-    return opened(journal.folder)
+journal = pytest.fixture(first_round)
 
 
 # ---- what is kept, and for how long ---------------------------------------------------------------------------------

@@ -79,6 +79,11 @@ def run(
     ] = None,
 ) -> None:
     """Run a job: that of a job file, or --script with the model that its clients train."""
+    if simulate and workers is None:
+        raise ConfigError("--simulate is for --workers; without them a job is simulated anyway")
+    if replay is not None and (workers is not None or script is not None):
+        raise ConfigError(f"--replay {replay} says where its clients were, and what they ran: leave --workers and "
+                          "--script out")  # fmt: skip
     if script is None:
         if job is None and replay is not None:
             job = replay / "job.toml"

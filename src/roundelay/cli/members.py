@@ -34,7 +34,7 @@ def clients_list(folder: ServerFolder = SERVER_FOLDER) -> None:
     console.print(table)
     for one in roster.invitations():
         if one.seats and now_s < one.expires_s:
-            whom = "anybody" if one.names is None else ", ".join(one.names[:8]) + ", ..." * (len(one.names) > 8)
+            whom = ", ".join(one.names[:8]) + ", ..." * (len(one.names) > 8)
             say(f"an open join line has {one.seats} seats left, until {_date(one.expires_s)}, for {whom}")
 
 
@@ -48,8 +48,8 @@ def clients_invite(
     folder: ServerFolder = SERVER_FOLDER,
 ) -> None:
     """Make a join line for one client, which is good once. For a client that has joined: for its new machine."""
+    from roundelay.deployment.trust.address import Address, join_line
     from roundelay.deployment.trust.certificates import Authority
-    from roundelay.deployment.trust.pinning import Address, join_line
     from roundelay.deployment.trust.place import last_address
     from roundelay.deployment.trust.roster import Roster
 
@@ -133,11 +133,11 @@ def _state(member: "Member", now_s: float) -> str:
 
 def _silent_s(folder: Path) -> dict[str, float] | None:
     """Return how long ago each client was heard of by the server, None where that does not run, or cannot be asked."""
-    from roundelay.deployment.doctor.looking import ask
     from roundelay.deployment.protocol import STATS
     from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC
     from roundelay.deployment.trust.pinning import client_context
     from roundelay.deployment.trust.place import last_address
+    from roundelay.deployment.trust.questions import ask
 
     address = last_address(folder)
     if address is None:

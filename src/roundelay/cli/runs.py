@@ -83,8 +83,8 @@ def runs_compare(
     if any(one.account is not None for one in told):
         console.print(account_table(told))
         if scaled_apart(told):
-            say("computing was scaled by different factors for one seed (transmit_over_compute): times and joules are not "
-                "those of the same devices")  # fmt: skip
+            say("transmit_over_compute scaled computing by different factors for one seed: these are not times and "
+                "joules of the same devices")  # fmt: skip
         _draw(records, told, found, out, span, ".svg" if svg else ".png")
 
 

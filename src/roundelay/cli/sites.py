@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 import random
-import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ import typer
 
 from roundelay import config
 from roundelay.cli.common import SERVER_FOLDER, JobFile, Overrides, ServerFolder, concluded, console, say
+from roundelay.client.launch import arguments_of
 from roundelay.errors import ConfigError
 from roundelay.report.progress import shown
 
@@ -92,12 +92,12 @@ def serve(
 
 
 def _say_who_may_join(serving: "Serving") -> None:
-    missing, expected = serving.missing, serving.expected
-    if len(missing) > len(expected):
-        say(f"{len(missing) - len(expected)} of {len(serving.clients)} clients have yet to join; each of them runs, "
-            "with its own data:")  # fmt: skip
+    strangers = serving.strangers
+    if strangers:
+        say(f"{len(strangers)} of {len(serving.clients)} clients have yet to join; each of them runs, with its own "
+            "data:")  # fmt: skip
         say(f"  {serving.join_line}")
-    known = [client for client in serving.clients if client not in missing or client in expected]
+    known = [client for client in serving.clients if client not in strangers]
     if known:
         say(f"{len(known)} of {len(serving.clients)} clients are known ({', '.join(known[:8])}"
             f"{', ...' if len(known) > 8 else ''}); they come with a kit or token of their own, or come back, "
@@ -131,11 +131,14 @@ def join(
     from roundelay.deployment.device.device import Device
     from roundelay.deployment.device.joining import enrolled, require_kit
     from roundelay.deployment.patience import Patience
+    from roundelay.deployment.trust.identity import checked_name
     from roundelay.site import Brought
 
-    brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
+    brought = Brought(data, shard, split, job, script, arguments_of(script_args), tuple(allow or ()))
+    if id is not None:
+        checked_name(id)  # which names a folder
     if token_file is not None:
-        token = token_file.read_text().strip()
+        token = _token_in(token_file)
 
     async def take_part(device: Device) -> None:
         # A server that was never reached is told at once: the address may be wrong. One that is known, or goes away in
@@ -177,9 +180,11 @@ def worker(
     from roundelay.deployment.device.device import Device
     from roundelay.deployment.device.reverse import Listener
     from roundelay.deployment.device.worker import worker_loop
+    from roundelay.deployment.trust.identity import checked_name
     from roundelay.site import Brought
 
-    brought = Brought(data, shard, split, job, script, tuple(shlex.split(script_args)), tuple(allow or ()))
+    checked_name(id)  # which names a folder
+    brought = Brought(data, shard, split, job, script, arguments_of(script_args), tuple(allow or ()))
 
     async def wait(device: Device) -> None:
         async with Listener(device, say, client=id, pin=pin, insecure=insecure) as listener:
@@ -243,12 +248,20 @@ def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:
 def _named(clients: str | None) -> list[str] | None:
     if clients is None:
         return None
-    if clients.isdecimal():
+    if clients.isdecimal() and int(clients):
         return [f"site-{number + 1}" for number in range(int(clients))]
     names = [name.strip() for name in clients.split(",")]
-    if not all(names) or len(set(names)) != len(names):
-        raise ConfigError(f"--clients {clients}: expected a number, or names such as alice,bob, each once")
+    if clients.isdecimal() or not all(names) or len(set(names)) != len(names):
+        raise ConfigError(f"--clients {clients}: expected a number from 1 on, or names such as alice,bob, each once")
     return names
+
+
+def _token_in(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigError(f"{path}: cannot read a token there ({why}); give the file in which it was saved") from None
 
 
 def _quiet_unless(verbose: bool) -> None:

@@ -1,6 +1,7 @@
 """Runs a file as a script is run: as ``__main__``, with its arguments, its folder first on the import path."""
 
 import os
+import shlex
 import sys
 import traceback
 import types
@@ -24,6 +25,20 @@ class Script:
     path: Path
     args: Sequence[str]
     folder: Path
+
+
+def arguments_of(line: str) -> tuple[str, ...]:
+    """Split a script's command line as a shell does.
+
+    Raises:
+        ConfigError: a quotation has no end.
+    """
+    try:
+        return tuple(shlex.split(line))
+    except ValueError as error:
+        raise ConfigError(
+            f"the script's arguments {line!r} are no command line ({error}); close what is quoted"
+        ) from None
 
 
 class Surroundings:

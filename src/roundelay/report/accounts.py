@@ -80,8 +80,8 @@ class Split:
 class Account:
     """A run's report. Medians are over tasks, in seconds, None of none: of computing, of being on the air with an
     update, and of what passes between these two. ``shares`` are of all the time that clients spent on tasks; they sum
-    to one. ``fired`` are the updates that were sent, ``lost`` those of them that did not arrive, ``skipped`` the tasks whose
-    trigger found nothing worth sending. Computing was scaled by ``calibration``.
+    to one. ``fired`` are the updates that were sent, ``lost`` those of them that did not arrive, ``skipped`` the tasks
+    whose trigger found nothing worth sending. Computing was scaled by ``calibration``.
     """
 
     computing_s: float | None

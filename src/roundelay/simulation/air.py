@@ -84,8 +84,7 @@ class Air:
                 trip.phase = "away"
                 self._at(now_ns if back_ns is None else back_ns, BEGINS, task.id)
         for site in sorted(here):
-            groups = [here[site]] if self._network.downlink == "broadcast" else [[trip] for trip in here[site]]
-            for group in groups:
+            for group in self._groups(site, here[site]):
                 self._cast(group)
         self._rearm()
         return sorted(tasks, key=lambda task: self._trips[task.id].compute_ns)
@@ -203,6 +202,16 @@ class Air:
         change_ns = self._network.availability.next_change_ns(self._seed, trip.task.client, self._loop.now_ns)
         if change_ns is not None:
             self._at(change_ns, LEAVES, trip.task.id)
+
+    def _groups(self, site: int, trips: Sequence[Trip]) -> Sequence[Sequence[Trip]]:
+        """Return who gets one message together. Who hears nothing at this moment would hold a broadcast up for all."""
+        if self._network.downlink == "unicast":
+            return [[trip] for trip in trips]
+        rates = self._reaches[site].rates_bps("down", self._loop.now_ns)
+        hear = [rates[self._row(trip.task.client)] > 0 for trip in trips]
+        together = [trip for trip, hears in zip(trips, hear, strict=True) if hears]
+        alone = [[trip] for trip, hears in zip(trips, hear, strict=True) if not hears]
+        return [together, *alone] if together else alone
 
     def _cast(self, trips: Sequence[Trip], wired: bool = False) -> None:
         """Send the model to these clients as one message."""

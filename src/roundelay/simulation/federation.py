@@ -65,8 +65,8 @@ class SimulatedFederation(Bookkeeping):
         traced = self._delivery.traced(number)
         if traced is None:
             return None
-        waiting = {"landed": list(self._landed), "lost": self._kept.lost()}
-        return replace(traced, state={**traced.state, **waiting, "trace_hash": traced.trace_hash})
+        mine = {"landed": list(self._landed), "lost": self._kept.lost(), "last_task": self._last_task}
+        return replace(traced, state={**traced.state, **mine, "trace_hash": traced.trace_hash})
 
     async def gather(self) -> None:
         """Simulated clients are there."""
@@ -74,6 +74,7 @@ class SimulatedFederation(Bookkeeping):
     def restore(self) -> Version | None:
         if self._restored_flights or self._restored is not None:
             kept = self._restored or {}
+            self._last_task = kept.get("last_task", 0)
             for flight, _ in self._restored_flights:
                 self._last_task = max(self._last_task, flight.task.id)
                 self._flights[flight.task.id] = flight

@@ -1,5 +1,6 @@
 """The simulated world: an executor trains the clients, a virtual clock says when they answer."""
 
+import math
 from asyncio import AbstractEventLoop
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -80,7 +81,7 @@ class Simulated:
         reaches = [Reach.of(network, work.seed, among) for among in clients]
         workload, raw_bits = Workload(work), 8 * self._raw_bytes()
         found = calibrated(network, reaches, workload, raw_bits, given.plan.cohort_size(len(given.clients)))
-        given.on_record("calibration", asdict(found))
+        given.on_record("calibration", {k: v if math.isfinite(v) else None for k, v in asdict(found).items()})
         return Air(
             loop, network, reaches, list(self.edges), workload, factor=found.factor, raw_bits=raw_bits,
             slowed=lambda duration: slowed(duration, self.roles) or duration,

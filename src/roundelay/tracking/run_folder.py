@@ -7,6 +7,7 @@ ledger.jsonl    every message and computation of a modelled network; scalars.jso
 last.pt best.pt state dicts                                checkpoint.pt  what ``resume`` goes on from
 memory/         what clients remember, where it is kept on disk
 split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
+journal/        what happened, where clients are devices
 """
 
 import fcntl
@@ -16,7 +17,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,12 @@ import torch
 
 from roundelay.errors import ConfigError
 from roundelay.files import remove_unfinished, save_atomically
+from roundelay.stopwatch import real_s
 
 TABLES = ("metrics.jsonl", "clients.jsonl", "scalars.jsonl", "ledger.jsonl")
+
+JOURNAL = "journal"
+"""A run on real devices has a folder of that name inside its own."""
 
 Row = Mapping[str, Any]  # Any: a row holds names, numbers and text
 
@@ -203,10 +207,10 @@ class Clock:
     """Says when the next checkpoint is due, in real time."""
 
     def __init__(self, every_s: float) -> None:
-        self._every_s, self._last = every_s, time.monotonic()
+        self._every_s, self._last = every_s, real_s()
 
     def due(self) -> bool:
-        if time.monotonic() - self._last < self._every_s:
+        if real_s() - self._last < self._every_s:
             return False
-        self._last = time.monotonic()
+        self._last = real_s()
         return True

@@ -8,10 +8,11 @@ from roundelay.deployment.device.device import Device
 from roundelay.deployment.device.link import Link
 from roundelay.deployment.device.trouble import Refusal
 from roundelay.deployment.protocol import printable
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC
 from roundelay.deployment.trust.identity import DeviceKey, read_secret
 from roundelay.deployment.trust.kits import DEVICE_KEY, TOKEN
-from roundelay.deployment.trust.pinning import Address, client_context, trusted_authority
+from roundelay.deployment.trust.pinning import client_context, trusted_authority
 from roundelay.errors import DeviceError, IdentityError
 
 

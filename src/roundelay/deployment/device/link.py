@@ -43,8 +43,8 @@ from roundelay.deployment.protocol import (
     Receipt,
     Scalars,
 )
+from roundelay.deployment.trust.address import Address, explained
 from roundelay.deployment.trust.identity import Counter, DeviceKey, encode
-from roundelay.deployment.trust.pinning import Address, explained
 from roundelay.deployment.trust.signing import Request, sign
 from roundelay.header import Bytes
 

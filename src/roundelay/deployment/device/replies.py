@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from roundelay.deployment.device.trouble import Again, Refusal, Unreachable
 from roundelay.deployment.protocol import Message, Problem, printable
-from roundelay.deployment.trust.pinning import Address
+from roundelay.deployment.trust.address import Address
 from roundelay.header import Bytes
 
 MAX_RETRY_S = 60.0

@@ -3,7 +3,7 @@
 import errno
 
 from roundelay.deployment.protocol import Problem, printable
-from roundelay.deployment.trust.pinning import Address
+from roundelay.deployment.trust.address import Address
 from roundelay.errors import RoundelayError
 
 LONGEST_S, DIALLED_S = 30.0, 1.0

@@ -12,7 +12,7 @@ from roundelay.deployment.device.reverse import Listener, ReverseConnector
 from roundelay.deployment.device.trouble import Refusal
 from roundelay.deployment.greeting import COORDINATOR
 from roundelay.deployment.patience import Backoff, Patience, Sleep
-from roundelay.deployment.trust.pinning import Address
+from roundelay.deployment.trust.address import Address
 from roundelay.errors import DeviceError, IdentityError
 
 

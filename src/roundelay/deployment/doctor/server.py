@@ -14,14 +14,15 @@ from cryptography import x509
 
 from roundelay.deployment import protocol
 from roundelay.deployment.doctor.findings import Finding, Report, State, check_disk, check_versions, day, moment, span
-from roundelay.deployment.doctor.looking import ask
 from roundelay.deployment.doctor.site import greeted
 from roundelay.deployment.protocol import printable
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, AUTHORITY_SECRET, SERVER_SECRET
 from roundelay.deployment.trust.identity import read_secret
 from roundelay.deployment.trust.kits import ROSTER
-from roundelay.deployment.trust.pinning import Address, client_context
+from roundelay.deployment.trust.pinning import client_context
 from roundelay.deployment.trust.place import last_address, settled
+from roundelay.deployment.trust.questions import ask
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
 

@@ -19,12 +19,13 @@ from roundelay.deployment import protocol
 from roundelay.deployment.device.device import Device
 from roundelay.deployment.device.joining import server_address
 from roundelay.deployment.doctor.findings import Finding, Report, State, check_disk, check_versions, day, moment, span
-from roundelay.deployment.doctor.looking import Said, ask, believing_anything
 from roundelay.deployment.protocol import printable
+from roundelay.deployment.trust.address import Address, explained
 from roundelay.deployment.trust.certificates import AUTHORITY_PUBLIC, pin_of
 from roundelay.deployment.trust.identity import CLOCK_SKEW_S
 from roundelay.deployment.trust.kits import DEVICE_KEY
-from roundelay.deployment.trust.pinning import Address, check_server, client_context, explained, trusted_authority
+from roundelay.deployment.trust.pinning import check_server, client_context, trusted_authority
+from roundelay.deployment.trust.questions import Said, ask, believing_anything
 from roundelay.deployment.trust.signing import Request, sign
 from roundelay.errors import DeviceError, IdentityError
 

@@ -24,7 +24,7 @@ class Admission:
     def __init__(self, board: Board, roster: Roster, doors: Doors, now_s: Callable[[], float]) -> None:
         self._board, self._journal = board, board.journal
         self._roster, self._doors, self._now_s = roster, doors, now_s
-        self._lock = threading.Lock()  # a seat of the run is given once
+        self._lock = threading.Lock()  # what decides who joins is done by one at a time
 
     def has_room(self) -> bool:
         return self._doors.has_room(self._inside())
@@ -34,7 +34,7 @@ class Admission:
         reached over this connection, None where it was opened from the other side.
 
         Raises:
-            Rejected: the token, the key or the name is refused, or the run has no seat for this client.
+            Rejected: the token, the key or the name is refused, or the run has no such client.
         """
         try:
             key = decode(message.public_key, PUBLIC_KEY_BYTES, "the public key")
@@ -44,13 +44,13 @@ class Admission:
         with self._lock:
             inside = self._inside()
             name = message.client if message.token else dialled
-            if name is not None and not self._doors.admits(name, inside):  # before a token is spent on it
-                raise Rejected("token", self._doors.refusal(name, inside))
+            if name is not None and not self._doors.admits(name):  # before a token is spent on it
+                raise Rejected("token", self._doors.refusal(name))
             try:
                 client = self._enrolled(message, key, dialled, inside)
             except IdentityError as error:
                 raise Rejected("token", str(error)) from None
-            self._admit(client, _digest(key), inside)
+            self._admit(client, _digest(key))
         self._board.saw(client)
         return client
 
@@ -97,7 +97,7 @@ class Admission:
         known = self._journal.clients.get(claim.client, key) is not None
         if not known:
             with self._lock:
-                self._admit(claim.client, key, self._inside())
+                self._admit(claim.client, key)
         if known or not self._journal.clients.advance([(claim.client, key, claim.sequence)])[0]:
             raise Refused(
                 Reason.REPLAYED,
@@ -140,9 +140,9 @@ class Admission:
         self._roster.bind(dialled, key)
         return dialled
 
-    def _admit(self, client: str, key: str, inside: Collection[str]) -> None:
-        if not self._doors.admits(client, inside):
-            raise Rejected("token", self._doors.refusal(client, inside))
+    def _admit(self, client: str, key: str) -> None:
+        if not self._doors.admits(client):
+            raise Rejected("token", self._doors.refusal(client))
         self._journal.clients.admit(client, key)
 
     def _inside(self) -> set[str]:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from roundelay.deployment.trust.address import Address, join_line
 from roundelay.deployment.trust.certificates import (
     AUTHORITY_PUBLIC,
     AUTHORITY_SECRET,
@@ -15,7 +16,6 @@ from roundelay.deployment.trust.certificates import (
     server_certificate,
 )
 from roundelay.deployment.trust.identity import DeviceKey, checked_name, write_secret
-from roundelay.deployment.trust.pinning import Address, join_line
 from roundelay.deployment.trust.place import SETTINGS, settle
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError

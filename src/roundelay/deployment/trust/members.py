@@ -26,7 +26,7 @@ _INVITATION: Mapping[str, type | tuple[type, ...]] = {
     "token_sha256": str,
     "expires_s": (int, float),
     "seats": int,
-    "names": (list, type(None)),
+    "names": list,
 }
 _RESTORE = "restore it from a copy"
 _RACY_NS = 2_000_000_000
@@ -49,12 +49,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """An open one: ``seats`` are left, each for one of ``names`` (None: for any name)."""
+    """An open one: ``seats`` are left, each for one of ``names``."""
 
     token_sha256: str
     expires_s: float
     seats: int
-    names: tuple[str, ...] | None
+    names: tuple[str, ...]
 
 
 def read_members(path: Path) -> tuple[dict[str, Member], tuple[Invitation, ...]]:
@@ -82,9 +82,9 @@ def read_members(path: Path) -> tuple[dict[str, Member], tuple[Invitation, ...]]
     invitations = []
     for row in _rows(path, content, "invitations", _INVITATION):
         names = row["names"]
-        if not all(isinstance(name, str) for name in names or ()):
+        if not all(isinstance(name, str) for name in names):
             raise IdentityError(f"{path}: an invitation's names are not names; {_RESTORE}")
-        invitations.append(Invitation(**{**row, "names": None if names is None else tuple(names)}))
+        invitations.append(Invitation(**{**row, "names": tuple(names)}))
     return members, tuple(invitations)
 
 

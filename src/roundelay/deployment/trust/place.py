@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roundelay.deployment.greeting import COORDINATOR, Worker, is_loopback
+from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import checked_names
-from roundelay.deployment.trust.pinning import Address
 from roundelay.errors import IdentityError
 from roundelay.files import save_atomically
 
@@ -59,6 +59,18 @@ class Place:
         IdentityError: the folder's settings cannot be read.
         """
         return settled(self.folder)[1] if self.port is None else self.port
+
+    def make(self) -> None:
+        """Make the folder, where it is not there yet.
+
+        Raises:
+            IdentityError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise IdentityError(f"{self.folder}: cannot keep there who is who ({error.strerror}); give another folder, "
+                                "or make this one writable") from error  # fmt: skip
 
     def note(self, address: Address) -> None:
         """Remember where the server is, for whoever looks after it."""

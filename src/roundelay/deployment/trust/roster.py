@@ -12,9 +12,8 @@ import hashlib
 import hmac
 import math
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 
 from roundelay.deployment.trust.identity import PUBLIC_KEY_BYTES, checked_name, decode, encode
@@ -100,18 +99,18 @@ class Roster:
             self._put(replace(known, token_sha256=_hash(token.reveal()), expires_s=now_s + valid_s))
         return token
 
-    def open_door(self, names: Sequence[str] | None, seats: int, valid_s: float, now_s: float) -> Token:
-        """Return a token with which ``seats`` devices may enrol within ``valid_s``, each as another one of ``names``
-        (None: under any name). Those given out before stay good until they run out.
+    def open_door(self, names: Sequence[str], seats: int, valid_s: float, now_s: float) -> Token:
+        """Return a token with which ``seats`` devices may enrol within ``valid_s``, each as another one of
+        ``names``. Those given out before stay good until they run out.
 
         Raises:
             IdentityError: a name or a number cannot be.
         """
         _check_time("an open invitation", valid_s)
-        if seats < 1 or (names is not None and not names):
+        if seats < 1 or not names:
             raise IdentityError(f"an open invitation needs seats and names for them, got {seats} seats for {names}")
         token = Token.new()
-        allowed = None if names is None else tuple(checked_name(name) for name in names)
+        allowed = tuple(checked_name(name) for name in names)
         made = Invitation(_hash(token.reveal()), now_s + valid_s, seats, allowed)
         with self._file.changing():
             kept = [one for one in self._file.invitations if now_s < one.expires_s + _REMEMBERED_S]
@@ -218,21 +217,20 @@ class Roster:
 
     def _seat(self, found: Invitation, shown: str, now_s: float, client: str | None, taken: Collection[str]) -> str:
         for name, member in self._file.members.items():
-            allowed = found.names is None or name in found.names
-            if member.public_key == shown and allowed and client in (None, name):
+            if member.public_key == shown and name in found.names and client in (None, name):
                 return name  # it has a seat: the answer was lost on the way
         _check_date("an open invitation", found.expires_s, now_s)
-        if client is not None and found.names is not None and client not in found.names:
+        if client is not None and client not in found.names:
             raise IdentityError(f"this token is for other clients than {client!r}; expected {_some(found.names)}, or "
                                 "no name, to be given one of these")  # fmt: skip
         if not found.seats:
             raise IdentityError("all seats of this invitation are taken; ask the server's administrator for a new one")
         if client is None:
-            client = next((name for name in _proposed(found) if self._is_free(name, now_s, taken)), None)
+            client = next((name for name in found.names if self._is_free(name, now_s, taken)), None)
             if client is None:
                 raise IdentityError("all names of this invitation are taken; ask the server's administrator for "
                                     "another one")  # fmt: skip
-        elif not self._is_free(checked_name(client), now_s, taken):
+        elif not self._is_free(client, now_s, taken):
             raise IdentityError(f"the name is taken: {client!r} is with another device, or a token of its own was made "
                                 "for it; join under another name, or without one, to be given one")  # fmt: skip
         fewer = replace(found, seats=found.seats - 1)
@@ -248,10 +246,6 @@ class Roster:
 
     def _save(self, members: Mapping[str, Member], invitations: tuple[Invitation, ...]) -> None:
         self._file.save(members, invitations)
-
-
-def _proposed(invitation: Invitation) -> Iterator[str]:
-    return iter(invitation.names) if invitation.names is not None else (f"client-{number}" for number in count(1))
 
 
 def _check_time(who: str, valid_s: float) -> None:

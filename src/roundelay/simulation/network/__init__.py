@@ -1,1 +1,102 @@
-"""The network of a simulation: what computing, waiting for the band and being on the air take, and what they cost."""
+"""The network of a simulation: what computing, waiting for the band and being on the air take, and what they cost.
+
+``Network`` takes the parts together; a job file names them in ``[simulation.network]``.
+"""
+
+from roundelay.simulation.network.availability import Always, Diurnal, OnOff, TracedAvailability
+from roundelay.simulation.network.cell import (
+    Backhaul,
+    Dedicated,
+    EqualShare,
+    Fifo,
+    Links,
+    MinMax,
+    ResourceBlocks,
+)
+from roundelay.simulation.network.devices import (
+    Cycles,
+    Flops,
+    HalfNormal,
+    LogNormal,
+    ShiftedExponential,
+    TracedDevices,
+    forward_flops_of,
+)
+from roundelay.simulation.network.network import Network
+from roundelay.simulation.network.packets import Arq, Erasure
+from roundelay.simulation.network.radio import (
+    Circle,
+    ConstantErrors,
+    CqiTable,
+    Disc,
+    FullPower,
+    Gap,
+    LogDistance,
+    NoFading,
+    OpenLoop,
+    Positioned,
+    Radio,
+    Rayleigh,
+    Rician,
+    Shannon,
+    Square,
+    Truncated,
+    UrbanMacro,
+    UrbanMicro,
+    Waterfall,
+    macro_36814,
+    pico_36814,
+)
+from roundelay.simulation.network.selection import BestChannel, Candidate, Choice, FedCs, RoundRobin
+from roundelay.simulation.network.transfer import Link
+
+__all__ = [
+    "Always",
+    "Arq",
+    "Backhaul",
+    "BestChannel",
+    "Candidate",
+    "Choice",
+    "Circle",
+    "ConstantErrors",
+    "CqiTable",
+    "Cycles",
+    "Dedicated",
+    "Disc",
+    "Diurnal",
+    "EqualShare",
+    "Erasure",
+    "FedCs",
+    "Fifo",
+    "Flops",
+    "FullPower",
+    "Gap",
+    "HalfNormal",
+    "Link",
+    "Links",
+    "LogDistance",
+    "LogNormal",
+    "MinMax",
+    "Network",
+    "NoFading",
+    "OnOff",
+    "OpenLoop",
+    "Positioned",
+    "Radio",
+    "Rayleigh",
+    "ResourceBlocks",
+    "Rician",
+    "RoundRobin",
+    "Shannon",
+    "ShiftedExponential",
+    "Square",
+    "TracedAvailability",
+    "TracedDevices",
+    "Truncated",
+    "UrbanMacro",
+    "UrbanMicro",
+    "Waterfall",
+    "forward_flops_of",
+    "macro_36814",
+    "pico_36814",
+]

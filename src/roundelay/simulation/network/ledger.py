@@ -88,8 +88,11 @@ class Totals:
 
     def and_then(self, later: "Totals") -> "Totals":
         """Return both together."""
-        both = {f.name: getattr(self, f.name) + getattr(later, f.name) for f in fields(self)}
-        return Totals(**{**both, "until_ns": max(self.until_ns, later.until_ns)})
+        until_ns = max(self.until_ns, later.until_ns)
+        return Totals(until_ns, *(getattr(self, name) + getattr(later, name) for name in _SUMS))
+
+
+_SUMS = tuple(f.name for f in fields(Totals))[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +165,22 @@ class Ledger:
         self._totals = {number: Totals(*values) for number, *values in kept["totals"]}
 
 
+_MESSAGE, _COMPUTATION = (tuple(f.name for f in fields(kind)) for kind in (Message, Computation))
+
+
 def as_dict(row: Row) -> dict[str, Any]:  # Any: text and numbers
-    return {"row": "message" if isinstance(row, Message) else "computation", **asdict(row)}
+    kind, names = ("message", _MESSAGE) if isinstance(row, Message) else ("computation", _COMPUTATION)
+    return {"row": kind, **{name: getattr(row, name) for name in names}}
 
 
 def canonical(row: Row) -> bytes:
     """Return a row's bytes for hashing: JSON with sorted keys, no spaces, and floats as Python writes them, which reads
     back to the same bits.
     """
-    return json.dumps(as_dict(row), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(as_dict(row)).encode()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def trace_hash(rows: Sequence[Row], before: str = "00" * 32) -> str:

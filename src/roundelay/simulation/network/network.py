@@ -6,11 +6,7 @@ downlink -> computing -> grant -> uplink in the cell -> backhaul -> there
 from dataclasses import dataclass
 from typing import Any
 
-from roundelay.components import Namespace, namespace
 from roundelay.errors import ConfigError
-from roundelay.simulation.network import availability as availabilities
-from roundelay.simulation.network import cell as cells
-from roundelay.simulation.network import devices, packets, radio, selection
 from roundelay.simulation.network.availability import Always, Availability
 from roundelay.simulation.network.cell import Backhaul, Dedicated, EqualShare, Fifo, Links, ResourceBlocks, Sharing
 from roundelay.simulation.network.checks import check_choice, check_number, refuse
@@ -92,10 +88,3 @@ class Network:
         if self.sharing is not None:
             return self.sharing
         return Dedicated() if isinstance(self.cell, Links) else EqualShare()
-
-
-def network_parts() -> Namespace:
-    """Return what a job file's network table can name."""
-    mine: dict[str, Any] = {"Network": Network, "Arq": packets.Arq, "Erasure": packets.Erasure}  # Any: see Namespace
-    rules = {rule.__name__: rule for rule in (selection.BestChannel, selection.FedCs, selection.RoundRobin)}
-    return {**mine, **rules, **namespace(radio, cells, availabilities, devices)}

@@ -92,7 +92,7 @@ class OnAir:
     def patience_ns(self, patience_ns: int) -> int | None:
         """Return for how long everybody's patience still lasts, where nothing changes."""
         silent_ns = self._row(_SILENT_NS)[self._row(_RATE) == 0] if self._silence else ()
-        return max(0, patience_ns - int(max(silent_ns))) if len(silent_ns) else None
+        return max(0, patience_ns - int(np.max(silent_ns))) if len(silent_ns) else None
 
     def silent(self, ns: int) -> Ints:
         """Return the sequences of the flows that have no rate now and had none for so long in all."""

@@ -11,7 +11,8 @@ A channel is what a cell asks for rates (``bps``, ``band_hz``, ``block_ns``). It
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,7 +220,7 @@ class Channel:
         used = np.where(band > 0, band, 1.0)
         if direction == "down":
             bits = rate.efficiency(self.downlink_snr(clients, block))
-        elif isinstance(rate, Narrowing) and not self.radio.whole_band:
+        elif _narrows(rate) and not self.radio.whole_band:
             gains = self.gains(clients, block, "up")
             bits = rate.narrowed(self._up_hz[clients] * gains / used, self._up_ceiling[clients] * gains)
         else:
@@ -242,6 +243,15 @@ class Channel:
         if direction not in ("up", "down"):
             raise ConfigError(f"direction must be 'up' or 'down', got {direction!r}")
         return (direction == "down" and self.radio.downlink_rate) or self.radio.rate
+
+
+def _narrows(rate: RateMap) -> TypeGuard[Narrowing]:
+    return _has_methods(type(rate))
+
+
+@lru_cache
+def _has_methods(kind: type) -> bool:
+    return issubclass(kind, Narrowing)  # asked at every event: Python looks at each method anew
 
 
 def _linear(decibels: Floats) -> Floats:

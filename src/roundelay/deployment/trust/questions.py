@@ -1,4 +1,4 @@
-"""Questions to a server for whoever looks after it. Each is asked once, and blocks until it is answered."""
+"""One question to a server, over a connection of its own. It is asked once, and blocks until it is answered."""
 
 import http.client
 import json
@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roundelay.deployment.trust.pinning import Address, explained
+from roundelay.deployment.trust.address import Address, explained
 from roundelay.errors import IdentityError
 
 _MAX_BYTES = 16 * 2**20
@@ -33,10 +33,11 @@ class Said:
 
 def ask(
     address: Address, path: str, context: ssl.SSLContext | None, *, headers: Mapping[str, str] = {},
-    timeout_s: float = 10.0, at: str | None = None,
+    timeout_s: float = 10.0, at: str | None = None, max_bytes: int = _MAX_BYTES,
 ) -> Said:  # fmt: skip
     """GET ``path``. ``context`` is None for plain HTTP. ``at`` is where to connect to, if that is not what the
-    address's name means; TLS is still for the name. ``timeout_s`` holds for each step.
+    address's name means; TLS is still for the name. ``timeout_s`` holds for each step. What a body has
+    beyond ``max_bytes`` is not read.
 
     Raises:
         IdentityError: nothing answers, or not the server that ``context`` trusts; says what to do.
@@ -48,7 +49,7 @@ def ask(
         shown = sock.getpeercert(binary_form=True) if isinstance(sock, ssl.SSLSocket) else None
         came = connection.getresponse()
         fields = {name.lower(): value for name, value in came.getheaders()}
-        return Said(came.status, fields, came.read(_MAX_BYTES), shown)
+        return Said(came.status, fields, came.read(max_bytes), shown)
     except (OSError, UnicodeError) as error:
         raise IdentityError(explained(error, address)) from error
     except http.client.HTTPException as error:
