@@ -13,9 +13,9 @@ from roundelay.report.accounts import (
     Split,
     Stretch,
     account,
-    all_together,
     ends_of,
     journeys_of,
+    splits_of,
     staleness_of,
     staleness_told,
 )
@@ -111,11 +111,13 @@ def check_account() -> None:
 def check_bound() -> None:
     journeys, found = told()
     # Ann computes for 3 s and is there 3 s later; in the second round she computes for 2 s, and ben ends after 4 s.
-    assert found.split == Split(5 * S, 5 * S)
-    assert found.split.bound == pytest.approx(2)
-    assert all_together(journeys).bound == pytest.approx(1 + 9 / 8)  # nobody waits for anybody
+    assert found.splits == {1: Split(3 * S, 3 * S), 2: Split(2 * S, 2 * S)}
+    assert found.split() == Split(5 * S, 5 * S)
+    assert found.split().bound == pytest.approx(2)
+    assert found.split(until=1) == Split(3 * S, 3 * S)
+    assert account(journeys, {}, buffered=True).split().bound == pytest.approx(1 + 9 / 8)  # nobody waits for anybody
     alone = [one for one in journeys if one.task == 1]
-    assert account(alone, {}, buffered=False).split == account(alone, {}, buffered=True).split == Split(3 * S, 3 * S)
+    assert splits_of(alone, buffered=False) == splits_of(alone, buffered=True) == {1: Split(3 * S, 3 * S)}
     assert Split(S, 3 * S).bound == pytest.approx(4)  # T_tx / T_comp = 3
 
 
@@ -161,17 +163,22 @@ RAW = rows((0.5, 10.0, 8_000_000, 1.0), (0.7, 20.0, 8_000_000, 1.5), (0.9, 30.0,
 CODED = rows((0.4, 6.0, 1_000_000, 0.8), (0.8, 12.0, 1_000_000, 0.6), (0.85, 18.0, 1_000_000, 0.4))
 
 
-def run(name: str, rows: list[dict[str, Any]], seed: int = 1, split: Split | None = None, **job: Any) -> Told:
-    found = None if split is None else Account(
+def run(
+    name: str, rows: list[dict[str, Any]], seed: int = 1, splits: dict[int, Split] | None = None, **job: Any
+) -> Told:
+    found = None if splits is None else Account(
         computing_s=None, sending_s=None, queueing_s=None, shares={}, staleness={}, fired=0, skipped=0, lost=0,
-        split=split,
+        splits=splits,
     )  # fmt: skip
     return Told(name, {"seed": seed, "name": name, **job}, curve_of(rows, "accuracy"), found)
 
 
 def check_costs() -> None:
     assert curve_of(RAW, "accuracy")[1] == Point(2, 0.7, 20.0, 16_000_000, 2.5)
-    runs = [run("raw", RAW, codec="none", split=Split(3 * S, 6 * S)), run("coded", CODED, codec="qsgd")]
+    runs = [
+        run("raw", RAW, codec="none", splits={1: Split(S, 2 * S), 2: Split(2 * S, 4 * S), 4: Split(S, S)}),
+        run("coded", CODED, codec="qsgd"),
+    ]
     assert best_of_all(runs, "accuracy") == 0.85
     raw, coded = compared(settings_of(runs), "accuracy", 0.8)
     assert (raw.reached, raw.cost, raw.ratios) == (1, Cost(3, 30.0, 24_000_000, 4.5), {})
@@ -315,7 +322,7 @@ def test_what_was_not_modelled_is_not_compared() -> None:
     bare = Told("a", {}, curve_of([{"round": 1, "accuracy": 0.5, "virtual_s": 0.0}], "accuracy"))
     (one,) = settings_of([bare])
     assert [line_of(one, axis) for axis in AXES] == [None, None, None]
-    assert bound_of(one) is None
+    assert bound_of(one, "accuracy", 0.5) is None
     assert best_of_all([bare, Told("b", {}, [])], "accuracy") is None
 
 

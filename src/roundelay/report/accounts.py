@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 from roundelay.simulation.network.cell.rates import NS
@@ -58,7 +59,7 @@ class Journey:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How long computing and sending took in a row, over a whole run: what bounds every codec's speed-up (Amdahl).
+    """How long computing and sending took in a row: what bounds every codec's speed-up (Amdahl).
 
     In synchronous rounds, computing is the slowest client's of each round, and sending what the round lasted beyond
     that; so with one client they are its own. In buffered rounds nobody waits, and they are the sums over all.
@@ -81,7 +82,7 @@ class Account:
     """A run's report. Medians are over tasks, in seconds, None of none: of computing, of being on the air with an
     update, and of what passes between these two. ``shares`` are of all the time that clients spent on tasks; they sum
     to one. ``fired`` are the updates that were sent, ``lost`` those of them that did not arrive, ``skipped`` the tasks
-    whose trigger found nothing worth sending. Computing was scaled by ``calibration``.
+    whose trigger found nothing worth sending. ``splits`` are by round. Computing was scaled by ``calibration``.
     """
 
     computing_s: float | None
@@ -92,8 +93,13 @@ class Account:
     fired: int
     skipped: int
     lost: int
-    split: Split
+    splits: Mapping[int, Split]
     calibration: float | None = None
+
+    def split(self, until: int | None = None) -> Split:
+        """Return that of all rounds, or of those up to one, together."""
+        known = (split for round, split in self.splits.items() if until is None or round <= until)
+        return reduce(Split.and_also, known, Split(0, 0))
 
 
 def account(
@@ -111,7 +117,7 @@ def account(
         fired=len(sent),
         skipped=sum(journey.kind == "skip" for journey in journeys),
         lost=len(sent) - len(arrived),
-        split=all_together(journeys) if buffered else round_by_round(journeys),
+        splits=splits_of(journeys, buffered=buffered),
         calibration=calibration,
     )
 
@@ -212,23 +218,19 @@ def shares(journeys: Iterable[Journey]) -> dict[str, float]:
     return {name: spent[name] / total if total else 0.0 for name in ("computing", "queueing", "on air", "waiting")}
 
 
-def round_by_round(journeys: Iterable[Journey]) -> Split:
-    rounds: dict[int, list[Journey]] = {}
+def splits_of(journeys: Iterable[Journey], *, buffered: bool) -> dict[int, Split]:
+    rounds: dict[int, list[tuple[int, int]]] = {}
     for journey in journeys:
-        rounds.setdefault(journey.round, []).append(journey)
-    computing_ns = sending_ns = 0
-    for together in rounds.values():
-        slowest = max(journey.spent_ns("computing") for journey in together)
-        computing_ns += slowest
-        sending_ns += max(journey.spent_ns("computing") + journey.uploading_ns for journey in together) - slowest
-    return Split(computing_ns, sending_ns)
+        rounds.setdefault(journey.round, []).append((journey.spent_ns("computing"), journey.uploading_ns))
+    return {number: _split(together, buffered) for number, together in sorted(rounds.items())}
 
 
-def all_together(journeys: Iterable[Journey]) -> Split:
-    known = list(journeys)
-    return Split(
-        sum(journey.spent_ns("computing") for journey in known), sum(journey.uploading_ns for journey in known)
-    )
+def _split(together: Sequence[tuple[int, int]], buffered: bool) -> Split:
+    """Take (computing, uploading) of a round's tasks."""
+    if buffered:
+        return Split(sum(computing for computing, _ in together), sum(uploading for _, uploading in together))
+    slowest = max(computing for computing, _ in together)
+    return Split(slowest, max(computing + uploading for computing, uploading in together) - slowest)
 
 
 def staleness_of(journeys: Iterable[Journey], ends_ns: Mapping[int, int]) -> dict[int, int]:

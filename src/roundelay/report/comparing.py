@@ -61,7 +61,7 @@ class Cost:
 @dataclass(frozen=True, slots=True)
 class Compared:
     """A setting's ``cost`` is None unless all of its runs reached the target, which ``reached`` of them did. ``ratios``
-    say how many times less it took than the first setting; the first's ``bound`` is 1 + T_tx / T_comp.
+    say how many times less it took than the first setting; ``bound`` is the first's 1 + T_tx / T_comp.
     """
 
     setting: Setting
@@ -171,20 +171,23 @@ def compared(settings: Sequence[Setting], metric: str, target: float) -> list[Co
         points = [point for run in setting.runs if (point := reached(run.curve, target, metric)) is not None]
         found.append((setting, len(points), _mean_cost(points) if len(points) == len(setting.runs) else None))
     first = found[0][2] if found else None
-    limit = bound_of(settings[0]) if settings else None
+    limit = bound_of(settings[0], metric, target) if settings else None
     return [
         Compared(setting, count, cost, {} if setting is settings[0] else _ratios(first, cost), limit)
         for setting, count, cost in found
     ]
 
 
-def bound_of(setting: Setting) -> float | None:
-    """Return 1 + T_tx / T_comp over all of a setting's runs; None where there was no network."""
+def bound_of(setting: Setting, metric: str, target: float) -> float | None:
+    """Return 1 + T_tx / T_comp of a setting's runs, over the rounds up to the target, or over all where it was never
+    reached; None where there was no network.
+    """
     together = Split(0, 0)
     for run in setting.runs:
         if run.account is None:
             return None
-        together = together.and_also(run.account.split)
+        point = reached(run.curve, target, metric)
+        together = together.and_also(run.account.split(None if point is None else point.round))
     return together.bound
 
 

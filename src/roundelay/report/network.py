@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from roundelay.components import build
+from roundelay.components import build, namespace
 from roundelay.errors import ConfigError
 from roundelay.report.accounts import (
     account,
@@ -20,7 +20,7 @@ from roundelay.report.accounts import (
 from roundelay.report.comparing import AXES, Compared, Setting, Told, best_of_all, compared, curve_of, settings_of
 from roundelay.report.plots import Place, plot_cell, plot_costs, plot_gantt, plot_staleness
 from roundelay.report.runs import RunRecord, json_of
-from roundelay.simulation.network.network import network_parts
+from roundelay.simulation import network
 from roundelay.simulation.network.radio import Radio
 from roundelay.tracking.run_folder import read_rows
 
@@ -108,7 +108,7 @@ def places_of(run: RunRecord, told: Told) -> list[Place]:
     clients = _clients(run, told)
     if table is None or not clients:
         return []
-    radio = build(table, network_parts(), "simulation.network.cell")
+    radio = build(table, namespace(network), "simulation.network.cell")
     if not isinstance(radio, Radio):
         return []
     channel = radio.channel(told.job["seed"], clients)

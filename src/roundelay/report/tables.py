@@ -44,7 +44,7 @@ LINES: Sequence[tuple[str, Callable[[Account], str]]] = (
     ("T_comp, median", lambda one: seconds(one.computing_s)),
     ("T_tx on air, median", lambda one: seconds(one.sending_s)),
     ("before it, median", lambda one: seconds(one.queueing_s)),
-    ("bound 1 + T_tx/T_comp", lambda one: f"{one.split.bound:.3f}"),
+    ("bound 1 + T_tx/T_comp", lambda one: f"{one.split().bound:.3f}"),
     ("time computing", lambda one: f"{one.shares['computing']:.1%}"),
     ("time queueing", lambda one: f"{one.shares['queueing']:.1%}"),
     ("time on air", lambda one: f"{one.shares['on air']:.1%}"),
