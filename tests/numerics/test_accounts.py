@@ -175,10 +175,8 @@ def run(
 
 def check_costs() -> None:
     assert curve_of(RAW, "accuracy")[1] == Point(2, 0.7, 20.0, 16_000_000, 2.5)
-    runs = [
-        run("raw", RAW, codec="none", splits={1: Split(S, 2 * S), 2: Split(2 * S, 4 * S), 4: Split(S, S)}),
-        run("coded", CODED, codec="qsgd"),
-    ]
+    splits = {1: Split(S, 2 * S), 2: Split(2 * S, 4 * S), 4: Split(S, S)}  # at the target after three rounds
+    runs = [run("raw", RAW, codec="none", splits=splits), run("coded", CODED, codec="qsgd")]
     assert best_of_all(runs, "accuracy") == 0.85
     raw, coded = compared(settings_of(runs), "accuracy", 0.8)
     assert (raw.reached, raw.cost, raw.ratios) == (1, Cost(3, 30.0, 24_000_000, 4.5), {})
@@ -210,6 +208,11 @@ def binary_mega(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(units, "PREFIXES", ((2.0**30, "G"), (2.0**20, "M"), (2.0**10, "k"), (1.0, ""), (1e-3, "m")))
 
 
+def bound_of_all_rounds(patch: pytest.MonkeyPatch) -> None:
+    real = Account.split
+    patch.setattr(Account, "split", lambda self, until=None: real(self))
+
+
 def slower_for_sooner(patch: pytest.MonkeyPatch) -> None:
     real = comparing._ratios
     patch.setattr(comparing, "_ratios", lambda first, cost: real(cost, first))
@@ -219,7 +222,7 @@ CHECKS = {
     check_journeys: (nobody_waits, broadcasts_unheard),
     check_account: (microseconds, binary_giga, nobody_waits),
     check_bound: (on_air_only, upside_down, without_one),
-    check_costs: (bytes_for_bits, last_round_only, binary_mega, slower_for_sooner),
+    check_costs: (bytes_for_bits, last_round_only, binary_mega, slower_for_sooner, bound_of_all_rounds),
 }
 
 
