@@ -41,6 +41,9 @@ executor = "serial"
 checkpoint_every_s = 0.3
 [deployment]
 heartbeat_s = 2.0
+[uplink]
+codec = "fp32"
+feedback = "ef21"
 """
 
 

@@ -40,7 +40,7 @@ from roundelay.data import Data, FederatedData
 from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
 from roundelay.data.split import Split
 from roundelay.federation import Stopping
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.guard import Guard
 from roundelay.history import History, Round
 from roundelay.job import Evaluation, Job
@@ -51,6 +51,25 @@ from roundelay.report.plots import plot_split
 from roundelay.simulation import network
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
+from roundelay.stages.codecs import (
+    BF16,
+    DRIVE,
+    EDEN,
+    FP8,
+    FP16,
+    FP32,
+    QSGD,
+    STC,
+    Codec,
+    Int8,
+    RandK,
+    Sign,
+    TernGrad,
+    TopK,
+)
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.triggers import Always, MaxSilence, SendOnDelta, Trigger
+from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
 from roundelay.workflows.server import Aggregate, GlobalModel, Result, Server
@@ -59,14 +78,24 @@ from roundelay.world import Deployment
 __version__ = version("roundelay")
 
 __all__ = [
+    "BF16",
+    "DRIVE",
+    "EDEN",
+    "FP8",
+    "FP16",
+    "FP32",
     "IFCA",
     "IID",
+    "QSGD",
+    "STC",
     "Aggregate",
     "Algorithm",
+    "Always",
     "Bucketing",
     "Buffered",
     "CentralDP",
     "CentredClipping",
+    "Codec",
     "Constant",
     "Context",
     "CoordinateMedian",
@@ -77,6 +106,7 @@ __all__ = [
     "Deployment",
     "Dirichlet",
     "Ditto",
+    "Downlink",
     "Evaluation",
     "FLModel",
     "FLTrust",
@@ -97,11 +127,13 @@ __all__ = [
     "Guard",
     "Hierarchical",
     "History",
+    "Int8",
     "Job",
     "Krum",
     "Learner",
     "LocalSGD",
     "Losses",
+    "MaxSilence",
     "Mean",
     "MultiKrum",
     "Natural",
@@ -110,6 +142,7 @@ __all__ = [
     "NormBounding",
     "QFedAvg",
     "QuantitySkew",
+    "RandK",
     "Replicate",
     "Reply",
     "Result",
@@ -117,18 +150,24 @@ __all__ = [
     "Round",
     "Rounds",
     "Scaffold",
+    "SendOnDelta",
     "Server",
     "Shards",
+    "Sign",
     "Simulation",
     "Split",
     "Step",
     "Stopping",
     "Task",
+    "TernGrad",
+    "TopK",
     "Total",
     "Tracking",
+    "Trigger",
     "TrimmedMean",
     "Updates",
     "Uplink",
+    "Weighting",
     "aggregators",
     "algorithms",
     "attacks",

@@ -13,20 +13,22 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
-from roundelay.algorithms.protocol import Algorithm, Personalised, num_groups
+from roundelay.algorithms.protocol import Algorithm, Personalised, State, num_groups
 from roundelay.epochs import Epoch
-from roundelay.errors import ClientFailed
-from roundelay.federation import Flight, Plan, Version
+from roundelay.errors import ClientFailed, WireError
+from roundelay.federation import Arrived, Flight, Plan, Version
 from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
-from roundelay.guard import Expected, Guard
+from roundelay.guard import Expected, Guard, Reason, Refusal
 from roundelay.intake import WINDOW_BYTES, ClientReport, InMemory, Intake, Outcome, Window
 from roundelay.learner.cursor import EPOCH
 from roundelay.messages import Config, Payload, Task, TaskKind
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.privacy import CentralDP, Noised, noise_key
+from roundelay.stages.decoding import Decoder, Heard
+from roundelay.stages.downlink import Broadcast
 from roundelay.stopwatch import real_s
-from roundelay.trainer import Trainer
+from roundelay.trainer import Answer, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class Bookkeeping(ABC):
         self._shown: set[str] = set()  # tracebacks that were logged in full
         self._reports: list[ClientReport] = []  # of the round that is not finished
         self._started = real_s()
+        self._cast: tuple[State, int, Broadcast] | None = None  # what was broadcast last, where it is encoded
 
     @abstractmethod
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]: ...
@@ -234,17 +237,54 @@ class Bookkeeping(ABC):
     def _opened(
         self, algorithm: Algorithm, version: Version, cohort: Sequence[str], *, attempt: int, goal: int | None,
         fold: Folding | None, release: Callable[[int], None],
-    ) -> tuple[list[Task], Payload, Intake]:  # fmt: skip
+    ) -> tuple[list[Task], Broadcast, Intake]:  # fmt: skip
         """Return a round's tasks, what is sent with them, and what takes the answers in."""
-        number = version.number + 1
-        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = self._tasks(cohort, number, attempt, sent, epoch=version.epoch)
+        number, cast = version.number + 1, self._broadcast(algorithm, version)
+        sent = cast.received
+        tasks = self._tasks(cohort, number, attempt, cast.travels, epoch=version.epoch)
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
             release=release, window=self._window(),
             fold=self._folding(algorithm, version, sent, len(tasks), attempt) if fold is None else fold,
+            decoder=self._decoder(sent, version.heard), bytes_each=cast.travels.num_bytes,
         )  # fmt: skip
-        return tasks, sent, intake
+        return tasks, cast, intake
+
+    def _broadcast(self, algorithm: Algorithm, version: Version) -> Broadcast:
+        """Return what is sent to those who train on a version: made once, however many of them are asked one by one."""
+        kept = self._cast
+        if kept is not None and kept[0] is version.state and kept[1] == version.number:
+            return kept[2]
+        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
+        downlink = self._trainer.work.downlink
+        if downlink is None:
+            return Broadcast.plain(sent)
+        cast = downlink.broadcast(self.seed, version.number + 1, sent, version.told)
+        self._cast = (version.state, version.number, cast)
+        return cast
+
+    def _with_told(self, outcome: Outcome, cast: Broadcast) -> Outcome:
+        downlink = self._trainer.work.downlink
+        return replace(outcome, told=cast.received.vectors) if downlink and downlink.difference else outcome
+
+    def _decoder(self, sent: Payload, heard: Heard) -> Decoder | None:
+        uplink = self._trainer.work.uplink
+        if uplink is None:
+            return None
+        return Decoder(uplink, self._given.lengths, self.layout.dtype, sent, heard)
+
+    def _arrived(self, flight: Flight, answer: Answer) -> Arrived:
+        """Return an answer that belongs to no round yet, decoded and checked."""
+        update = answer.update
+        decoder = self._decoder(flight.sent, {}) if flight.task.kind == "train" else None
+        num_bytes = update.payload.num_bytes if decoder is None else decoder.num_bytes(update)
+        try:
+            opened = update if decoder is None else decoder.decode(update).update
+        except WireError as error:
+            what = f"client {flight.task.client!r} sent what cannot be decoded: {error}"
+            return Arrived(flight, answer, Refusal(Reason.MALFORMED, what), num_bytes)
+        refusal = self._guard.check(opened, flight.task, self._expected, answered=False)
+        return Arrived(flight, replace(answer, update=opened), refusal, num_bytes)
 
     def _folding(self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int) -> Folding:
         given, number = self._given, version.number + 1

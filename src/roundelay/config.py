@@ -22,6 +22,9 @@ from roundelay.privacy import CentralDP
 from roundelay.simulation import network
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
+from roundelay.stages import codecs, triggers
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.world import Deployment
 
@@ -33,6 +36,8 @@ FIXED = {
     "deployment": Deployment,
     "tracking": Tracking,
     "privacy": CentralDP,
+    "uplink": Uplink,
+    "downlink": Downlink,
 }
 """Tables that configure one known class."""
 
@@ -46,6 +51,10 @@ CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "aggregator": (namespace(aggregators), None),
 }
 """Tables whose ``use`` chooses a class or function, where short names are looked up, and what is chosen by default."""
+
+ON_THE_AIR = namespace(codecs, triggers)
+LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
+"""Where codecs and triggers are looked up, and in which keys of which tables."""
 
 INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
 """Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
@@ -169,9 +178,12 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
         elif name in FIXED:
             table = _table(name, value)
             _explain_unknown(table, [f.name for f in fields(FIXED[name])], f"[{name}]")
+            if name in LINKS:  # codec = "eden" is a codec without arguments
+                table = {key: {"use": use} if key in LINKS[name] and isinstance(use, str) else use
+                         for key, use in table.items()}  # fmt: skip
             if name == "simulation" and isinstance(table.get("network"), Mapping):
                 table = {**table, "network": _network(table["network"])}
-            parts[name] = call(FIXED[name], table, INSIDE, name)
+            parts[name] = call(FIXED[name], table, ON_THE_AIR if name in LINKS else INSIDE, name)
         else:
             parts[name] = value
     return parts

@@ -37,7 +37,7 @@ class Epoch:
         epoch if somebody waits: whoever never gets through, or is too few for a quorum, would keep all others waiting
         for ever.
         """
-        empty = {r.client for r in counted if r.status == "admitted" and r.metrics.get(TOLD) == 0}
+        empty = {r.client for r in counted if r.status in ("admitted", "silent") and r.metrics.get(TOLD) == 0}
         exhausted = self.exhausted | empty
         stops = self.when_exhausted == "stop" and exhausted
         stalls = not counted and exhausted

@@ -16,6 +16,8 @@ from roundelay.intake import ClientReport, Outcome
 from roundelay.layout import Layout, Vectors
 from roundelay.messages import Lost, Payload, Task, TaskKind
 from roundelay.metrics import higher_is_better
+from roundelay.stages.decoding import Heard
+from roundelay.stages.downlink import Told
 from roundelay.trainer import Answer
 
 
@@ -25,7 +27,9 @@ class Version:
 
     ``number`` counts the rounds behind it, 0 for the initial model. ``last`` is the step that the round's aggregate
     made, of all uplink vectors end to end, where an aggregation rule was used; ``clip_norm`` is the next round's where
-    updates are clipped; ``epoch`` is the next round's where clients end their epochs together.
+    updates are clipped; ``epoch`` is the next round's where clients end their epochs together. ``heard`` is what was
+    last reconstructed of each client, where the uplink goes on from that; ``told`` is what clients have decoded of the
+    last broadcast that counted, where the downlink does.
     """
 
     number: int
@@ -35,6 +39,8 @@ class Version:
     last: Tensor | None = None
     clip_norm: float | None = None
     epoch: Epoch | None = None
+    heard: Heard = field(default_factory=dict)
+    told: Told | None = None
 
     @property
     def vectors(self) -> Vectors:
@@ -120,16 +126,20 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A task under way: what was sent with it, and the number of the version that was."""
+    """A task under way: what was sent with it, as its client knows it, the number of the version that was, and how many
+    bytes travelled for it.
+    """
 
     task: Task
     sent: Payload
     version: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """An answer to a task that was under way, and the guard's refusal where it is not admitted.
+    """An answer to a task that was under way, decoded, and the guard's refusal where it is not admitted. ``num_bytes``
+    are those that travelled.
 
     Its tensors are valid until the federation is asked for the next one.
     """
@@ -137,6 +147,7 @@ class Arrived:
     flight: Flight
     answer: Answer | Lost
     refusal: Refusal | None
+    num_bytes: int = 0
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from torch import Tensor
 from roundelay.errors import EmptyRoundError
 from roundelay.messages import Payload, Update
 
-Uplink = Mapping[str, Literal["examples", "one"]]
+Weighting = Mapping[str, Literal["examples", "one"]]
 """Each vector that a client sends, and its averaging weight: the number of examples, or one."""
 
 
@@ -98,7 +98,7 @@ class Fold:
     ``kept``, where it is given, gets a copy of every update.
     """
 
-    uplink: Uplink
+    uplink: Weighting
     kept: list[Update] | None = None
     _groups: dict[int, dict[str, RunningMean]] = field(default_factory=dict)
     _counts: dict[int, int] = field(default_factory=dict)

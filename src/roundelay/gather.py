@@ -8,7 +8,7 @@ from torch import Tensor
 
 from roundelay.aggregators import Guaranteed, Rule, Updates, median, root_of, shortfall
 from roundelay.errors import ConfigError, EmptyRoundError
-from roundelay.fold import Fold, Total, Uplink, starting_point
+from roundelay.fold import Fold, Total, Weighting, starting_point
 from roundelay.messages import Payload, Update
 
 
@@ -22,7 +22,7 @@ class Gathered:
     """
 
     rule: Rule
-    uplink: Uplink
+    uplink: Weighting
     previous: Tensor
     last: Tensor
     capacity: int
@@ -44,7 +44,7 @@ class Gathered:
 
     @staticmethod
     def begin(
-        rule: Rule, uplink: Uplink, lengths: Mapping[str, int], sent: Payload, last: Tensor | None, capacity: int,
+        rule: Rule, uplink: Weighting, lengths: Mapping[str, int], sent: Payload, last: Tensor | None, capacity: int,
         seed: int, round: int, attempt: int,
     ) -> "Gathered":  # fmt: skip
         """Prepare for a round in which ``sent`` was broadcast; ``last`` is the step of the round before, if any."""

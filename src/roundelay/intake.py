@@ -14,10 +14,13 @@ from typing import IO, Protocol
 import torch
 from torch import Tensor
 
-from roundelay.fold import Fold, Folding, Uplink
-from roundelay.guard import Expected, Guard
+from roundelay.errors import WireError
+from roundelay.fold import Fold, Folding, Weighting
+from roundelay.guard import Expected, Guard, Reason
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import reported
+from roundelay.stages.decoding import Decoded, Decoder, Heard
+from roundelay.stages.downlink import Told
 from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
@@ -27,8 +30,9 @@ WINDOW_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ClientReport:
-    """How one client's part in a round ended. ``status`` is admitted, refused, lost or late, or evaluated where the
-    client was asked for metrics on its own data; ``reason`` says why.
+    """How one client's part in a round ended. ``status`` is admitted, silent (it has answered that it sends nothing,
+    and is not folded), refused, lost or late, or evaluated where the client was asked for metrics on its own data;
+    ``reason`` says why. Who is folded without having sent anything is admitted, and ``silent``.
     """
 
     client: str
@@ -38,12 +42,14 @@ class ClientReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     traceback: str = ""
     attempt: int = 0
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A closed round: the fold of its members, what every client's part came to (by client id), and the bytes that
-    arrived.
+    arrived. ``heard`` is what was reconstructed of its members, ``told`` what they decoded of the broadcast, where
+    that is kept.
     """
 
     number: int
@@ -53,9 +59,16 @@ class Outcome:
     memories: Mapping[str, Memory]
     bytes_down: int
     bytes_up: int
+    heard: Heard = field(default_factory=dict)
+    told: Told | None = None
 
     def count(self, status: str) -> int:
         return sum(report.status == status for report in self.reports)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether clients have answered and none had anything to send: the model stays, and the round counts."""
+        return not self.fold.count and self.count("silent") > 0
 
 
 class Intake:
@@ -64,16 +77,19 @@ class Intake:
         tasks: Sequence[Task],
         sent: Payload,
         *,
-        uplink: Uplink,
+        uplink: Weighting,
         expected: Expected,
         guard: Guard,
         goal: int | None,
         release: Callable[[int], None],
         window: "Window | None" = None,
         fold: Folding | None = None,
+        decoder: Decoder | None = None,
+        bytes_each: int | None = None,
     ) -> None:
         """``release(task id)`` is called once the tensors of an answer are no longer needed; early ones wait in
-        ``window``; ``fold`` is the streaming mean unless it is given.
+        ``window``; ``fold`` is the streaming mean unless it is given. With a ``decoder`` answers come encoded, and wait
+        so. ``bytes_each`` travelled to every client: those of ``sent`` unless it is given.
         """
         self._tasks = {task.id: task for task in sorted(tasks, key=lambda task: (task.client, task.id))}
         self._order = list(self._tasks)
@@ -84,7 +100,9 @@ class Intake:
         self._window = InMemory(WINDOW_BYTES) if window is None else window
         self._reports: dict[int, ClientReport] = {}
         self._memories: dict[str, Memory] = {}
-        self._bytes_down, self._bytes_up = sent.num_bytes * len(self._order), 0
+        self._decoder, self._heard = decoder, dict[str, Mapping[str, Tensor]]()
+        self._bytes_down = (sent.num_bytes if bytes_each is None else bytes_each) * len(self._order)
+        self._bytes_up = 0
         self._num_admitted = 0
         self._number, self._attempt = next(((task.round, task.attempt) for task in tasks), (0, 0))  # of nobody: none
 
@@ -102,30 +120,47 @@ class Intake:
             )
             return
         update = answer.update
-        self._bytes_up += update.payload.num_bytes
+        self._bytes_up += update.payload.num_bytes if self._decoder is None else self._decoder.num_bytes(update)
         asked = self._tasks.get(update.task.id)
         if asked is None:
             log.warning("client %r answered task %d of round %d, which is not open here",
                         update.task.client, update.task.id, update.task.round)  # fmt: skip
             self._release(update.task.id)
             return
-        refusal = self._guard.check(update, asked, self._expected, answered=asked.id in self._reports)
+        try:
+            decoded = self._decoded(update)
+        except WireError as error:
+            what = f"client {asked.client!r} sent what cannot be decoded: {error}"
+            self.refuse(asked.id, f"{Reason.MALFORMED.value}: {what}")
+            return
+        refusal = self._guard.check(decoded.update, asked, self._expected, answered=asked.id in self._reports)
         if refusal is not None:
             self.refuse(asked.id, f"{refusal.reason.value}: {refusal.message}")
             return
-        self._num_admitted += 1
         if answer.memory:
             self._memories[asked.client] = {name: value.clone() for name, value in answer.memory.items()}
-        in_turn = self._order[self._next] == asked.id
-        if in_turn:
-            self._fold.add(update)
+        if decoded.heard is not None:
+            self._heard[asked.client] = decoded.heard
+        if not decoded.excluded:
+            self._take(asked.id, update, decoded)
+        self._release(asked.id)
+        report = ClientReport(
+            asked.client, "silent" if decoded.excluded else "admitted", "", update.num_examples,
+            reported(update.metrics), silent=update.silent,
+        )  # fmt: skip
+        self._settle(asked.id, report)
+
+    def _decoded(self, update: Update) -> Decoded:
+        return Decoded(update) if self._decoder is None else self._decoder.decode(update)
+
+    def _take(self, task_id: int, update: Update, decoded: Decoded) -> None:
+        """Fold an update whose turn it is; any other waits as it came, and is decoded once more."""
+        self._num_admitted += 1
+        if self._order[self._next] == task_id:
+            self._fold.add(decoded.update)
             self._next += 1
         else:
             self._window.put(update)
-        self._release(asked.id)
-        self._settle(
-            asked.id, ClientReport(asked.client, "admitted", "", update.num_examples, reported(update.metrics))
-        )
 
     def refuse(self, task_id: int, reason: str) -> None:
         """Report an answer that is none; the first report of a task stands."""
@@ -146,13 +181,14 @@ class Intake:
         self._window.close()
         reports = tuple(self._reports[i] for i in self._order)
         return Outcome(
-            self._number, self._attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up
-        )
+            self._number, self._attempt, self._fold, reports, self._memories, self._bytes_down, self._bytes_up,
+            self._heard,
+        )  # fmt: skip
 
     @property
     def members(self) -> list[int]:
-        """The tasks whose updates were admitted, in the order of folding."""
-        return [i for i in self._order if i in self._reports and self._reports[i].status == "admitted"]
+        """The tasks whose answers count, in the order of folding: those that were admitted, and notices of silence."""
+        return [i for i in self._order if i in self._reports and self._reports[i].status in ("admitted", "silent")]
 
     @property
     def open_tasks(self) -> list[int]:
@@ -165,7 +201,7 @@ class Intake:
     def _fold_in_turn(self) -> None:
         while self._next < len(self._order) and (task_id := self._order[self._next]) in self._reports:
             if task_id in self._window:
-                self._fold.add(self._window.take(task_id))
+                self._fold.add(self._decoded(self._window.take(task_id)).update)
             self._next += 1
 
 

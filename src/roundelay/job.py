@@ -37,6 +37,8 @@ from roundelay.prepared import Prepared, check_roles
 from roundelay.privacy import CentralDP
 from roundelay.run import Run
 from roundelay.simulation.settings import Simulation
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink
 from roundelay.standing import require_same_job
 from roundelay.tracking.checkpoint import load_weights
 from roundelay.tracking.run_folder import JOURNAL, Tracking
@@ -74,7 +76,8 @@ class Job:
     ``client_config(round, client)`` gives settings for one task. Without an ``aggregator``, updates are averaged as
     they come; a rule such as ``Krum(f=2)``, or your own function of an ``Updates``, holds all those of a round at once.
     ``attacks`` say which clients do harm, and how. ``privacy`` clips every client's step and adds noise, with the
-    epsilon of every round among its metrics. Nothing is built or read before the job runs.
+    epsilon of every round among its metrics. ``uplink`` and ``downlink`` say how vectors travel: through which codec,
+    with which feedback, and when a client stays silent. Nothing is built or read before the job runs.
 
     With a ``script`` instead of a learner, every client is a run of that file, which uses ``roundelay.client`` and
     reads its own data; ``script_args`` are its command line. ``data`` then is what the server evaluates on, and a
@@ -108,6 +111,8 @@ class Job:
     aggregator: Rule | None = None
     attacks: Sequence[Hostile] = ()
     privacy: CentralDP | None = None
+    uplink: Uplink | None = None
+    downlink: Downlink | None = None
     keep_local: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -212,6 +217,8 @@ class Job:
             seed=self.seed,
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,
+            uplink=self.uplink,
+            downlink=self.downlink,
         )
         number = self.simulation.num_clients
         if self.script is not None and clients is None and number not in (None, len(data.clients)):
@@ -257,7 +264,17 @@ class Job:
             if value is None or (f.name == "attacks" and not value):
                 continue
             written = describe(value)
-            if f.name in ("evaluation", "stopping", "guard", "simulation", "deployment", "tracking", "privacy"):
+            if f.name in (
+                "evaluation",
+                "stopping",
+                "guard",
+                "simulation",
+                "deployment",
+                "tracking",
+                "privacy",
+                "uplink",
+                "downlink",
+            ):
                 del written["use"]
             if isinstance(written, Mapping):
                 tables[f.name] = written

@@ -56,7 +56,8 @@ class Update:
     """A client's answer to a training task. Nothing in it is believed before ``Guard`` admitted it.
 
     ``num_examples`` is the weight that the client claims; ``group`` names the model that was trained where an algorithm
-    keeps several. ``metrics`` are scalars such as the mean training loss.
+    keeps several. ``metrics`` are scalars such as the mean training loss. A ``silent`` one says that its client has
+    nothing to send, and has no vectors; a ``fresh`` one, that its client goes on from nothing that it has sent before.
     """
 
     task: Task
@@ -64,6 +65,8 @@ class Update:
     num_examples: float
     group: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    silent: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from roundelay import algorithms
 from roundelay.aggregators import Rule, root_of, shortfall
-from roundelay.algorithms.protocol import NUMBERS, Algorithm, Personalised, Rehearsal
+from roundelay.algorithms.protocol import NUMBERS, Algorithm, Personalised, Rehearsal, num_groups
 from roundelay.attacks.faults import Crash
 from roundelay.attacks.protocol import Colludes, Lies, Poisons
 from roundelay.attacks.roles import Roles
@@ -24,8 +24,10 @@ from roundelay.layout import Kind, Layout
 from roundelay.learner import Learner
 from roundelay.privacy import CentralDP
 from roundelay.simulation.settings import Simulation
+from roundelay.stages.uplink import POINT, Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.trainer import Work
+from roundelay.workflows.buffered import Buffered
 from roundelay.workflows.cross_site import CrossSite
 from roundelay.workflows.rounds import Rounds
 from roundelay.world import Deployment
@@ -70,6 +72,12 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
     _check_attacks(job, rehearsal, initial)
     if job.epoch is not None:
         _check_epoch(job, job.epoch)
+    if job.work.uplink is not None:
+        _check_uplink(job, job.work.uplink, rehearsal, initial)
+    downlink = job.work.downlink
+    if downlink is not None and downlink.difference and not isinstance(job.workflow, Rounds):
+        raise ConfigError("downlink difference goes on from round to round, of which each is broadcast to all; "
+                          f"workflow {type(job.workflow).__name__} has others under way: leave it out")  # fmt: skip
     if job.privacy is not None:
         _check_privacy(job, job.privacy, layout, rehearsal, initial)
 
@@ -199,6 +207,43 @@ def _check_privacy(job: Prepared, privacy: CentralDP, layout: Layout, rehearsal:
         raise ConfigError(
             "privacy does not cover what clients measure on their own data: set evaluation.clients_every = 0"
         )
+
+
+def _check_uplink(job: Prepared, uplink: Uplink, rehearsal: Rehearsal, initial: Tensor) -> None:
+    """Refuse what would mean another thing on one side than on the other."""
+    algorithm = type(job.work.algorithm).__name__
+    if uplink.difference and POINT in rehearsal.lengths:
+        _check_steps("uplink difference", job, rehearsal, initial)
+    if uplink.triggered:
+        _check_trigger(job, uplink, rehearsal, initial)
+    workflow = job.workflow.then if isinstance(job.workflow, CrossSite) else job.workflow
+    if uplink.is_heard and isinstance(workflow, Buffered):
+        raise ConfigError(
+            "uplink: what the server last heard of a client moves with the rounds, and a buffered workflow's tasks "
+            f"outlive them: feedback = {uplink.feedback!r} with on_silence = {uplink.on_silence!r} would go on from "
+            'another vector than the client did; use feedback = "error", and on_silence = "zero"'
+        )
+    if uplink.is_heard and num_groups(job.work.algorithm) > 1:
+        raise ConfigError(f"uplink feedback = {uplink.feedback!r} goes on from a client's last update, which under "
+                          f"{algorithm} may be one of another model")  # fmt: skip
+
+
+def _check_trigger(job: Prepared, uplink: Uplink, rehearsal: Rehearsal, initial: Tensor) -> None:
+    algorithm = type(job.work.algorithm).__name__
+    _check_steps("uplink trigger", job, rehearsal, initial)
+    if rehearsal.lengths.keys() != {POINT}:
+        raise ConfigError(f"uplink trigger speaks of a client's step, and {algorithm} sends "
+                          f"{sorted(rehearsal.lengths)}: leave it out")  # fmt: skip
+    if rehearsal.memory_bytes or rehearsal.private:
+        raise ConfigError(f"uplink trigger: a client of {algorithm} would remember a step that the server has not "
+                          "heard of: leave the trigger out")  # fmt: skip
+    if job.privacy is not None:
+        raise ConfigError("uplink trigger: who stays silent tells of its data, which privacy does not cover: leave the "
+                          "trigger out")  # fmt: skip
+    workflow = job.workflow.then if isinstance(job.workflow, CrossSite) else job.workflow
+    if uplink.on_silence == "exclude" and isinstance(workflow, Buffered):
+        raise ConfigError('uplink on_silence = "exclude": a buffer waits for updates, and would ask clients that have '
+                          'none to send without end; use "zero"')  # fmt: skip
 
 
 def _check_epoch(job: Prepared, epoch: Epoch) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.errors import ConfigError, MissingExtra
-from roundelay.fold import Total, Uplink, starting_point
+from roundelay.fold import Total, Weighting, starting_point
 from roundelay.messages import Payload, Update
 
 
@@ -99,7 +99,7 @@ class Noised:
     """The fold of one private round: a sum of clipped steps, to which noise is added once, when it is read."""
 
     privacy: CentralDP
-    uplink: Uplink
+    uplink: Weighting
     previous: Tensor
     clip: float
     expected: float
@@ -116,7 +116,7 @@ class Noised:
 
     @staticmethod
     def begin(
-        privacy: CentralDP, uplink: Uplink, lengths: Mapping[str, int], sent: Payload, clip: float | None,
+        privacy: CentralDP, uplink: Weighting, lengths: Mapping[str, int], sent: Payload, clip: float | None,
         expected: float, noise_key: int,
     ) -> "Noised":  # fmt: skip
         """Prepare for a round in which ``sent`` was broadcast; ``clip`` is the norm that the round before led to."""

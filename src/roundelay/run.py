@@ -25,6 +25,7 @@ from roundelay.client.launch import ScriptLearner
 from roundelay.course import Course
 from roundelay.errors import RoundelayError
 from roundelay.history import History, Round
+from roundelay.intake import Outcome
 from roundelay.prepared import Prepared, check, watched_metric
 from roundelay.simulation.executors.scripts import Sites
 from roundelay.simulation.world import Simulated
@@ -189,6 +190,7 @@ class Run:
             "round": finished.version.number,
             "attempt": outcome.attempt,
             **{status: outcome.count(status) for status in ("admitted", "refused", "lost", "late")},
+            **self._silent(outcome),
             "bytes_down": finished.bytes_down,
             "bytes_up": finished.bytes_up,
             "seconds": round(finished.seconds, 6),
@@ -203,6 +205,10 @@ class Run:
             row["gathered_bytes"] = outcome.fold.gathered_bytes
             row["kept_model"] = int(job.workflow.shortfall(outcome) is not None)
         return row
+
+    def _silent(self, outcome: Outcome) -> Row:
+        uplink = self.job.work.uplink
+        return {"silent": sum(r.silent for r in outcome.reports)} if uplink is not None and uplink.triggered else {}
 
     def simulated(self, course: Course | None = None) -> World:
         """Return the world in which clients are simulated; with a course, as they once behaved."""

@@ -97,7 +97,7 @@ class Serving:
             expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))
             self._front = Front(
                 self.board, self.roster, Doors(clients), run=self.journal.run.id,
-                briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected)),
+                briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work.uplink)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
@@ -276,6 +276,9 @@ def _check(job: Prepared) -> None:
         raise ConfigError("a run on real devices is kept in a run folder: leave tracking = None out")
     if job.roles:
         raise ConfigError("attacks are played by simulated clients; leave them out to serve this job")
+    if job.work.downlink is not None and job.work.downlink.difference:
+        raise ConfigError("downlink difference takes clients that hear every broadcast, and a device fetches the "
+                          "models of its own rounds only: leave it out to serve this job")  # fmt: skip
 
 
 def _journal(folder: Path, job: Prepared) -> Journal:

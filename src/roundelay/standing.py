@@ -263,7 +263,9 @@ def _client_row(number: int, report: ClientReport) -> Row:
     row: dict[str, Any] = {
         "round": number, "attempt": report.attempt, "client": report.client, "status": report.status,
     }  # fmt: skip
-    if report.status in ("admitted", "evaluated"):
+    if report.silent:
+        row["silent"] = True
+    if report.status in ("admitted", "evaluated", "silent"):
         row["num_examples"] = report.num_examples
         return {**row, **report.metrics, **row}  # whatever names clients choose: the columns are ours
     return {**row, "reason": report.reason}

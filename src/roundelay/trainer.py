@@ -5,7 +5,7 @@ A serial simulation has one trainer, a pool has one per worker, a device has one
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -20,6 +20,8 @@ from roundelay.layout import Bound, Layout, Vectors
 from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink, apart, coded, kept
 
 CPU = torch.device("cpu")
 LOCAL = ("local params", "local buffers", "local integers")
@@ -56,7 +58,8 @@ class Work:
     """All that local work needs, whoever does it; sent once to every worker.
 
     ``make_model`` builds the module; ``data`` holds every client's part; ``loss`` and ``measures`` serve evaluation,
-    ``train_loss`` is what the clients minimise; ``keep_local`` says which tensors stay on each client.
+    ``train_loss`` is what the clients minimise; ``keep_local`` says which tensors stay on each client; ``uplink`` and
+    ``downlink`` say how vectors travel.
     """
 
     make_model: Callable[[], nn.Module]
@@ -69,6 +72,8 @@ class Work:
     seed: int
     eval_batch_size: int = 256
     keep_local: Sequence[str] = ()
+    uplink: Uplink | None = None
+    downlink: Downlink | None = None
 
     def initial_module(self) -> nn.Module:
         """Build the module from the job's seed, leaving the caller's random state as it was.
@@ -115,11 +120,21 @@ class Trainer:
             raise
 
     def train(self, task: Task, received: Payload, memory: Memory) -> Answer:
-        """Drive the algorithm's client half to its reply.
+        """Drive the algorithm's client half to its reply, and bring that into the form in which it travels.
 
         The answer's tensors are on the CPU and may share the module's memory: they are valid until this trainer's next
         call.
         """
+        memory, beside = apart(memory)
+        answer = self._trained(task, received, memory)
+        uplink = self.work.uplink if task.kind == "train" else None
+        if uplink is None:  # what a client shows to others is shown as it is
+            return replace(answer, memory={**answer.memory, **kept(beside)})
+        sent = coded(uplink, self.work.seed, task, received, answer.update.payload, beside)
+        update = replace(answer.update, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
+        return Answer(update, {**answer.memory, **sent.memory})
+
+    def _trained(self, task: Task, received: Payload, memory: Memory) -> Answer:
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
         own, private = self._load_local(memory)
@@ -153,8 +168,8 @@ class Trainer:
         )
         if fits:
             learned = {**learned, **fits[-1].memory}
-        kept = {LEARNER + name: value for name, value in learned.items()}
-        return Answer(update, _on(CPU, {**reply.memory, **private_memory(private), **self._local(), **kept}))
+        noted = {LEARNER + name: value for name, value in learned.items()}
+        return Answer(update, _on(CPU, {**reply.memory, **private_memory(private), **self._local(), **noted}))
 
     def _fit(self, ask: Fit, context: Context) -> Fitted:
         bound = self.bound
@@ -181,7 +196,7 @@ class Trainer:
         bound, data, algorithm = self.bound, self.work.data, self.work.algorithm
         own = data.test(task.client)
         bound.load_buffers(received.buffers, received.integers)
-        remembered, private = self._load_local(memory)
+        remembered, private = self._load_local(apart(memory)[0])
         if isinstance(algorithm, Personalised):
             client = algorithm.personal(_on(bound.device, received.vectors), remembered)
             try:
@@ -215,8 +230,8 @@ class Trainer:
         """
         memory = _on(self.bound.device, {k: v for k, v in memory.items() if not k.startswith(LEARNER)})
         if self.layout.local_names:
-            kept = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
-            self.bound.load_local(kept)
+            local = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
+            self.bound.load_local(local)
         own = {name: value for name, value in memory.items() if name not in LOCAL + PRIVATE}
         return own, private_buffers(memory)
 

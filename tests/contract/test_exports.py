@@ -1,6 +1,7 @@
 """The public surface: what ``import roundelay as rd`` offers, and what it leaves alone."""
 
 import inspect
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -31,8 +32,9 @@ def offered(module: ModuleType) -> dict[str, object]:
     return {name: getattr(module, name) for name in names}
 
 
-def constants_classes_modules(name: str) -> tuple[bool, bool, str]:
-    return not name.isupper(), not name[0].isupper(), name
+def constants_classes_modules(name: str) -> tuple[bool, bool, list[tuple[int, str]]]:
+    parts = [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+    return not name.isupper(), not name[0].isupper(), parts  # 8 comes before 16
 
 
 def test_the_list_of_public_names_is_sorted_without_repeats_and_complete() -> None:

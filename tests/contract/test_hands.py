@@ -95,6 +95,7 @@ def check_same(done: Done, came: Result) -> None:
     assert (answered.task_id, answered.num_examples, answered.group) == (update.task.id, update.num_examples,
                                                                          update.group)  # fmt: skip
     assert dict(answered.metrics) == dict(update.metrics)
+    assert answered.silent == update.silent
     check_tensors({**answered.payload.vectors}, {**update.payload.vectors})
     check_tensors(
         {"buffers": answered.payload.buffers, "integers": answered.payload.integers},
@@ -116,6 +117,8 @@ JOBS: dict[str, dict[str, object]] = {
     "ifca": {"algorithm": rd.IFCA(num_clusters=2)},
     "a head that stays": {"keep_local": ["second.*"]},
     "batch norm that stays": {"keep_local": ["@batch_norm"]},
+    "an uplink that remembers": {"uplink": rd.Uplink(codec=rd.TopK(fraction=0.1), feedback="error")},
+    "silence": {"uplink": rd.Uplink(trigger=rd.SendOnDelta(threshold=0.45), on_silence="zero")},
     "another loss": {"evaluation": rd.Evaluation(loss=torch.nn.functional.multi_margin_loss)},
 }
 
@@ -190,14 +193,20 @@ class Scripted:
         initial = self.work.algorithm.first_memory(self.server.bound.params().clone())
         first = {**self.server.first_local(), **initial}
         return ScriptHands(self.work.learner, told(client, self.work, self.server.layout), first, (), self._folder,
-                           lambda *said: self.logged.append(said))  # fmt: skip
+                           lambda *said: self.logged.append(said), uplink=self.work.uplink)  # fmt: skip
 
     def do(self, hands: ScriptHands, round: int = 1) -> Done:
         return hands.do(Task(round, "site-2", round), sent_in(self.work, self.server, round), {})
 
 
 @pytest.mark.parametrize(
-    "changes", [{"algorithm": rd.Scaffold()}, {"keep_local": ["second.*"]}], ids=["scaffold", "head"]
+    "changes",
+    [
+        {"algorithm": rd.Scaffold()},
+        {"keep_local": ["second.*"]},
+        {"uplink": JOBS["an uplink that remembers"]["uplink"]},
+    ],
+    ids=["scaffold", "head", "uplink"],
 )
 def test_a_script_comes_to_the_bits_of_a_simulated_one(changes: dict[str, object], tmp_path: Path) -> None:
     scripted = Scripted(tmp_path, KEEPS, **changes)

@@ -36,6 +36,28 @@ def test_which_scripts_live_on_does_not_depend_on_how_many_train_at_once(tmp_pat
     assert came[0][0] != script_job(tmp_path, MOMENTUM, threads(3)).run().sha256  # the momentum was forgotten
 
 
+UPLINKS = {
+    "feedback": rd.Uplink(codec=rd.TopK(fraction=0.1), feedback="error"),
+    "ef21 and silence": rd.Uplink(
+        codec=rd.QSGD(bits=4), feedback="ef21", trigger=rd.SendOnDelta(threshold=0.5), on_silence="reuse"
+    ),
+}
+
+
+@pytest.mark.parametrize("uplink", UPLINKS.values(), ids=UPLINKS)
+def test_what_scripts_send_travels_encoded_and_they_know_nothing_of_it(uplink: rd.Uplink, tmp_path: Path) -> None:
+    """In threads, in processes, and as a function that trains: one hash, and the same bytes."""
+    parts = {f"site-{i + 1}": examples(10 + 2 * i, seed=i) for i in range(3)}
+    learnt = small_job(
+        data=rd.FederatedData.from_datasets(parts), learner=train, num_rounds=2, clients_per_round=3, uplink=uplink,
+        downlink=rd.Downlink(codec=rd.FP16()), tracking=rd.Tracking(str(tmp_path), "learnt"),
+    ).run()  # fmt: skip
+    for mode in (threads(3), processes(3)):
+        given = script_job(tmp_path, BODY, mode, uplink=uplink, downlink=rd.Downlink(codec=rd.FP16()))
+        assert outcome(given.run()) == outcome(learnt)
+    assert learnt.rows[0]["bytes_up"] < 1500 < script_job(tmp_path, BODY, threads(3)).run().rows[0]["bytes_up"]
+
+
 class Wide(nn.Linear):
     """Large enough for its values to travel through shared memory."""
 

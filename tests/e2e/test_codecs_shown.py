@@ -3,10 +3,13 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from roundelay.config import parts_of
 from roundelay.stages import codecs
 
 ROOT = Path(__file__).parents[2]
@@ -14,8 +17,12 @@ PAGE = (ROOT / "docs" / "codecs.md").read_text()
 
 
 def test_the_page_runs_and_names_every_codec(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, of_a_job = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(code, {})
+    shown: dict[str, Any] = {}
+    exec(of_a_job, shown)
+    (table,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    assert parts_of(tomllib.loads(table))["uplink"] == shown["job"].uplink
     assert capsys.readouterr().out == "5080 5080 True\n"
     rows = [name.replace("_", "") for name in re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)]
     rows.remove("use")  # the heading

@@ -162,6 +162,31 @@ def test_a_job_ends_in_the_same_bits_in_this_process_in_workers_on_devices_that_
     assert on_workers(tmp_path, "job.toml", "listening", sites) == serial
 
 
+ENCODED = """
+[uplink]
+codec = {use = "top_k", fraction = 0.05}
+feedback = "error"
+[downlink]
+codec = {use = "int8"}
+"""
+
+
+def test_updates_that_travel_encoded_end_in_the_bits_of_the_simulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours.py").write_text(OURS)
+    (tmp_path / "job.toml").write_text(JOB + ENCODED)
+    (tmp_path / "scripts.toml").write_text(SCRIPT_JOB + ENCODED)
+    write(tmp_path, BODY)
+    sites = [["--id", f"{number}", "--data", "ours:examples", "--shard", f"{number}/3"] for number in range(3)]
+    serial = simulated(tmp_path, "job.toml", "serial", "simulation.executor=serial")
+    assert served(tmp_path, serve("job.toml", "joined"), "joined", sites) == serial
+    scripts = [["--id", f"site-{number}", "--script", "client.py"] for number in (1, 2)]
+    simulation = simulated(tmp_path, "scripts.toml", "simulated", "simulation.executor=threads")
+    assert served(tmp_path, serve("scripts.toml", "scripted"), "scripted", scripts) == simulation
+
+
 def test_a_client_alone_ends_in_the_bits_of_its_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.toml").write_text(JOB)

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from roundelay.errors import ConfigError
 from roundelay.messages import Memory
-from roundelay.simulation.network.triggers import (
+from roundelay.stages.triggers import (
     SENT,
     SILENT,
     Always,
-    EventTriggered,
     Lag,
     MaxSilence,
     Moment,
@@ -23,6 +22,7 @@ from roundelay.simulation.network.triggers import (
     Trigger,
     verdict,
 )
+from roundelay.stages.uplink import Uplink
 
 Planting = Callable[[pytest.MonkeyPatch], None]
 NEVER = SendOnDelta(threshold=math.inf)
@@ -238,12 +238,12 @@ def test_a_rule_of_ones_own_may_be_bounded_too() -> None:
 
 
 def test_what_silence_means_has_to_be_said() -> None:
-    with pytest.raises(TypeError, match="silence"):
-        EventTriggered(trigger=NEVER)  # type: ignore[call-arg]
-    with pytest.raises(ConfigError, match="silence must be one of 'reuse', 'exclude', 'zero', got 'forget'"):
-        EventTriggered(trigger=NEVER, silence="forget")
+    with pytest.raises(ConfigError, match="on_silence must be one of 'exclude', 'zero', 'reuse', got None"):
+        Uplink(trigger=NEVER)
+    with pytest.raises(ConfigError, match="on_silence must be one of 'exclude', 'zero', 'reuse', got 'forget'"):
+        Uplink(trigger=NEVER, on_silence="forget")
     with pytest.raises(ConfigError, match="threshold must be a number of at least 0, got -1"):
         SendOnDelta(threshold=-1)
     with pytest.raises(ConfigError, match="depth must be a whole number of at least 1, got 0"):
         Lag(depth=0)
-    assert EventTriggered(trigger=Always(), silence="zero").skip_bits == 8
+    assert Uplink(trigger=Always(), on_silence="zero").skip_bits == 8

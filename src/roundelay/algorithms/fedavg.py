@@ -22,7 +22,7 @@ from torch import Tensor
 
 from roundelay.algorithms.protocol import ClientHalf, Correct, Fit, Fitted, Reply, State
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -33,7 +33,7 @@ class FedAvg:
     """
 
     server_lr: float = 1.0
-    uplink: ClassVar[Uplink] = {"params": "examples"}
+    uplink: ClassVar[Weighting] = {"params": "examples"}
 
     def __post_init__(self) -> None:
         require("server_lr", self.server_lr, above=0)
@@ -61,7 +61,7 @@ class FedProx:
 
     mu: float
     server_lr: float = 1.0
-    uplink: ClassVar[Uplink] = {"params": "examples"}
+    uplink: ClassVar[Weighting] = {"params": "examples"}
 
     def __post_init__(self) -> None:
         require("mu", self.mu, at_least=0)

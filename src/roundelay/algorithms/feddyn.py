@@ -24,7 +24,7 @@ from torch import Tensor
 
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -35,7 +35,7 @@ class FedDyn:
     """
 
     alpha: float
-    uplink: ClassVar[Uplink] = {"params": "one"}
+    uplink: ClassVar[Weighting] = {"params": "one"}
 
     def __post_init__(self) -> None:
         require("alpha", self.alpha, above=0)

@@ -26,7 +26,7 @@ from torch import Tensor
 from roundelay.algorithms.fedavg import pull_towards
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State, per_client
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -35,7 +35,7 @@ class FedNova:
     """Average the clients' directions, each divided by how far its number of steps and its optimiser carry it."""
 
     mu: float = 0.0
-    uplink: ClassVar[Uplink] = {"direction": "examples", "a_norm": "examples"}
+    uplink: ClassVar[Weighting] = {"direction": "examples", "a_norm": "examples"}
 
     def __post_init__(self) -> None:
         require("mu", self.mu, at_least=0)

@@ -27,7 +27,7 @@ from torch import Tensor
 from roundelay.algorithms.fedavg import server_step
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -37,7 +37,7 @@ class FedAvgM:
 
     beta: float = 0.9
     server_lr: float = 1.0
-    uplink: ClassVar[Uplink] = {"params": "examples"}
+    uplink: ClassVar[Weighting] = {"params": "examples"}
 
     def __post_init__(self) -> None:
         require("beta", self.beta, at_least=0, below=1)
@@ -71,7 +71,7 @@ class _Adaptive(ABC):
     server_lr: float
     beta1: float = 0.9
     tau: float = 1e-3
-    uplink: ClassVar[Uplink] = {"params": "examples"}
+    uplink: ClassVar[Weighting] = {"params": "examples"}
 
     @abstractmethod
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:

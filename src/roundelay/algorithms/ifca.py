@@ -32,7 +32,7 @@ from roundelay import seeds
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Losses, PersonalHalf, Reply, State
 from roundelay.algorithms.settings import require
 from roundelay.errors import ConfigError
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -43,7 +43,7 @@ class IFCA:
     num_clusters: int
     spread: float = 0.5
     seed: int = 0
-    uplink: ClassVar[Uplink] = {"params": "examples"}
+    uplink: ClassVar[Weighting] = {"params": "examples"}
 
     def __post_init__(self) -> None:
         require("num_clusters", self.num_clusters, at_least=1)

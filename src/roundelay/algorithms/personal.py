@@ -20,7 +20,7 @@ from torch import Tensor
 from roundelay.algorithms.fedavg import pull_towards
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, PersonalHalf, Reply, State
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -32,7 +32,7 @@ class Ditto:
     """
 
     strength: float
-    uplink: ClassVar[Uplink] = {"params": "examples"}
+    uplink: ClassVar[Weighting] = {"params": "examples"}
 
     def __post_init__(self) -> None:
         require("strength", self.strength, at_least=0)

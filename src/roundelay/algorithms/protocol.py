@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 Scalar = float | Tensor
@@ -116,7 +116,7 @@ class Algorithm(Protocol):
     """
 
     @property
-    def uplink(self) -> Uplink:
+    def uplink(self) -> Weighting:
         """Return the vectors that a client sends, each with its averaging weight."""
 
     def init(self, params: Tensor, num_clients: int) -> State:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Losses, Reply, State
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 TINY = 1e-10
@@ -38,7 +38,7 @@ class QFedAvg:
 
     q: float
     lipschitz: float
-    uplink: ClassVar[Uplink] = {"step": "examples", "scale": "examples"}
+    uplink: ClassVar[Weighting] = {"step": "examples", "scale": "examples"}
 
     def __post_init__(self) -> None:
         require("q", self.q, at_least=0)

@@ -27,7 +27,7 @@ from torch import Tensor
 from roundelay.algorithms.fedavg import server_step
 from roundelay.algorithms.protocol import ClientHalf, Fit, Fitted, Reply, State
 from roundelay.algorithms.settings import require
-from roundelay.fold import Total, Uplink
+from roundelay.fold import Total, Weighting
 from roundelay.messages import Memory
 
 
@@ -36,7 +36,7 @@ class Scaffold:
     """Correct every local gradient by the difference between the server's control and the client's own."""
 
     server_lr: float = 1.0
-    uplink: ClassVar[Uplink] = {"params": "one", "control": "one"}
+    uplink: ClassVar[Weighting] = {"params": "one", "control": "one"}
 
     def __post_init__(self) -> None:
         require("server_lr", self.server_lr, above=0)

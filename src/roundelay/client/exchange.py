@@ -102,7 +102,7 @@ def read_model(frame: Frame) -> Payload:
 @dataclass(frozen=True, slots=True)
 class Answered:
     """What a script came to. An evaluation has no ``payload``; ``weighted`` says that the script told its number of
-    examples, which counts as 1 where it did not.
+    examples, which counts as 1 where it did not. ``silent`` and ``fresh`` are those of an ``Update``.
     """
 
     task_id: int
@@ -112,6 +112,8 @@ class Answered:
     payload: Payload | None = None
     memory: Memory = field(default_factory=dict)
     group: int = 0
+    silent: bool = False
+    fresh: bool = False
 
     @property
     def sums(self) -> Sums:
@@ -124,6 +126,8 @@ class Answered:
             "task_id": self.task_id, "num_examples": self.num_examples, "weighted": self.weighted,
             "metrics": dict(self.metrics), "group": self.group, "trained": self.payload is not None,
         }  # fmt: skip
+        # a script never says either
+        fields |= {name: True for name, said in (("silent", self.silent), ("fresh", self.fresh)) if said}
         tensors = _tensors(self.payload) if self.payload is not None else {}
         return Frame("answer", fields, {**tensors, **_prefixed(MEMORY, self.memory)})
 
@@ -150,6 +154,8 @@ class Answered:
             _payload(frame) if fields["trained"] else None,
             _named(MEMORY, frame),
             fields["group"],
+            fields.get("silent") is True,
+            fields.get("fresh") is True,
         )
 
 

@@ -4,7 +4,7 @@ import tomllib
 
 import tomli_w
 
-BUILT = ("model", "learner", "algorithm", "evaluation", "partition")
+BUILT = ("model", "learner", "algorithm", "evaluation", "partition", "uplink", "downlink")
 OFFERED = ("name", "num_rounds", "seed", "keep_local", *BUILT)
 """The parts of a job that a server tells: nothing that names a file of its own."""
 

@@ -5,13 +5,15 @@ an answer, and when it is tried again.
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 from roundelay.client.exchange import Answered
 from roundelay.hosting.talk import ScriptFailed
-from roundelay.messages import Lost, Task
+from roundelay.messages import Lost, Memory, Payload, Task
+from roundelay.stages.uplink import Uplink, coded, kept
 from roundelay.trainer import TRIES
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,22 @@ def tried(
                 return Lost(task, reason, trace)
             log.info("client %s failed in round %d, its task is run again\n%s", task.client, task.round, trace)
     return Lost(task, f"client {task.client!r} failed {TRIES} times: {reason}", trace)
+
+
+def on_the_air(
+    uplink: Uplink | None, seed: int, task: Task, received: Payload, answered: Answered, beside: Memory
+) -> Answered:
+    """Return a script's answer as it travels; ``beside`` is what its client remembers for its uplink, of which the
+    script knows nothing.
+    """
+    if task.kind == "evaluate":
+        return answered
+    payload = answered.payload
+    if uplink is None or task.kind != "train" or payload is None:
+        return replace(answered, memory={**answered.memory, **kept(beside)})
+    sent = coded(uplink, seed, task, received, payload, beside)
+    memory = {**answered.memory, **sent.memory}
+    return replace(answered, payload=sent.payload, memory=memory, silent=sent.silent, fresh=sent.fresh)
 
 
 def checked(task: Task, answered: Answered) -> Answered:

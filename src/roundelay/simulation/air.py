@@ -31,10 +31,12 @@ class Air:
     """The cells are those of the ``population``: one, or one for each of ``edges``, in their order."""
 
     def __init__(
-        self, loop: VirtualLoop, network: Network, population: Population, edges: Sequence[str], raw_bits: int
-    ) -> None:
-        """``raw_bits`` is an update without codec."""
-        self._loop, self._network, self._population, self._raw_bits = loop, network, population, raw_bits
+        self, loop: VirtualLoop, network: Network, population: Population, edges: Sequence[str], raw_bits: int,
+        skip_bits: int = 0,
+    ) -> None:  # fmt: skip
+        """``raw_bits`` is an update without codec, ``skip_bits`` all that a client sends which has nothing to send."""
+        self._loop, self._network, self._population = loop, network, population
+        self._raw_bits, self._skip_bits = raw_bits, skip_bits
         reaches = population.reaches
         wires = [] if network.backhaul is None else [
             network.backhaul.line("down", loop.now_ns), network.backhaul.line("up", loop.now_ns)]  # fmt: skip
@@ -89,6 +91,8 @@ class Air:
         return 0
 
     def carried(self, answer: Answer) -> tuple[Answer, Sent]:
+        if answer.update.silent:
+            return answer, Sent(self._skip_bits, kind="skip")
         if self._network.transfer is None:
             return answer, Sent(8 * answer.update.payload.num_bytes)
         task = answer.update.task
@@ -225,7 +229,7 @@ class Air:
             trip.phase, trip.bits = "own", sent.bits
             self._clock.at(now_ns + sent.duration_ns, ARRIVES, task.id)
             return
-        bits = max(1, sent.bits + self._network.header_bits)
+        bits = max(1, sent.bits + (self._network.header_bits if sent.kind == "update" else 0))
         crossing = self._population.reaches[trip.site].crossing(task.client, task.round, task.attempt, bits, now_ns)
         trip.phase, trip.bits, trip.lost = "up", crossing.bits, crossing.lost
         trip.retransmitted_bits = crossing.retransmitted_bits

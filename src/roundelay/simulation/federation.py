@@ -98,7 +98,7 @@ class SimulatedFederation(Bookkeeping):
         fold: Folding | None = None,
     ) -> Outcome:
         number = version.number + 1
-        tasks, sent, intake = self._opened(
+        tasks, cast, intake = self._opened(
             algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._release
         )
         closed = self._loop.create_future()
@@ -121,8 +121,8 @@ class SimulatedFederation(Bookkeeping):
         if goal is not None:  # what arrives at the same nanosecond arrives in the order of client ids, unless the round
             key = partial(seeds.key, self.seed, number, attempt)  # closes before all are there: then by a draw
             tasks.sort(key=lambda task: key(task.client, "arrival"))
-        in_order = self._delivery.dispatch(tasks, 8 * sent.num_bytes, arrive)
-        self._executor.submit(in_order, sent, self._memories(cohort))
+        in_order = self._delivery.dispatch(tasks, 8 * cast.travels.num_bytes, arrive)
+        self._executor.submit(in_order, cast.received, self._memories(cohort))
         timer = None
         if deadline_s is not None:  # in whole nanoseconds like the arrivals, which asyncio.timeout is not
             timer = self._loop.at(self._loop.now_ns + round(deadline_s * NS), expire, order=Order.TIMER)
@@ -135,7 +135,7 @@ class SimulatedFederation(Bookkeeping):
             self._kept.drop([task.id for task in tasks])
             self._executor.cancel([task_id for task_id in intake.open_tasks if task_id not in self._done])
             self._done.difference_update(task.id for task in tasks)
-        outcome = self.account(intake.close())
+        outcome = self.account(self._with_told(intake.close(), cast))
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
 
@@ -154,10 +154,10 @@ class SimulatedFederation(Bookkeeping):
     def dispatch(
         self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
     ) -> None:
-        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = self._tasks(clients, version.number + 1, attempt, sent, kind)
-        self._flights |= {task.id: Flight(task, sent, version.number) for task in tasks}
-        self._submit(self._delivery.dispatch(tasks, 8 * sent.num_bytes, self._land))
+        cast = self._broadcast(algorithm, version)
+        tasks, num_bytes = self._tasks(clients, version.number + 1, attempt, cast.travels, kind), cast.travels.num_bytes
+        self._flights |= {task.id: Flight(task, cast.received, version.number, num_bytes) for task in tasks}
+        self._submit(self._delivery.dispatch(tasks, 8 * num_bytes, self._land))
 
     async def arrival(self) -> Arrived:
         if not self._landed:
@@ -172,13 +172,11 @@ class SimulatedFederation(Bookkeeping):
         self._last_arrival = task_id
         answer = self._answer(task_id)
         self._delivery.end([task_id])
-        refusal = None
         if isinstance(answer, Lost):
             self._despair_of([(answer.reason, answer.traceback)])
-        else:
-            self._failed_in_a_row = 0
-            refusal = self._guard.check(answer.update, flight.task, self._expected, answered=False)
-        return Arrived(flight, answer, refusal)
+            return Arrived(flight, answer, None)
+        self._failed_in_a_row = 0
+        return self._arrived(flight, answer)
 
     def _submit(self, tasks: Sequence[Task]) -> None:
         """Submit tasks under way, those of one broadcast together."""

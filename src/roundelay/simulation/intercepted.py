@@ -19,7 +19,10 @@ from roundelay.guard import all_finite
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.seeds import generator
 from roundelay.simulation.executors.protocol import Executor, Result
-from roundelay.trainer import Answer
+from roundelay.stages.decoding import Decoder
+from roundelay.stages.triggers import Always
+from roundelay.stages.uplink import apart, coded
+from roundelay.trainer import Answer, Work
 
 
 @dataclass(slots=True)
@@ -30,15 +33,17 @@ class _Batch:
 
     tasks: Sequence[Task]
     received: Payload
+    memories: Mapping[str, Memory]
     looked: bool = False
     kept: dict[int, Result] = field(default_factory=dict)
     chosen: dict[int, Tensor] = field(default_factory=dict)  # by the colluding attack's identity: the step to send
 
 
 class Intercepted:
-    def __init__(self, inner: Executor, roles: Roles, uplink: Sequence[str], seed: int) -> None:
-        """``uplink`` names the algorithm's uplink vectors in their order."""
-        self._inner, self._roles, self._uplink, self._seed = inner, roles, uplink, seed
+    def __init__(self, inner: Executor, roles: Roles, lengths: Mapping[str, int], work: Work) -> None:
+        """``lengths`` are those of the algorithm's uplink vectors, in their order."""
+        self._inner, self._roles, self._lengths, self._seed = inner, roles, lengths, work.seed
+        self._uplink = work.uplink
         self._batches: dict[int, tuple[Task, _Batch]] = {}
         self._dropped: set[int] = set()
 
@@ -48,7 +53,7 @@ class Intercepted:
         answered = [task for task in tasks if task.id not in dropped]
         self._inner.submit(answered, received, memories)
         if tasks and tasks[0].kind != "evaluate":
-            batch = _Batch(sorted(answered, key=lambda task: (task.client, task.id)), received)
+            batch = _Batch(sorted(answered, key=lambda task: (task.client, task.id)), received, memories)
             self._batches.update({task.id: (task, batch) for task in tasks})
 
     def result(self, task_id: int) -> Result:
@@ -104,9 +109,11 @@ class Intercepted:
             answer = self._inner.result(task.id)
             if isinstance(answer, Answer):
                 answer = _copied(answer)
-                step = self._points(answer.update.payload) - self._base(batch, answer.update.payload)
-                if all_finite(step):
-                    rows.append(step)
+                opened = self._opened(answer, batch)
+                if opened is not None:
+                    step = self._points(opened) - self._base(batch)
+                    if all_finite(step):
+                        rows.append(step)
             self._inner.release(task.id)
             batch.kept[task.id] = answer
         if rows:
@@ -119,25 +126,55 @@ class Intercepted:
         update = answer.update
         task, payload = update.task, update.payload
         roles = [role for role in self._roles.get(task.client, ()) if isinstance(role, Lies | Colludes)]
-        if not roles:
+        opened = self._opened(answer, batch) if roles else None
+        if opened is None:
             return answer
-        base = self._base(batch, payload)
-        step = self._points(payload) - base
+        base = self._base(batch)
+        step = self._points(opened) - base
         for number, role in enumerate(roles):
             if isinstance(role, Lies):
                 step = role.lie(step, generator(self._seed, task.round, task.attempt, task.client, f"lie-{number}"))
             elif id(role) in batch.chosen:  # with no honest client to look at, it sends what it has
                 step = batch.chosen[id(role)]
-        lengths = [payload.vectors[name].numel() for name in self._uplink]
-        vectors = dict(zip(self._uplink, torch.split(base + step, lengths), strict=True))
-        return replace(answer, update=replace(update, payload=replace(payload, vectors=vectors)))
+        vectors = dict(zip(self._lengths, torch.split(base + step, list(self._lengths.values())), strict=True))
+        return self._sealed(replace(answer, update=replace(update, payload=replace(payload, vectors=vectors))), batch)
+
+    def _opened(self, answer: Answer, batch: _Batch) -> Payload | None:
+        """Return what an answer says, or None where it says nothing: who keeps silent does not lie."""
+        update, uplink = answer.update, self._uplink
+        if uplink is None or update.task.kind != "train":
+            return update.payload
+        if update.silent:
+            return None
+        client = update.task.client
+        _, beside = apart(batch.memories.get(client, {}))
+        decoder = Decoder(uplink, self._lengths, self._base(batch).dtype, batch.received, {client: beside})
+        return decoder.decode(update).update.payload if _is_encoded(update.payload) else update.payload
+
+    def _sealed(self, answer: Answer, batch: _Batch) -> Answer:
+        """Return a lie as it travels. It has no residual of its own; what the server goes on from, its client does
+        too.
+        """
+        update, uplink = answer.update, self._uplink
+        if uplink is None or update.task.kind != "train":
+            return answer
+        followed = uplink.feedback == "ef21"
+        liars = replace(uplink, trigger=Always(), feedback="ef21" if followed else "none")
+        _, beside = apart(batch.memories.get(update.task.client, {})) if followed else ({}, {})
+        sent = coded(liars, self._seed, update.task, batch.received, update.payload, beside)
+        memory = {**answer.memory, **sent.memory}
+        return Answer(replace(update, payload=sent.payload, fresh=sent.fresh), memory)
 
     def _points(self, payload: Payload) -> Tensor:
-        return torch.cat([payload.vectors[name] for name in self._uplink])
+        return torch.cat([payload.vectors[name] for name in self._lengths])
 
-    def _base(self, batch: _Batch, payload: Payload) -> Tensor:
-        lengths = {name: payload.vectors[name].numel() for name in self._uplink}
-        return starting_point(self._uplink, lengths, batch.received)
+    def _base(self, batch: _Batch) -> Tensor:
+        return starting_point(self._lengths, self._lengths, batch.received)
+
+
+def _is_encoded(payload: Payload) -> bool:
+    """Whether no vector had to travel as it is because its values have no encoding."""
+    return any(vector.dtype == torch.uint8 for vector in payload.vectors.values())
 
 
 def _copied(answer: Answer) -> Answer:

@@ -34,12 +34,14 @@ class ReplayedFederation(SimulatedFederation):
         deadline_s: float | None,
         fold: Folding | None = None,
     ) -> Outcome:
-        tasks, sent, intake = self._opened(
+        tasks, cast, intake = self._opened(
             algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._release
         )
         ends = {task.id: self._end(task) for task in tasks}
         self._attempt = attempt
-        self._executor.submit([task for task in tasks if ends[task.id] == ADMITTED], sent, self._memories(cohort))
+        self._executor.submit(
+            [task for task in tasks if ends[task.id] == ADMITTED], cast.received, self._memories(cohort)
+        )
         for task in tasks:
             end = ends[task.id]
             if end == ADMITTED:

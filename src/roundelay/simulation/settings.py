@@ -117,6 +117,8 @@ class Simulation:
         vectors += [buffers, integers] * (2 if rehearsal.private else 1)  # a private model has its own, in memory
         kept = sum(layout.length(kind, local=True) for kind in Kind) * 8 + 64 * len(Kind)
         kept += 64  # the learner's cursor
+        if work.uplink is not None:  # what a client remembers for it, at most two of each vector
+            kept += 2 * Packed.of(vectors).size + 128
         return Processes(
             work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64
         )

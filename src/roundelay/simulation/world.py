@@ -58,7 +58,8 @@ class Simulated:
         work = self.trainer.work
         executor = self.simulation.start(work, self.trainer, self.rehearsal, self.sites)
         if self.roles:
-            executor = Intercepted(executor, self.roles, list(work.algorithm.uplink), work.seed)
+            lengths = {name: self.rehearsal.lengths[name] for name in work.algorithm.uplink}
+            executor = Intercepted(executor, self.roles, lengths, work)
         self._executor = executor
 
     def loop(self) -> AbstractEventLoop:
@@ -86,7 +87,8 @@ class Simulated:
         population = Population(
             network, reaches, workload, found.factor, lambda duration: slowed(duration, self.roles) or duration
         )
-        return Air(loop, network, population, list(self.edges), raw_bits)
+        skip_bits = 0 if work.uplink is None else work.uplink.skip_bits
+        return Air(loop, network, population, list(self.edges), raw_bits, skip_bits)
 
     def _raw_bytes(self) -> int:
         """Return how long an update is where no codec is set."""

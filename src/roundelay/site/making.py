@@ -17,7 +17,7 @@ from roundelay.data.examples import Data, as_examples
 from roundelay.data.federated import FederatedData, read
 from roundelay.data.partition import IID, Partitioner
 from roundelay.data.split import Split
-from roundelay.deployment.device.hands import Hands, ScriptHands, TrainerHands
+from roundelay.deployment.device.hands import Hands, ScriptHands, TrainerHands, broadcast_lengths
 from roundelay.deployment.offered import HAS_INIT
 from roundelay.errors import ConfigError, DataError, WireError
 from roundelay.job import Job
@@ -26,6 +26,7 @@ from roundelay.messages import Memory
 from roundelay.site import offered as settings
 from roundelay.site.brought import Brought
 from roundelay.site.offered import Settings
+from roundelay.stages.downlink import Downlink
 from roundelay.trainer import Trainer
 from roundelay.wire import Frame
 
@@ -50,7 +51,9 @@ def hands_for(brought: Brought, briefing: "Briefing", folder: Path, on_scalar: O
         settings.require_agreement(own, offered, script is not None)
     if script is not None:
         first = _scripts_first_memory(brought, site, offered, own, script)
-        return ScriptHands(script, _for_script(site, brought), first, brought.allow, folder, on_scalar)
+        uplink, downlink = settings.offered_links(offered, brought.allow)
+        return ScriptHands(script, _for_script(site, brought), first, brought.allow, folder, on_scalar, uplink=uplink,
+                           downlink=downlink, lengths=_lengths(site, downlink))  # fmt: skip
     job = own or settings.offered_job(offered, brought.allow, None)
     _require_first_values(job, job.algorithm, site.layout, offered)
     data = _data(brought, job, own, offered, site.name)
@@ -155,6 +158,11 @@ def _scripts_first_memory(
     trainer = Trainer(job.prepared().work)
     site.layout.require_same(trainer.layout, f"client {site.name!r}: the model that is built here")
     return {**trainer.first_local(), **algorithm.first_memory(trainer.bound.params().clone())}
+
+
+def _lengths(site: Site, downlink: Downlink | None) -> dict[str, int]:
+    algorithm: Algorithm = build(site.algorithm, namespace(algorithms), "algorithm")
+    return broadcast_lengths(algorithm, torch.zeros(site.layout.num_params, dtype=site.layout.dtype), downlink)
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from roundelay.data.partition import Partitioner
 from roundelay.deployment.offered import BUILT, HAS_INIT, OFFERED, offered_settings
 from roundelay.errors import ConfigError
 from roundelay.job import Job
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink
 
 Settings = Mapping[str, Any]  # Any: what TOML can hold
 
-DECISIVE = ("seed", "keep_local", "model", "algorithm", "learner")
+DECISIVE = ("seed", "keep_local", "model", "algorithm", "learner", "uplink", "downlink")
 MEASURED = ("loss", "measures", "batch_size", "client_test_fraction")
 """What a job that is installed here must have in common with the server's, to come to the same bits."""
 
@@ -77,6 +79,19 @@ def offered_job(offered: Settings, allow: Sequence[str], script: Path | None) ->
     parts = config.parts_of(document)
     parts = {**parts, "data": FederatedData.elsewhere(["-"]), "script": script, "tracking": None}
     return Job(**checked(Job, parts, {}, "the server's settings"))
+
+
+def offered_links(offered: Settings, allow: Sequence[str]) -> tuple[Uplink | None, Downlink | None]:
+    """Return how vectors travel in the server's job.
+
+    Raises:
+        ConfigError: through something that is not allowed here.
+    """
+    tables = {name: offered[name] for name in ("uplink", "downlink") if name in offered}
+    for name, table in tables.items():
+        refuse_foreign(table, name, allow)
+    parts = config.parts_of(tables)
+    return parts.get("uplink"), parts.get("downlink")
 
 
 def offered_partition(offered: Settings, allow: Sequence[str]) -> Partitioner | None:

@@ -65,11 +65,15 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "integers": version.integers,
         "last": version.last,
         "clip_norm": version.clip_norm,
+        "heard": {client: dict(vectors) for client, vectors in version.heard.items()},
+        "told": None if version.told is None else dict(version.told),
         "epoch": None if version.epoch is None else _epoch_fields(version.epoch),
         "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
-        "flights": [(_fields(flight.task), flight.version, due_ns) for flight, due_ns in checkpoint.flights],
+        "flights": [
+            (_fields(flight.task), flight.version, due_ns, flight.num_bytes) for flight, due_ns in checkpoint.flights
+        ],
         "sent": {flight.version: _fields(flight.sent) for flight, _ in checkpoint.flights},
         "network": None if checkpoint.network is None else json.dumps(checkpoint.network),
         "layout": _described(layout),
@@ -97,9 +101,14 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         content["last"],
         content["clip_norm"],
         _epoch(content.get("epoch")),
+        content.get("heard", {}),
+        content.get("told"),
     )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
-    flights = [(Flight(Task(**task), sent[number], number), due_ns) for task, number, due_ns in content["flights"]]
+    flights = [
+        (Flight(Task(**task), sent[number], number, num_bytes), due_ns)
+        for task, number, due_ns, num_bytes in content["flights"]
+    ]
     network = None if content.get("network") is None else json.loads(content["network"])
     return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights, network)
 

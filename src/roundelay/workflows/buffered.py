@@ -108,9 +108,8 @@ class Buffer:
 
     def take(self, arrived: Arrived, weight: float) -> None:
         task, sent, answer = arrived.flight.task, arrived.flight.sent, arrived.answer
-        self._bytes_down += sent.num_bytes
-        if not isinstance(answer, Lost):
-            self._bytes_up += answer.update.payload.num_bytes
+        self._bytes_down += arrived.flight.num_bytes
+        self._bytes_up += arrived.num_bytes
         if arrived.refusal is not None:
             reason = f"{arrived.refusal.reason.value}: {arrived.refusal.message}"
             self._others.append(ClientReport(task.client, "refused", reason))
@@ -122,7 +121,8 @@ class Buffer:
         self._window.put(self._rebased(update, sent, weight) if staleness else update)
         self._memories[task.client] = {name: value.clone() for name, value in answer.memory.items()}
         said = {**reported(update.metrics), "staleness": float(staleness)}
-        self._admitted[task.client, task.id] = ClientReport(task.client, "admitted", "", update.num_examples, said)
+        report = ClientReport(task.client, "admitted", "", update.num_examples, said, silent=update.silent)
+        self._admitted[task.client, task.id] = report
 
     def close(self) -> Outcome:
         """Fold what was admitted, by client id and task number."""

@@ -51,6 +51,8 @@ class Cyclic:
                 if outcome.fold.count:
                     version = replace(next_version(algorithm, version, outcome), number=version.number)
                     fed.commit(outcome)
+                elif outcome.is_quiet:
+                    fed.commit(outcome)
                 else:
                     log.warning("round %d: client %s is passed over: %s", number, client, outcome.reports[0].reason)
             version = replace(version, number=number)

@@ -67,7 +67,7 @@ class Hierarchical:
             if outcome.fold.count:
                 version = next_version(algorithm, version, outcome)
             else:
-                version = replace(version, number=version.number + 1)
+                version = replace(version, number=version.number + 1, heard={**version.heard, **outcome.heard})
                 log.warning("round %d: no edge has an update, the model stays as it was", version.number)
             await conclude(fed, version, outcome)
         return version
@@ -105,6 +105,8 @@ class Hierarchical:
             if outcome.fold.count:
                 version = next_version(algorithm, version, outcome)
                 fed.commit(outcome)
+            elif outcome.is_quiet:  # nobody had anything to send, which its clients remember
+                fed.commit(outcome)
             outcomes.append(outcome)
         await fed.haul(edge, _travelling(version), up=True)
         return version, outcomes
@@ -124,4 +126,10 @@ def _merged(algorithm: Algorithm, version: Version, edges: Mapping[str, tuple[Ve
             fold.add(Update(Task(number, edge, version.number + 1), _travelling(reached), weight))
     last = [outcomes[-1] for _, outcomes in edges.values()]
     reports = tuple(sorted((r for outcome in last for r in outcome.reports), key=lambda report: report.client))
-    return Outcome(version.number + 1, last[0].attempt, fold, reports, {}, 0, 0)
+    heard = {
+        client: vectors
+        for reached, _ in edges.values()
+        for client, vectors in reached.heard.items()
+        if vectors is not version.heard.get(client)  # an edge knows of the others' clients what the cloud knew
+    }
+    return Outcome(version.number + 1, last[0].attempt, fold, reports, {}, 0, 0, heard)

@@ -62,7 +62,11 @@ class Rounds:
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
             outcome = await self._closed_round(fed, algorithm, version)
             short = self.shortfall(outcome)
-            if short is None:
+            if short is None and outcome.is_quiet:
+                version = replace(version, number=version.number + 1, heard={**version.heard, **outcome.heard})
+                fed.commit(outcome)
+                log.info("round %d: nobody had anything to send, the model stays as it was", version.number)
+            elif short is None:
                 version = next_version(algorithm, version, outcome)
                 fed.commit(outcome)
             else:
@@ -105,9 +109,10 @@ class Rounds:
 
     def shortfall(self, outcome: Outcome) -> str | None:
         """Return why a closed round leads to no new model, or None where it does."""
-        if outcome.fold.count < self.quorum and self.quorum > 1:
-            return f"{outcome.fold.count} of {len(outcome.reports)} updates admitted, quorum is {self.quorum}"
-        return outcome.fold.shortfall()
+        answers = outcome.fold.count + outcome.count("silent")
+        if answers < self.quorum and self.quorum > 1:
+            return f"{answers} of {len(outcome.reports)} updates admitted, quorum is {self.quorum}"
+        return None if outcome.is_quiet else outcome.fold.shortfall()
 
 
 def _in_its_epoch(version: Version, counted: Sequence[ClientReport], clients: Sequence[str]) -> Version:
@@ -125,7 +130,11 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     fold = outcome.fold
     buffers, integers = fold.buffers()
     state = algorithm.apply(version.state, fold.totals())
-    return Version(version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch)
+    heard = {**version.heard, **outcome.heard} if outcome.heard else version.heard
+    told = version.told if outcome.told is None else outcome.told
+    return Version(
+        version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch, heard, told
+    )  # fmt: skip
 
 
 async def conclude(

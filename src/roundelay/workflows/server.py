@@ -65,6 +65,7 @@ class Result:
     _update: Update
     _memory: Memory
     _layout: Layout
+    _heard: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -120,6 +121,8 @@ class Server:
         self._num_draws, self._num_trainings = 0, 0
         self._reports: list[ClientReport] = []
         self._memories: dict[str, Memory] = {}  # of all admitted clients, whatever becomes of their results
+        self._heard: dict[str, Mapping[str, Tensor]] = {}  # and what was reconstructed of them
+        self._quiet: dict[str, Memory] = {}  # of clients that had nothing to send, so that there is no result of theirs
         self._notes: dict[str, float] = {}
         self._measured: dict[GlobalModel, dict[str, float]] = {}
 
@@ -196,15 +199,21 @@ class Server:
             log.warning("round %d has trained more often than there are clients and is not saved: was await "
                         "fed.save(model) forgotten?", self.round)  # fmt: skip
         updates: list[Update] = []
+        # whatever the model is, clients stand where they stood when the last one was saved
+        version = replace(version, number=self._saved.number, heard=self._saved._version.heard)
         outcome = await self._fed.train(
-            self._algorithm, replace(version, number=self._saved.number), cohort, attempt=attempt, goal=goal,
-            deadline_s=deadline_s, fold=Fold({}, kept=updates),
+            self._algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=deadline_s,
+            fold=Fold({}, kept=updates),
         )  # fmt: skip
         self._reports.extend(outcome.reports)
         self._memories.update(outcome.memories)
+        self._heard.update(outcome.heard)
+        silent = {report.client for report in outcome.reports if report.status == "silent"}
+        self._quiet.update({client: memory for client, memory in outcome.memories.items() if client in silent})
         return [
             Result(update.task.client, update.num_examples, reported(update.metrics), update,
-                   outcome.memories.get(update.task.client, {}), self._fed.layout)
+                   outcome.memories.get(update.task.client, {}), self._fed.layout,
+                   outcome.heard.get(update.task.client, {}))
             for update in updates
         ]  # fmt: skip
 
@@ -219,6 +228,7 @@ class Server:
             given.close()
             raise ConfigError("fed.aggregate got a coroutine: write results = await fed.train(model, clients)")
         fold, memories = Fold(self._algorithm.uplink), dict[str, Memory]()
+        heard = dict[str, Mapping[str, Tensor]]()
         for result in sorted(results, key=_order):
             weight = result.num_examples
             if not (math.isfinite(weight) and weight > 0):
@@ -227,7 +237,9 @@ class Server:
             fold.add(replace(result._update, num_examples=weight))
             if result._memory:
                 memories[result.client] = result._memory
-        return Aggregate(Outcome(self.round, 0, fold, (), memories, 0, 0), self._fed.layout)
+            if result._heard:
+                heard[result.client] = result._heard
+        return Aggregate(Outcome(self.round, 0, fold, (), memories, 0, 0, heard), self._fed.layout)
 
     def update(self, model: GlobalModel, aggregate: Aggregate | Mapping[str, Tensor]) -> GlobalModel:
         """Let the job's algorithm make the server's step from a model; return a new one, which ``save`` makes the
@@ -240,7 +252,9 @@ class Server:
             LayoutError: the state dict lacks a tensor, has an unknown one, or one of another shape.
             ConfigError: it is not finite, or the algorithm makes its step of more than one model's parameters.
         """
-        version, pending = _version_of("update", model), model._pending if model.number == self.round else {}
+        version, pending = _version_of("update", model), model._pending
+        if model.number != self.round:  # whatever it is, clients stand where the model stands that was saved last
+            version, pending = replace(version, heard=self._saved._version.heard), {}
         if not isinstance(aggregate, Aggregate):
             return self._model(self._stepped(version, aggregate), {**pending, **self._memories})
         outcome = aggregate._outcome
@@ -286,8 +300,8 @@ class Server:
             raise ConfigError(f"fed.save: all {self.num_rounds} rounds of the job are saved; loop while fed.running, "
                               "or raise num_rounds")  # fmt: skip
         reports = tuple(sorted(self._reports, key=lambda report: (report.client, report.attempt)))
-        attempt = max(0, self._num_trainings - 1)
-        outcome = Outcome(number, attempt, Fold({}), reports, model._pending, 0, 0)  # its bytes are counted already
+        attempt = max(0, self._num_trainings - 1)  # its bytes are counted already
+        outcome = Outcome(number, attempt, Fold({}), reports, {**self._quiet, **model._pending}, 0, 0)
         self._fed.commit(outcome)
         measured, notes = self._measured.get(model), self._notes
         self._saved = GlobalModel(version, self._fed.layout)
@@ -323,7 +337,8 @@ class Server:
         # as under an aggregation rule, every client weighs one
         count = max(1, sum(report.status == "admitted" for report in self._reports))
         total = Total({"params": vectors.params}, {"params": float(count)}, count)
-        return Version(self.round, algorithm.apply(version.state, {0: total}), vectors.buffers, vectors.integers)
+        return Version(self.round, algorithm.apply(version.state, {0: total}), vectors.buffers, vectors.integers,
+                       heard={**version.heard, **self._heard})  # fmt: skip
 
     def _known(self, verb: str, clients: Sequence[str]) -> list[str]:
         """Return clients sorted by id."""

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,18 +10,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from roundelay import seeds
+from roundelay.algorithms.protocol import Algorithm
 from roundelay.client.exchange import Answered, Scalar, Site, task_frame
 from roundelay.client.launch import Script, ScriptLearner
-from roundelay.errors import RoundelayError
+from roundelay.errors import RoundelayError, WireError
 from roundelay.hosting.forkserver import context
 from roundelay.hosting.process import ScriptProcess
 from roundelay.hosting.talk import ScriptFailed, Watch
-from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, tried
+from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, on_the_air, tried
 from roundelay.messages import Lost, Memory, Payload, Task
+from roundelay.stages.downlink import Downlink
+from roundelay.stages.uplink import Uplink, apart
 from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_describe
+
+MANY = 2**16
+"""More clients than any algorithm asks for; how many there are changes no vector's length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +106,18 @@ class TrainerHands:
         Raises:
             LayoutError: the model here is not the one that the server trains; names the tensor.
         """
-        self._stop = _Stop()
+        self._stop, self._downlink = _Stop(), work.downlink
         with _one_thread():
             make_model = partial(_interruptible, work.make_model, self._stop.asked)
             self._trainer = Trainer(replace(work, make_model=make_model))
             site.layout.require_same(self._trainer.layout, f"client {site.name!r}: the model that is built here")
-            self._first = work.algorithm.first_memory(self._trainer.bound.params().clone())
+            params = self._trainer.bound.params().clone()
+            self._first = work.algorithm.first_memory(params)
+        self._lengths, self._dtype = broadcast_lengths(work.algorithm, params, work.downlink), params.dtype
         self.examples = work.data.train(site.name)
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
-        trace = ""
+        trace, received = "", _opened(self._downlink, task, received, self._lengths, self._dtype)
         with self._stop.watched(), _one_thread():
             for _ in range(TRIES):
                 try:
@@ -123,7 +131,7 @@ class TrainerHands:
                 if not isinstance(outcome, str):
                     update = outcome.update
                     answered = Answered(task.id, update.num_examples, True, update.metrics, update.payload,
-                                        group=update.group)  # fmt: skip
+                                        group=update.group, silent=update.silent, fresh=update.fresh)  # fmt: skip
                     return Done(answered, outcome.memory)
                 trace = outcome
         raise _cannot(lost(task, trace))
@@ -140,18 +148,23 @@ class ScriptHands:
 
     def __init__(
         self, script: ScriptLearner, site: Site, first_memory: Memory, allowed: Collection[str], folder: Path,
-        on_scalar: Callable[[str, int, Scalar], None],
+        on_scalar: Callable[[str, int, Scalar], None], *, uplink: Uplink | None = None,
+        downlink: Downlink | None = None, lengths: Mapping[str, int] = {},
     ) -> None:  # fmt: skip
         """``allowed`` names algorithms beyond our own that may run beside the script; what it logs goes to
         ``on_scalar(client, round, scalar)``, in the thread of ``do``. It lives in a folder of its own below ``folder``.
+        ``lengths`` are those of what is broadcast, where that comes encoded.
         """
         self._script, self._site, self._first, self._folder = script, site, first_memory, folder
         self._allowed, self._stop, self._lock = tuple(allowed), _Stop(), threading.Lock()
         self._watch = Watch(on_scalar, None, self._stop.asked)
         self._host: ScriptProcess | None = None
+        self._uplink, self._downlink, self._lengths = uplink, downlink, lengths
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
-        frame = task_frame(task, received, memory or self._first)
+        received = _opened(self._downlink, task, received, self._lengths, self._site.layout.dtype)
+        work, beside = apart(memory or self._first)
+        frame = task_frame(task, received, work)
 
         def once(anew: bool) -> Answered:
             return checked(task, self._waiting(task.round, anew).work(frame))
@@ -163,6 +176,7 @@ class ScriptHands:
         if task.kind == "evaluate":
             sums = outcome.sums
             return Done(Answered(task.id, float(sums.count), outcome.weighted, sums.means()), {})
+        outcome = on_the_air(self._uplink, self._site.seed, task, received, outcome, beside)
         return Done(replace(outcome, memory={}), outcome.memory)
 
     def interrupt(self) -> None:
@@ -192,6 +206,27 @@ class ScriptHands:
             host, self._host = self._host, None
         if host is not None:
             host.close(time.monotonic() + farewell_s)
+
+
+def broadcast_lengths(algorithm: Algorithm, params: Tensor, downlink: Downlink | None) -> dict[str, int]:
+    """Return how long the vectors are that every client receives, where they come encoded; ``params`` (D,) may hold any
+    values.
+    """
+    if downlink is None:
+        return {}
+    return {name: vector.numel() for name, vector in algorithm.broadcast(algorithm.init(params, MANY)).items()}
+
+
+def _opened(
+    downlink: Downlink | None, task: Task, received: Payload, lengths: Mapping[str, int], dtype: torch.dtype
+) -> Payload:
+    """Return what came as a client knows it; what is to be evaluated comes as it is."""
+    if downlink is None or task.kind == "evaluate":
+        return received
+    try:
+        return downlink.opened(received, lengths, dtype)
+    except WireError as error:
+        raise CannotDo(f"what the server sent as a model cannot be decoded: {error}") from error
 
 
 def _cannot(lost: Lost) -> CannotDo:

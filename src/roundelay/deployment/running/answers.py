@@ -14,6 +14,7 @@ from roundelay.errors import WireError
 from roundelay.guard import Expected
 from roundelay.header import ALIGNMENT, PREFIX, Limits
 from roundelay.messages import Task, Update
+from roundelay.stages.uplink import Uplink
 from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,15 @@ commits the memory commits the claim to it.
 """
 
 
-def limits_of(expected: Expected) -> Limits:
-    """Return what an answer's frame may cost: the vectors whose lengths the server knows, and their names."""
-    num_tensors = len(expected.vectors) + 2
-    return Limits(MAX_HEADER_BYTES, expected.num_bytes + num_tensors * ALIGNMENT, num_tensors)
+def limits_of(expected: Expected, uplink: Uplink | None = None) -> Limits:
+    """Return what an answer's frame may cost: the vectors whose lengths the server knows, and their names. An encoding
+    may be longer than what it encodes; values that have none come as they are, to be refused.
+    """
+    num_tensors, beyond = len(expected.vectors) + 2, 0
+    if uplink is not None:
+        size = expected.dtype.itemsize
+        beyond = sum(max(0, uplink.codec.max_bytes(n) - n * size) for n in expected.vectors.values())
+    return Limits(MAX_HEADER_BYTES, expected.num_bytes + beyond + num_tensors * ALIGNMENT, num_tensors)
 
 
 def max_answer_bytes(limits: Limits) -> int:
@@ -73,7 +79,8 @@ class Answers:
         answered = self.read(task)
         assert answered.payload is not None
         self._note_weight(answered.weighted, task.client)
-        update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
+        update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics,
+                        answered.silent, answered.fresh)  # fmt: skip
         return Answer(update, {CLAIM: torch.tensor([task.id])})
 
     def _note_weight(self, weighted: bool, client: str) -> None:

@@ -54,7 +54,10 @@ class DeployedFederation(Bookkeeping):
         super().__init__(given)
         self._run_s = now_s
         self._board, self._calls, self._journal, self._wait_s = board, calls, board.journal, wait_s
-        self._answers, self._asking = Answers(board.journal, limits_of(self._expected)), Asking(board)
+        self._answers, self._asking = (
+            Answers(board.journal, limits_of(self._expected, given.trainer.work.uplink)),
+            Asking(board),
+        )
         self._restored_flights = flights
         self._last_task = self._asking.last_id
         self._attempt = 0  # the last one at the round that is trained
@@ -104,7 +107,7 @@ class DeployedFederation(Bookkeeping):
         fold: Folding | None = None,
     ) -> Outcome:
         number = version.number + 1
-        tasks, sent, intake = self._opened(
+        tasks, cast, intake = self._opened(
             algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=_is_on_disk
         )
         self._attempt, group = attempt, min(cohort, default="")  # cohorts side by side have no client in common
@@ -114,7 +117,7 @@ class DeployedFederation(Bookkeeping):
             self._fold_again(tasks, known.members, intake)
         else:
             elapsed_s = self._journal.rounds.open(opening).elapsed_s
-            self._asking.post(tasks, sent, group)
+            self._asking.post(tasks, cast.travels, group)
             self._asking.lose_strangers(tasks)
             await self._answered(tasks, intake, opening, elapsed_s)
             self._journal.rounds.close(number, attempt, intake.members, group)
@@ -181,27 +184,32 @@ class DeployedFederation(Bookkeeping):
         self, algorithm: Algorithm, version: Version, clients: Sequence[str], attempt: int, kind: TaskKind = "train"
     ) -> None:
         number = version.number + 1
-        sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
-        tasks = self._tasks(clients, number, attempt, sent, kind)
+        cast = self._broadcast(algorithm, version)
+        tasks = self._tasks(clients, number, attempt, cast.travels, kind)
         if kind == "train":
             self._asked.append((number, attempt))
             if self._journal.rounds.get(number, attempt) is None:
                 self._journal.rounds.open(Opening(number, attempt, tuple(clients)))
-        self._asking.post(tasks, sent)
-        self._fly([Flight(task, sent, version.number) for task in tasks])
+        self._asking.post(tasks, cast.travels)
+        num_bytes = cast.travels.num_bytes
+        self._fly([Flight(task, cast.received, version.number, num_bytes) for task in tasks])
 
     async def arrival(self) -> Arrived:
         task_id = await self._next_arrival()
         flight = self._flights.pop(task_id)
         came = self._came(flight.task)
-        refusal = came if isinstance(came, Refusal) else None
         if isinstance(came, Answer):
-            refusal = self._guard.check(came.update, flight.task, self._expected, answered=False)
+            arrived = self._arrived(flight, came)
+        elif isinstance(came, Lost):
+            arrived = Arrived(flight, came, None)
+        else:
+            arrived = Arrived(flight, Lost(flight.task, came.message), came)
+        refusal = arrived.refusal
         if refusal is not None:
             self._journal.settle(task_id, Fate.REFUSED, f"{refusal.reason.value}: {refusal.message}")
         elif isinstance(came, Answer) and flight.task.kind == "train":
             self._taken.append(flight.task)
-        return Arrived(flight, Lost(flight.task, came.message) if isinstance(came, Refusal) else came, refusal)
+        return arrived
 
     def account(self, outcome: Outcome) -> Outcome:
         if self._asked or self._taken:  # a round that the workflow has closed itself

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64
+MAX_VIEWS = 4096
+"""How many ways of reading regions are kept ready."""
 
 
 class Region(NamedTuple):
@@ -83,6 +85,8 @@ class Arena:
             for dtype, length in packed.parts:
                 views.append(raw[at : at + dtype.itemsize * length].view(dtype))
                 at += _aligned(dtype.itemsize * length)
+            if len(self._views) >= MAX_VIEWS:  # encoded vectors have other lengths each time
+                self._views.clear()
             self._views[key] = views
         return views
 

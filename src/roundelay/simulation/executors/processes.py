@@ -24,7 +24,7 @@ from torch import Tensor
 from roundelay.errors import RoundelayError
 from roundelay.hosting.forkserver import context, main_hidden
 from roundelay.messages import Memory, Payload, Task, Update
-from roundelay.simulation.executors.arena import Arena, Packed, Region
+from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.protocol import Result
 from roundelay.simulation.executors.shipping import pack
 from roundelay.simulation.executors.worker import Done, Names, Order, Ready, main, tensors_of
@@ -291,9 +291,13 @@ class Processes:
         elif place in self._places:
             payload, memory = self._places[place]
         else:
+            if len(self._places) >= MAX_VIEWS:
+                self._places.clear()
             names = pickle.loads(done.names)
             payload, memory = self._places[place] = names.read(self._arena, job.slot)
-        return Answer(Update(job.task, payload, done.num_examples, done.group, done.metrics or {}), memory)
+        metrics = done.metrics or {}
+        update = Update(job.task, payload, done.num_examples, done.group, metrics, done.silent, done.fresh)
+        return Answer(update, memory)
 
     def _failed(self, job: _Job, trace: str) -> None:
         job.failures += 1

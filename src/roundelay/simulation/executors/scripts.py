@@ -24,10 +24,11 @@ from roundelay.errors import ConfigError
 from roundelay.hosting.forkserver import context
 from roundelay.hosting.process import ScriptProcess
 from roundelay.hosting.talk import Host, ScriptFailed, Watch
-from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, tried
+from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, on_the_air, tried
 from roundelay.hosting.thread import ScriptThread
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.simulation.executors.protocol import Result
+from roundelay.stages.uplink import apart
 from roundelay.trainer import Answer, Evaluated, Trainer, Work
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,11 @@ class Scripts:
             host = self._host(task, order.fresh or anew)
             if self._was_cancelled(task):  # while the script was started, when there was none to end
                 raise ScriptFailed("cancelled", final=True)
-            return self._result(task, checked(task, host.work(task_frame(task, order.received, order.memory))))
+            memory, beside = apart(order.memory)
+            answered = checked(task, host.work(task_frame(task, order.received, memory)))
+            return self._result(
+                task, on_the_air(self._work.uplink, self._work.seed, task, order.received, answered, beside)
+            )
 
         return tried(task, once, partial(self._end, task.client), partial(self._was_cancelled, task))
 
@@ -222,7 +227,8 @@ class Scripts:
                 )
             if first_without:
                 log.warning("the scripts send no num_examples: all clients weigh the same in the average")
-        update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics)
+        update = Update(task, answered.payload, answered.num_examples, answered.group, answered.metrics,
+                        answered.silent, answered.fresh)  # fmt: skip
         return Answer(update, answered.memory)
 
     def _host(self, task: Task, fresh: bool) -> Host:

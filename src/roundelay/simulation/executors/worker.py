@@ -16,7 +16,7 @@ from torch import Tensor
 
 from roundelay.hosting.forkserver import die_with_parent
 from roundelay.messages import Memory, Payload, Task
-from roundelay.simulation.executors.arena import Arena, Packed, Region
+from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.shipping import Shipment, unpack
 from roundelay.trainer import Answer, Evaluated, Trainer, run_or_describe
 
@@ -82,6 +82,8 @@ class Done(NamedTuple):
     metrics: Mapping[str, float] | None = None
     sums: Any = None  # Any: metrics.Sums, which NamedTuple would otherwise have to import for its annotation alone
     inline: tuple[Any, ...] | None = None
+    silent: bool = False
+    fresh: bool = False
 
 
 def main(connection: Connection, arena: Arena, shipment: Shipment, device: str) -> None:
@@ -135,6 +137,8 @@ class _Worker:
         tensors = tensors_of(update.payload, answer.memory)
         names = Names.of(update.payload, answer.memory)
         if names not in self._names:
+            if len(self._names) >= MAX_VIEWS:
+                self._names.clear()
             self._names[names] = pickle.dumps(names)
         inline = None
         if names.packed.size <= slot.size:
@@ -143,7 +147,7 @@ class _Worker:
             inline = tuple(t.cpu().numpy() for t in tensors)
         return Done(
             update.task.id, time.perf_counter() - started, "", self._names[names], update.num_examples, update.group,
-            dict(update.metrics), None, inline,
+            dict(update.metrics), None, inline, update.silent, update.fresh,
         )  # fmt: skip
 
 

@@ -4,25 +4,25 @@ What a client remembers for its rule (the vector that it sent last, for how long
 other: it comes with the verdict, and is pending until the server has counted the update, or the notice that there is
 none. Before a client has sent anything, a rule takes it that it has sent a step of zero.
 
-A rule of your own is a frozen dataclass with these two methods.
+A rule of your own is a frozen dataclass with these two methods. What silence means to the server is not the rule's to
+say: see ``Uplink``.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
 from roundelay.messages import Memory
-from roundelay.simulation.network.checks import check_choice, check_number
+
+__all__ = ["Always", "Lag", "MaxSilence", "SendOnDelta"]
 
 SENT, SILENT = "trigger.sent", "trigger.silent"
 """Under these names a client's memory keeps the vector that it sent last, and its silent rounds since then."""
-
-OnSilence = Literal["reuse", "exclude", "zero"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ def verdict(trigger: Trigger, step: Tensor, start: Tensor, moment: Moment) -> Ve
     broken = not math.isfinite(_length(step))
     if broken or trigger.fires(step, start, moment):
         why = "not finite" if broken else name
-        return Verdict(True, why, {**trigger.remembered(step, start), SILENT: torch.tensor(0)})
-    return Verdict(False, name, {SILENT: torch.tensor(moment.silent_rounds + 1)})
+        return Verdict(True, why, {**trigger.remembered(step, start), SILENT: torch.tensor([0])})
+    return Verdict(False, name, {SILENT: torch.tensor([moment.silent_rounds + 1])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +104,10 @@ class SendOnDelta:
     def __post_init__(self) -> None:
         if not isinstance(self.threshold, int | float) or not self.threshold >= 0:
             raise ConfigError(f"SendOnDelta: threshold must be a number of at least 0, got {self.threshold!r}")
-        check_choice(self, "of", "step", "point")
-        check_choice(self, "compare", "vectors", "norms")
+        for name, known in (("of", ("step", "point")), ("compare", ("vectors", "norms"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"SendOnDelta: {name} must be one of {', '.join(map(repr, known))}, "
+                                  f"got {getattr(self, name)!r}")  # fmt: skip
 
     def fires(self, step: Tensor, start: Tensor, moment: Moment) -> bool:
         new = self._kept(start + step if self.of == "point" else step)
@@ -136,7 +138,8 @@ class Lag:
     depth: int = 10
 
     def __post_init__(self) -> None:
-        check_number(self, "xi", least=0)
+        if isinstance(self.xi, bool) or not isinstance(self.xi, int | float) or not 0 <= self.xi < math.inf:
+            raise ConfigError(f"Lag: xi must be at least 0, got {self.xi!r}")
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise ConfigError(f"Lag: depth must be a whole number of at least 1, got {self.depth!r}")
 
@@ -164,25 +167,6 @@ class MaxSilence:
 
     def remembered(self, step: Tensor, start: Tensor) -> Memory:
         return self.then.remembered(step, start)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventTriggered:
-    """A rule, and what its silence means to the server, which has no default, since all three are different algorithms.
-
-    With "reuse", the server goes on with the step that the client sent last (LAG; it keeps one vector a client); with
-    "zero", it takes a step of zero, at the client's weight; with "exclude", the round is averaged without the client.
-    A client that keeps silent says so in ``skip_bits``; with 0 nothing is sent, and only a deadline ends the waiting.
-    """
-
-    trigger: Trigger
-    silence: str
-    skip_bits: int = 8
-
-    def __post_init__(self) -> None:
-        check_choice(self, "silence", *get_args(OnSilence))
-        if isinstance(self.skip_bits, bool) or not isinstance(self.skip_bits, int) or self.skip_bits < 0:
-            raise ConfigError(f"EventTriggered: skip_bits must be a whole number of at least 0, got {self.skip_bits!r}")
 
 
 def _length(vector: Tensor) -> float:
