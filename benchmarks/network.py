@@ -23,6 +23,7 @@ from roundelay.simulation.air import Air
 from roundelay.simulation.delivery import Sent
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.network.reach import Reach
+from roundelay.simulation.population import Population
 from roundelay.simulation.workload import Workload
 from roundelay.trainer import Work
 
@@ -52,8 +53,8 @@ def rounds(network: rd.Network, num_ues: int) -> tuple[float, float, list[dict[s
     clients = [f"ue-{number:05d}" for number in range(num_ues)]
     loop, began = VirtualLoop(), time.process_time()
     workload = Workload(_work(clients))
-    air = Air(loop, network, [Reach.of(network, 1, clients)], [], workload, factor=1.0, raw_bits=BITS,
-              slowed=lambda duration: duration)  # fmt: skip
+    population = Population(network, [Reach.of(network, 1, clients)], workload, 1.0, lambda duration: duration)
+    air = Air(loop, network, population, [], BITS)
     air.attend(Everybody())
     ready = time.process_time()
     rows: list[dict[str, object]] = []

@@ -22,6 +22,7 @@ from roundelay.simulation.delivery import Sent
 from roundelay.simulation.loop import NS
 from roundelay.simulation.network import ledger as ledgers
 from roundelay.simulation.network.transfer import Transfer
+from roundelay.simulation.population import Population
 from roundelay.simulation.trace import Trace
 from roundelay.simulation.trips import Trip
 from roundelay.tracking.run_folder import read_rows
@@ -386,7 +387,7 @@ def forget_headers(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_message_each(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Air, "_groups", lambda self, site, trips: [[trip] for trip in trips])
+    patch.setattr(Population, "hearing", lambda self, site, trips, now_ns: [[trip] for trip in trips])
 
 
 def forget_what_was_cut_off(patch: pytest.MonkeyPatch) -> None:
@@ -406,14 +407,14 @@ def scale_the_wrong_way(patch: pytest.MonkeyPatch) -> None:
 
 def luck_by_the_task(patch: pytest.MonkeyPatch) -> None:
     """Draws keyed by how much is sent."""
-    modelled_s = Air._modelled_s
+    modelled_s = Population._modelled_s
 
-    def planted(self: Air, client: str, task: rd.Task) -> float:
+    def planted(self: Population, client: str, task: rd.Task) -> float:
         transfer = self._network.transfer
         _, bits, _ = transfer(torch.zeros(1), None, torch.Generator())  # type: ignore[arg-type, misc]
         return modelled_s(self, client, replace(task, round=task.round + bits))
 
-    patch.setattr(Air, "_modelled_s", planted)
+    patch.setattr(Population, "_modelled_s", planted)
 
 
 def ask_whoever(patch: pytest.MonkeyPatch) -> None:

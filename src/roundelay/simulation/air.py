@@ -5,25 +5,22 @@ whoever is due begins, has computed, arrives, or leaves. So a run that was taken
 never stopped.
 """
 
-import heapq
 from asyncio import Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roundelay.bookkeeping import Traced
 from roundelay.messages import Task
 from roundelay.simulation import own_transfer
 from roundelay.simulation.cells import Cells
-from roundelay.simulation.choosing import Past, candidates, chosen
-from roundelay.simulation.delivery import Duration, Ends, Landed, Sent
-from roundelay.simulation.loop import NS, Event, Order, VirtualLoop
-from roundelay.simulation.network.availability import Always
+from roundelay.simulation.clockwork import Clockwork
+from roundelay.simulation.delivery import Ends, Landed, Sent
+from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.network.cell import Flown, MinMax
 from roundelay.simulation.network.network import Network
-from roundelay.simulation.network.reach import Reach
+from roundelay.simulation.population import Population
 from roundelay.simulation.trace import Trace
 from roundelay.simulation.trips import DOING, Trip, still_under_way
-from roundelay.simulation.workload import Workload
 from roundelay.trainer import Answer
 
 BEGINS, COMPUTED, ARRIVES, LEAVES = range(4)
@@ -31,20 +28,16 @@ BEGINS, COMPUTED, ARRIVES, LEAVES = range(4)
 
 
 class Air:
-    """``reaches`` are the cells: one, or one for each edge, whose names are ``edges``."""
+    """The cells are those of the ``population``: one, or one for each of ``edges``, in their order."""
 
     def __init__(
-        self, loop: VirtualLoop, network: Network, reaches: Sequence[Reach], edges: Sequence[str], workload: Workload,
-        *, factor: float, raw_bits: int, skip_bits: int, slowed: Callable[[Duration], Duration],
+        self, loop: VirtualLoop, network: Network, population: Population, edges: Sequence[str], raw_bits: int,
+        skip_bits: int = 0,
     ) -> None:  # fmt: skip
-        """``factor`` scales computing, ``slowed`` adds what slows clients; ``raw_bits`` is an update without codec,
-        ``skip_bits`` all that a client sends which has nothing to send.
-        """
-        self._loop, self._network, self._reaches, self._edges = loop, network, reaches, edges
-        self._workload, self._factor, self._raw_bits, self._skip_bits = workload, factor, raw_bits, skip_bits
-        self._computing_s = slowed(self._modelled_s)
-        self._seed = reaches[0].seed
-        self._site = {client: site for site, reach in enumerate(reaches) for client in reach.clients}
+        """``raw_bits`` is an update without codec, ``skip_bits`` all that a client sends which has nothing to send."""
+        self._loop, self._network, self._population = loop, network, population
+        self._raw_bits, self._skip_bits = raw_bits, skip_bits
+        reaches = population.reaches
         wires = [] if network.backhaul is None else [
             network.backhaul.line("down", loop.now_ns), network.backhaul.line("up", loop.now_ns)]  # fmt: skip
         down, up = ([reach.cell(direction, loop.now_ns) for reach in reaches] for direction in ("down", "up"))
@@ -52,17 +45,14 @@ class Air:
         self._wire_down: int | None = 2 * len(reaches) if wires else None
         self._wire_up: int | None = 2 * len(reaches) + 1 if wires else None
         self._through_wire = bool(wires) and not edges  # else the workflow says what goes there
-        self._heap: list[tuple[int, int, int, int]] = []  # nanosecond, what, sequence, task
-        self._sequence = 0
+        self._clock = Clockwork(loop, self._cells, self._flown, self._due, self._tell)
         self._trips: dict[int, Trip] = {}
         self._casts: dict[int, list[int]] = {}  # the tasks of each message downwards that is under way
         self._hauls: dict[int, tuple[str, Future[None]]] = {}
         self._num_hauls = 0
         self._sent_ns: dict[int, int] = {}  # when a user's own transfer began, by task
         self._landings: list[tuple[Landed, int]] = []
-        self._pending: tuple[int, Event] | None = None
-        self._soon: Event | None = None
-        self._trace, self._past = Trace(network), Past()
+        self._trace = Trace(network)
 
     def attend(self, ends: Ends) -> None:
         self._ends = ends
@@ -72,23 +62,22 @@ class Air:
     def dispatch(self, tasks: Sequence[Task], sent_bits: int, landed: Landed) -> Sequence[Task]:
         now_ns, here = self._loop.now_ns, dict[int, list[Trip]]()
         for task in tasks:
-            trip = Trip(task, landed, self._site_of(task.client), since_ns=now_ns,
+            trip = Trip(task, landed, self._population.site(task.client), since_ns=now_ns,
                         down_bits=max(1, sent_bits + self._network.header_bits))  # fmt: skip
-            trip.compute_ns = round(self._computing_s(task.client, task) * NS)
-            trip.energy_j = self._energy_j(task)
+            trip.compute_ns, trip.energy_j = self._population.computing(task)
             self._trips[task.id] = trip
-            self._past.asked(task.client, task.round)
-            back_ns = self._back_ns(task.client)
+            self._population.past.asked(task.client, task.round)
+            back_ns = self._population.back_ns(task.client, now_ns)
             if back_ns == now_ns:
                 self._watch(trip)
                 here.setdefault(trip.site, []).append(trip)
             else:
                 trip.phase = "away"
-                self._at(now_ns if back_ns is None else back_ns, BEGINS, task.id)
+                self._clock.at(now_ns if back_ns is None else back_ns, BEGINS, task.id)
         for site in sorted(here):
-            for group in self._groups(site, here[site]):
+            for group in self._population.hearing(site, here[site], now_ns):
                 self._cast(group)
-        self._rearm()
+        self._clock.changed()
         return sorted(tasks, key=lambda task: self._trips[task.id].compute_ns)
 
     def end(self, task_ids: Sequence[int]) -> None:
@@ -96,7 +85,7 @@ class Air:
             self._sent_ns.pop(task_id, None)
             if task_id in self._trips:
                 self._break_off(self._trips[task_id], "late")
-        self._rearm()
+        self._clock.changed()
 
     def due_ns(self, task_id: int) -> int:
         return 0
@@ -108,29 +97,18 @@ class Air:
             return answer, Sent(8 * answer.update.payload.num_bytes)
         task = answer.update.task
         sent_ns = self._sent_ns.setdefault(task.id, self._loop.now_ns)
-        link = self._reaches[self._site_of(task.client)].link(task.client, "up", task.round, sent_ns)
-        return own_transfer.carried(self._network.transfer, answer, link, self._seed)
+        link = self._population.reaches[self._population.site(task.client)].link(task.client, "up", task.round, sent_ns)
+        return own_transfer.carried(self._network.transfer, answer, link, self._population.seed)
 
     def there(self, pool: Sequence[str]) -> Sequence[str]:
-        """Return who is there; where nobody is, who will be there first: a task waits for its client."""
-        if isinstance(self._network.availability, Always):
-            return pool
-        back = [(self._back_ns(client), client) for client in pool]
-        here = [client for back_ns, client in back if back_ns == self._loop.now_ns]
-        later = [(back_ns, client) for back_ns, client in back if back_ns is not None]
-        return here or [client for _, client in sorted(later)[:1]]
+        return self._population.there(pool, self._loop.now_ns)
 
     def choose(self, number: int, attempt: int, count: int, pool: Sequence[str]) -> Sequence[str] | None:
-        if self._network.select is None:
-            return None
         bits = self._raw_bits + self._network.header_bits
-        known = candidates(self._reaches, pool, self._loop.now_ns, bits,
-                           lambda client: self._computing_s(client, Task(0, client, 0)), self._workload,
-                           self._past)  # fmt: skip
-        return chosen(self._network, number, attempt, count, known, self._seed)
+        return self._population.choose(number, attempt, count, pool, bits, self._loop.now_ns)
 
     def counted(self, clients: Sequence[str]) -> None:
-        self._past.counted(clients)
+        self._population.past.counted(clients)
 
     async def haul(self, edge: str, bits: int, up: bool) -> None:
         wire = self._wire_up if up else self._wire_down
@@ -140,36 +118,13 @@ class Air:
         flow, arrived = -self._num_hauls, self._loop.create_future()
         self._hauls[flow] = edge, arrived
         self._cells.start(wire, flow, [0], max(1, bits + self._network.header_bits), self._loop.now_ns)
-        self._rearm()
+        self._clock.changed()
         await arrived
 
     # ---- the machine ----
 
-    def _rearm(self) -> None:
-        """Something changed: see what is next, once whatever else happens at this moment has happened."""
-        if self._soon is None:
-            self._soon = self._loop.at(self._loop.now_ns, self._arm, order=Order.AFTER_ALL)
-
-    def _arm(self) -> None:
-        self._soon = None
-        times = [ns for ns in (self._cells.next_ns(), self._heap[0][0] if self._heap else None) if ns is not None]
-        next_ns = min(times, default=None)
-        if self._pending is not None:
-            if self._pending[0] == next_ns:
-                return
-            self._pending[1].cancel()
-        self._pending = None if next_ns is None else (next_ns, self._loop.at(next_ns, self._pump))
-
-    def _pump(self) -> None:
-        now_ns, self._pending = self._loop.now_ns, None
-        while True:
-            over = self._cells.advance(now_ns)
-            for cell, flown in over:
-                self._flown(cell, flown)
-            if not over and not (self._heap and self._heap[0][0] <= now_ns):
-                break
-            while self._heap and self._heap[0][0] <= now_ns:
-                self._due(*heapq.heappop(self._heap))
+    def _tell(self) -> None:
+        """Say which tasks have landed at this moment."""
         landings, self._landings = self._landings, []
         together: list[int] = []
         for number, (landed, task_id) in enumerate(landings):
@@ -177,9 +132,8 @@ class Air:
             if number + 1 == len(landings) or landings[number + 1][0] != landed:
                 landed(together)
                 together = []
-        self._arm()
 
-    def _due(self, ns: int, what: int, _: int, task_id: int) -> None:
+    def _due(self, what: int, task_id: int) -> None:
         trip = self._trips.get(task_id)
         if trip is None:  # its task is over
             return
@@ -188,14 +142,14 @@ class Air:
         elif what == COMPUTED:
             self._computed(trip)
         elif what == ARRIVES:
-            self._trace.transferred(trip, ns)
+            self._trace.transferred(trip, self._loop.now_ns)
             self._land(trip)
         else:
             self._break_off(trip, "left")
             self._lose(trip, f"client {trip.task.client!r} left while {DOING.get(trip.phase, trip.phase)}")
 
     def _begin(self, trip: Trip) -> None:
-        if self._back_ns(trip.task.client) != self._loop.now_ns:
+        if self._population.back_ns(trip.task.client, self._loop.now_ns) != self._loop.now_ns:
             self._lose(trip, f"client {trip.task.client!r} is not there, and will not come back")
             return
         self._watch(trip)
@@ -203,19 +157,9 @@ class Air:
         self._cast([trip])
 
     def _watch(self, trip: Trip) -> None:
-        change_ns = self._network.availability.next_change_ns(self._seed, trip.task.client, self._loop.now_ns)
-        if change_ns is not None:
-            self._at(change_ns, LEAVES, trip.task.id)
-
-    def _groups(self, site: int, trips: Sequence[Trip]) -> Sequence[Sequence[Trip]]:
-        """Return who gets one message together. Who hears nothing at this moment would hold a broadcast up for all."""
-        if self._network.downlink == "unicast":
-            return [[trip] for trip in trips]
-        rates = self._reaches[site].rates_bps("down", self._loop.now_ns)
-        hear = [rates[self._row(trip.task.client)] > 0 for trip in trips]
-        together = [trip for trip, hears in zip(trips, hear, strict=True) if hears]
-        alone = [[trip] for trip, hears in zip(trips, hear, strict=True) if not hears]
-        return [together, *alone] if together else alone
+        leaves_ns = self._population.leaves_ns(trip.task.client, self._loop.now_ns)
+        if leaves_ns is not None:
+            self._clock.at(leaves_ns, LEAVES, trip.task.id)
 
     def _cast(self, trips: Sequence[Trip], wired: bool = False) -> None:
         """Send the model to these clients as one message."""
@@ -230,11 +174,11 @@ class Air:
             self._cast_in_cell(cast, trips)
 
     def _cast_in_cell(self, cast: int, trips: Sequence[Trip]) -> None:
-        rows = [self._row(trip.task.client) for trip in trips]
+        rows = [self._population.row(trip.task.client) for trip in trips]
         self._cells.start(trips[0].site, cast, rows, trips[0].down_bits, self._loop.now_ns)
 
     def _flown(self, cell: int, flown: Flown) -> None:
-        sites = len(self._reaches)
+        sites = len(self._population.reaches)
         if flown.flow in self._hauls:
             edge, arrived = self._hauls.pop(flown.flow)
             self._trace.hauled(flown, edge, -1, up=cell == self._wire_up)
@@ -265,11 +209,11 @@ class Air:
 
     def _compute(self, trip: Trip) -> None:
         trip.phase, trip.since_ns, trip.cast = "computing", self._loop.now_ns, None
-        self._at(trip.computed_ns, COMPUTED, trip.task.id)
+        self._clock.at(trip.computed_ns, COMPUTED, trip.task.id)
         if isinstance(self._network.discipline, MinMax):
             bits = self._raw_bits + self._network.header_bits
-            self._cells.expect(self._up(trip), trip.task.id, self._row(trip.task.client), bits, trip.computed_ns,
-                               self._loop.now_ns)  # fmt: skip
+            row = self._population.row(trip.task.client)
+            self._cells.expect(self._up(trip), trip.task.id, row, bits, trip.computed_ns, self._loop.now_ns)
 
     def _computed(self, trip: Trip) -> None:
         now_ns, task = self._loop.now_ns, trip.task
@@ -283,13 +227,13 @@ class Air:
         trip.kind, trip.since_ns = sent.kind, now_ns
         if sent.duration_ns is not None:
             trip.phase, trip.bits = "own", sent.bits
-            self._at(now_ns + sent.duration_ns, ARRIVES, task.id)
+            self._clock.at(now_ns + sent.duration_ns, ARRIVES, task.id)
             return
         bits = max(1, sent.bits + (self._network.header_bits if sent.kind == "update" else 0))
-        crossing = self._reaches[trip.site].crossing(task.client, task.round, task.attempt, bits, now_ns)
+        crossing = self._population.reaches[trip.site].crossing(task.client, task.round, task.attempt, bits, now_ns)
         trip.phase, trip.bits, trip.lost = "up", crossing.bits, crossing.lost
         trip.retransmitted_bits = crossing.retransmitted_bits
-        self._cells.start(self._up(trip), task.id, [self._row(task.client)], crossing.bits, now_ns)
+        self._cells.start(self._up(trip), task.id, [self._population.row(task.client)], crossing.bits, now_ns)
 
     def _sent(self, trip: Trip, flown: Flown) -> None:
         task = trip.task
@@ -340,61 +284,25 @@ class Air:
         if members:
             return
         del self._casts[cast]
-        for cell in range(len(self._reaches)):
+        for cell in range(len(self._population.reaches)):
             flown = self._cells.cancel(cell, cast, self._loop.now_ns)
             if flown is not None:
                 self._trace.cast(flown, [], outcome)
         if self._wire_down is not None:
             self._cells.cancel(self._wire_down, cast, self._loop.now_ns)
 
-    # ---- what the models say ----
-
-    def _site_of(self, client: str) -> int:
-        return self._site[client]
-
-    def _row(self, client: str) -> int:
-        return self._reaches[self._site[client]].row[client]
-
     def _up(self, trip: Trip) -> int:
-        return len(self._reaches) + trip.site
-
-    def _at(self, ns: int, what: int, task_id: int) -> None:
-        self._sequence += 1
-        heapq.heappush(self._heap, (ns, what, self._sequence, task_id))
-
-    def _back_ns(self, client: str) -> int | None:
-        """Return when a client is there, now or as the first moment from now on; None for never."""
-        availability, now_ns = self._network.availability, self._loop.now_ns
-        if availability.is_available(self._seed, client, now_ns):
-            return now_ns
-        return availability.next_change_ns(self._seed, client, now_ns)
-
-    def _modelled_s(self, client: str, task: Task) -> float:
-        if self._network.computing is None:
-            return 0.0
-        samples = self._workload.samples(task)
-        return self._factor * self._network.computing.spent(
-            self._seed, task.round, task.attempt, client, samples
-        ).seconds  # fmt: skip
-
-    def _energy_j(self, task: Task) -> float:
-        if self._network.computing is None:
-            return 0.0
-        samples = self._workload.samples(task)
-        return self._factor * self._network.computing.spent(
-            self._seed, task.round, task.attempt, task.client, samples
-        ).energy_j  # fmt: skip
+        return len(self._population.reaches) + trip.site
 
     # ---- rounds, and what a resumed run goes on from ----
 
     def traced(self, number: int) -> Traced:
         numbers, ledger, trace_hash = self._trace.finish_round(number, self._loop.now_ns)
-        live = [entry for entry in sorted(self._heap) if entry[3] in self._trips]
         state = {
-            "trips": [trip.snapshot() for trip in self._trips.values()], "heap": [list(entry) for entry in live],
+            "trips": [trip.snapshot() for trip in self._trips.values()], "clock": self._clock.snapshot(self._trips),
             "casts": [[cast, list(members)] for cast, members in self._casts.items()],
-            "sequence": self._sequence, "hauls": self._num_hauls, "sent": list(self._sent_ns.items()),
-            "cells": self._cells.snapshot(), "trace": self._trace.snapshot(), "past": self._past.snapshot(),
+            "hauls": self._num_hauls, "sent": list(self._sent_ns.items()),
+            "cells": self._cells.snapshot(), "trace": self._trace.snapshot(), "past": self._population.past.snapshot(),
         }  # fmt: skip
         return Traced(numbers, ledger, trace_hash, state)
 
@@ -404,12 +312,11 @@ class Air:
         known = {task.id: task for task, _ in tasks}
         self._trips = {kept[0]: Trip.restored(kept, known[kept[0]], landed)
                        for kept in state["trips"] if kept[0] in known}  # fmt: skip
-        self._heap = [(ns, what, seq, task_id) for ns, what, seq, task_id in state["heap"] if task_id in known]
+        self._clock.restore(state["clock"], known)
         casts = {cast: [one for one in members if one in known] for cast, members in state["casts"]}
         self._casts = {cast: members for cast, members in casts.items() if members}
-        self._sequence, self._num_hauls, self._sent_ns = state["sequence"], state["hauls"], dict(state["sent"])
+        self._num_hauls, self._sent_ns = state["hauls"], dict(state["sent"])
         self._cells.restore(state["cells"], {*self._trips, *self._casts})
         self._trace.restore(state["trace"])
-        self._past.restore(state["past"])
-        self._rearm()
+        self._population.past.restore(state["past"])
         return [trip.task for trip in sorted(self._trips.values(), key=lambda trip: trip.since_ns + trip.compute_ns)]

@@ -26,6 +26,7 @@ from roundelay.simulation.intercepted import Intercepted
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.simulation.network.reach import Reach
+from roundelay.simulation.population import Population
 from roundelay.simulation.replayed import ReplayedFederation
 from roundelay.simulation.settings import Simulation
 from roundelay.simulation.workload import Workload
@@ -83,11 +84,11 @@ class Simulated:
         workload, raw_bits = Workload(work), 8 * self._raw_bytes()
         found = calibrated(network, reaches, workload, raw_bits, given.plan.cohort_size(len(given.clients)))
         given.on_record("calibration", {k: v if math.isfinite(v) else None for k, v in asdict(found).items()})
-        return Air(
-            loop, network, reaches, list(self.edges), workload, factor=found.factor, raw_bits=raw_bits,
-            skip_bits=0 if work.uplink is None else work.uplink.skip_bits,
-            slowed=lambda duration: slowed(duration, self.roles) or duration,
-        )  # fmt: skip
+        population = Population(
+            network, reaches, workload, found.factor, lambda duration: slowed(duration, self.roles) or duration
+        )
+        skip_bits = 0 if work.uplink is None else work.uplink.skip_bits
+        return Air(loop, network, population, list(self.edges), raw_bits, skip_bits)
 
     def _raw_bytes(self) -> int:
         """Return how long an update is where no codec is set."""
