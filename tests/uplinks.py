@@ -20,6 +20,7 @@ UPLINKS = {
     "silence excludes": rd.Uplink(codec=rd.FP16(), trigger=DELTA, on_silence="exclude"),
     "silence is zero": rd.Uplink(codec=rd.Sign(), feedback="error", trigger=DELTA, on_silence="zero"),
     "silence reuses": rd.Uplink(trigger=DELTA, on_silence="reuse"),
+    "silence while the model moves": rd.Uplink(trigger=rd.Lag(xi=4.0, depth=2), on_silence="reuse"),
 }
 EF21, FEEDBACK = UPLINKS["the largest, ef21"], UPLINKS["the largest, with feedback"]
 

@@ -68,7 +68,7 @@ from roundelay.stages.codecs import (
     TopK,
 )
 from roundelay.stages.downlink import Downlink
-from roundelay.stages.triggers import Always, MaxSilence, SendOnDelta, Trigger
+from roundelay.stages.triggers import Always, Lag, MaxSilence, SendOnDelta, Trigger
 from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
@@ -130,6 +130,7 @@ __all__ = [
     "Int8",
     "Job",
     "Krum",
+    "Lag",
     "Learner",
     "LocalSGD",
     "Losses",

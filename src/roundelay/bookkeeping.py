@@ -27,6 +27,7 @@ from roundelay.metrics import ClientTable, higher_is_better, weighted_means
 from roundelay.privacy import CentralDP, Noised, noise_key
 from roundelay.stages.decoding import Decoder, Heard
 from roundelay.stages.downlink import Broadcast
+from roundelay.stages.uplink import with_steps
 from roundelay.stopwatch import real_s
 from roundelay.trainer import Answer, Trainer
 
@@ -189,6 +190,9 @@ class Bookkeeping(ABC):
         if self._given.privacy is not None:  # epsilon speaks of the models: nothing else that clients say is kept
             kept = tuple(replace(report, num_examples=0.0, metrics={}) for report in outcome.reports)
             outcome = replace(outcome, reports=kept)
+        uplink = self._trainer.work.uplink
+        if uplink is not None and uplink.depth:
+            outcome = replace(outcome, depth=uplink.depth)
         if outcome.attempt:
             outcome = replace(outcome, reports=tuple(replace(r, attempt=outcome.attempt) for r in outcome.reports))
         self._reports.extend(outcome.reports)
@@ -218,15 +222,13 @@ class Bookkeeping(ABC):
 
     def _tasks(
         self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train",
-        epoch: Epoch | None = None,
+        told: Config | None = None,
     ) -> list[Task]:  # fmt: skip
-        """Make a task for each client; all of them begin from ``sent``."""
+        """Make a task for each client; all of them begin from ``sent``, and are ``told`` more than their settings."""
         tasks, tell = [], self._given.client_config
         for client in clients:
             self._last_task += 1
-            config = tell(number, client) if tell and kind != "evaluate" else {}
-            if epoch is not None:
-                config = {**config, EPOCH: epoch.number}
+            config = {**(tell(number, client) if tell and kind != "evaluate" else {}), **(told or {})}
             tasks.append(Task(self._last_task, client, number, attempt, kind, config))
         return tasks
 
@@ -241,7 +243,8 @@ class Bookkeeping(ABC):
         """Return a round's tasks, what is sent with them, and what takes the answers in."""
         number, cast = version.number + 1, self._broadcast(algorithm, version)
         sent = cast.received
-        tasks = self._tasks(cohort, number, attempt, cast.travels, epoch=version.epoch)
+        told = {} if version.epoch is None else {EPOCH: version.epoch.number}
+        tasks = self._tasks(cohort, number, attempt, cast.travels, told={**told, **with_steps(version.steps)})
         intake = Intake(
             tasks, sent, uplink=algorithm.uplink, expected=self._expected, guard=self._guard, goal=goal,
             release=release, window=self._window(),

@@ -41,6 +41,7 @@ class Version:
     epoch: Epoch | None = None
     heard: Heard = field(default_factory=dict)
     told: Told | None = None
+    steps: tuple[float, ...] = ()
 
     @property
     def vectors(self) -> Vectors:

@@ -49,7 +49,7 @@ class ClientReport:
 class Outcome:
     """A closed round: the fold of its members, what every client's part came to (by client id), and the bytes that
     arrived. ``heard`` is what was reconstructed of its members, ``told`` what they decoded of the broadcast, where
-    that is kept.
+    that is kept; ``depth`` is how many of the model's last steps are.
     """
 
     number: int
@@ -61,6 +61,7 @@ class Outcome:
     bytes_up: int
     heard: Heard = field(default_factory=dict)
     told: Told | None = None
+    depth: int = 0
 
     def count(self, status: str) -> int:
         return sum(report.status == status for report in self.reports)

@@ -241,6 +241,9 @@ def _check_trigger(job: Prepared, uplink: Uplink, rehearsal: Rehearsal, initial:
         raise ConfigError("uplink trigger: who stays silent tells of its data, which privacy does not cover: leave the "
                           "trigger out")  # fmt: skip
     workflow = job.workflow.then if isinstance(job.workflow, CrossSite) else job.workflow
+    if uplink.depth and not isinstance(workflow, Rounds):
+        raise ConfigError("uplink trigger Lag compares with the model's steps from round to round, which "
+                          f"{type(workflow).__name__} does not have: use SendOnDelta, or Rounds")  # fmt: skip
     if uplink.on_silence == "exclude" and isinstance(workflow, Buffered):
         raise ConfigError('uplink on_silence = "exclude": a buffer waits for updates, and would ask clients that have '
                           'none to send without end; use "zero"')  # fmt: skip

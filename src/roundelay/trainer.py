@@ -21,7 +21,7 @@ from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
 from roundelay.stages.downlink import Downlink
-from roundelay.stages.uplink import Uplink, apart, coded, kept
+from roundelay.stages.uplink import STEPS, Uplink, apart, coded, kept
 
 CPU = torch.device("cpu")
 LOCAL = ("local params", "local buffers", "local integers")
@@ -126,12 +126,13 @@ class Trainer:
         call.
         """
         memory, beside = apart(memory)
-        answer = self._trained(task, received, memory)
+        config = {name: value for name, value in task.config.items() if name != STEPS}  # the learner knows no such key
+        answer = self._trained(replace(task, config=config), received, memory)
         uplink = self.work.uplink if task.kind == "train" else None
         if uplink is None:  # what a client shows to others is shown as it is
             return replace(answer, memory={**answer.memory, **kept(beside)})
         sent = coded(uplink, self.work.seed, task, received, answer.update.payload, beside)
-        update = replace(answer.update, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
+        update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
         return Answer(update, {**answer.memory, **sent.memory})
 
     def _trained(self, task: Task, received: Payload, memory: Memory) -> Answer:

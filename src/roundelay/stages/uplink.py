@@ -14,7 +14,7 @@ What a client keeps here is part of its memory, and pending like all of it: who 
 nothing, and its residual stands where it stood.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.errors import ConfigError, DataError
-from roundelay.messages import Memory, Payload, Task
+from roundelay.messages import Config, Memory, Payload, Task
 from roundelay.stages.codecs import FP32
 from roundelay.stages.codecs.protocol import Codec
 from roundelay.stages.triggers import Always, Lag, MaxSilence, Moment, Trigger, verdict
@@ -32,6 +32,9 @@ UPLINK = "uplink "
 
 FEEDBACKS = ("none", "error", "ef21")
 SILENCES = ("exclude", "zero", "reuse")
+STEPS = "model steps"
+"""Under this name a task tells the squared lengths of the model's last steps, the newest first, for ``Lag``."""
+
 POINT = "params"
 """The one vector that is a point; all others are increments as they are."""
 
@@ -73,12 +76,17 @@ class Uplink:
             )
         if isinstance(self.skip_bits, bool) or not isinstance(self.skip_bits, int) or self.skip_bits < 0:
             raise ConfigError(f"uplink skip_bits must be a whole number of at least 0, got {self.skip_bits!r}")
+        if self.depth and self.on_silence != "reuse":
+            raise ConfigError("uplink trigger Lag leaves the last step of who is silent in place: it needs "
+                              f"on_silence = 'reuse', got {self.on_silence!r}")  # fmt: skip
+
+    @property
+    def depth(self) -> int:
+        """How many of the model's last steps clients are told the lengths of."""
         inner = self.trigger
         while isinstance(inner, MaxSilence):
             inner = inner.then
-        if isinstance(inner, Lag):
-            raise ConfigError("uplink trigger Lag compares with the model's last steps, which clients are not told "
-                              "yet: use SendOnDelta")  # fmt: skip
+        return inner.depth if isinstance(inner, Lag) else 0
 
     @property
     def triggered(self) -> bool:
@@ -109,6 +117,15 @@ class Coded:
     fresh: bool = False
 
 
+def with_steps(steps: Sequence[float]) -> Config:
+    """Return what a task is told of the model's last steps."""
+    return {STEPS: " ".join(map(repr, steps))} if steps else {}
+
+
+def steps_of(config: Config) -> list[float]:
+    return [float(step) for step in str(config.get(STEPS, "")).split()]
+
+
 def apart(memory: Memory) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return what a client remembers for its work, and what for its uplink, the latter without its prefix."""
     work = {name: value for name, value in memory.items() if not name.startswith(UPLINK)}
@@ -131,7 +148,7 @@ def coded(uplink: Uplink, seed: int, task: Task, received: Payload, payload: Pay
         step = payload.vectors[POINT] - start
         if uplink.feedback == "error" and POINT in came:
             step = step + came[POINT]
-        says = verdict(uplink.trigger, step, start, Moment(task.round, came))
+        says = verdict(uplink.trigger, step, start, Moment(task.round, came, steps_of(task.config)))
         remembered = dict(says.memory)
         if not says.fires:
             return _unsent(uplink, increments, came, remembered)

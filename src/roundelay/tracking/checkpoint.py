@@ -67,6 +67,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "clip_norm": version.clip_norm,
         "heard": {client: dict(vectors) for client, vectors in version.heard.items()},
         "told": None if version.told is None else dict(version.told),
+        "steps": list(version.steps),
         "epoch": None if version.epoch is None else _epoch_fields(version.epoch),
         "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
         "virtual_ns": checkpoint.virtual_ns,
@@ -103,6 +104,7 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         _epoch(content.get("epoch")),
         content.get("heard", {}),
         content.get("told"),
+        tuple(content.get("steps", ())),
     )
     sent = {number: Payload(**fields) for number, fields in content["sent"].items()}
     flights = [

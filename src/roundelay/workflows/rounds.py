@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from roundelay.algorithms.protocol import Algorithm
+import torch
+
+from roundelay.algorithms.protocol import Algorithm, State
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Plan, Version
 from roundelay.intake import ClientReport, Outcome
@@ -133,8 +135,17 @@ def next_version(algorithm: Algorithm, version: Version, outcome: Outcome) -> Ve
     heard = {**version.heard, **outcome.heard} if outcome.heard else version.heard
     told = version.told if outcome.told is None else outcome.told
     return Version(
-        version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch, heard, told
+        version.number + 1, state, buffers, integers, fold.step(), fold.clip_norm, version.epoch, heard, told,
+        _last_steps(version, state, outcome.depth),
     )  # fmt: skip
+
+
+def _last_steps(version: Version, state: State, depth: int) -> tuple[float, ...]:
+    """Return the squared lengths of the model's last steps, the newest first."""
+    if not depth:
+        return ()
+    step = state["params"] - version.state["params"]
+    return (float(torch.linalg.vector_norm(step, dtype=torch.float64)) ** 2, *version.steps)[:depth]
 
 
 async def conclude(

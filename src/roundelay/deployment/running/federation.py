@@ -17,13 +17,12 @@ from roundelay.deployment.journal.records import Fate, Opening, RoundState, Task
 from roundelay.deployment.running.answers import CLAIM, Answers, Shelf, limits_of
 from roundelay.deployment.running.asking import Asking
 from roundelay.deployment.running.calls import Calls
-from roundelay.epochs import Epoch
 from roundelay.errors import JournalMismatch, WireError
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.guard import Reason, Refusal
 from roundelay.intake import ClientReport, Intake, Outcome
-from roundelay.messages import Lost, Payload, Task, TaskKind
+from roundelay.messages import Config, Lost, Payload, Task, TaskKind
 from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
@@ -305,11 +304,11 @@ class DeployedFederation(Bookkeeping):
 
     def _tasks(
         self, clients: Sequence[str], number: int, attempt: int, sent: Payload, kind: TaskKind = "train",
-        epoch: Epoch | None = None,
+        told: Config | None = None,
     ) -> list[Task]:  # fmt: skip
         """Return the tasks that the journal knows for just this, or new ones."""
         known = self._asking.again(clients, number, attempt, sent, kind)
-        return super()._tasks(clients, number, attempt, sent, kind, epoch) if known is None else known
+        return super()._tasks(clients, number, attempt, sent, kind, told) if known is None else known
 
     def _came(self, task: Task) -> Answer | Lost | Refusal:
         """Return what a task that is settled came to."""
