@@ -1,13 +1,12 @@
-"""FedBuff against synchronous rounds where computing takes half-normal times (J. Nguyen et al., "Federated Learning with
-Buffered Asynchronous Aggregation", AISTATS 2022): simulated time to an accuracy, on real digits.
+"""FedBuff against synchronous rounds where computing takes half-normal times, on real digits.
 
     python examples/reproductions/buffered_rounds.py
 
-50 clients of 200 compute at any time, |N(0, 1)| seconds a task; nothing else takes time. "30 % beyond" are synchronous rounds
-that ask 65 clients and close at the first 50. Each way has the server
-learning rate of its grid with which it is fastest in the mean. Beside it stands how many updates a second there should
-be: so many of a round, over the mean of the order statistic that ends it; or the concurrency over the mean of a task,
-sqrt(2 / pi).
+J. Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022. 50 clients of 200 compute
+at any time, |N(0, 1)| seconds a task; nothing else takes time. "30 % beyond" are synchronous rounds that ask 65 clients
+and close at the first 50. Each way has the server learning rate of its grid with which it is fastest in the mean.
+Beside it stands how many updates a second there should be: so many of a round, over the mean of the order statistic
+that ends it; or the concurrency over the mean of a task, sqrt(2 / pi).
 """
 
 import argparse
@@ -108,7 +107,8 @@ def best(way: Way, server_lrs: tuple[float, ...], target: float, num_seeds: int)
 def compared(quick: bool) -> Table:
     target, num_seeds = (0.85, 1) if quick else (0.88, 3)
     table = Table(
-        f"to {100 * target:.0f} %", "server lr", "time, s", "least, most", "speed-up", "updates", "staleness", "updates/s", "closed form",
+        f"to {100 * target:.0f} %", "server lr", "time, s", "least, most", "speed-up", "updates", "staleness",
+        "updates/s", "closed form",
     )  # fmt: skip
     first = math.nan
     for name, way in WAYS.items():
