@@ -46,15 +46,15 @@ def ordered(kth: int, of: int) -> float:
 
 
 WAYS = {
-    "synchronous": Way(rd.Rounds(), (1, 2, 4), AT_ONCE, 100, AT_ONCE / ordered(AT_ONCE, AT_ONCE)),
+    "synchronous": Way(rd.Rounds(), (1, 2, 3, 4), AT_ONCE, 100, AT_ONCE / ordered(AT_ONCE, AT_ONCE)),
     "30 % beyond": Way(
-        rd.Rounds(over_selection=BEYOND), (1, 2, 4), AT_ONCE, 100,
+        rd.Rounds(over_selection=BEYOND), (1, 2, 3, 4), AT_ONCE, 100,
         AT_ONCE / ordered(AT_ONCE, round(AT_ONCE * (1 + BEYOND))),
     ),
     "FedBuff, K=10": Way(
-        rd.Buffered(buffer_size=BUFFER), (1, 2, 4), BUFFER, 500, AT_ONCE * math.sqrt(math.pi / 2)
+        rd.Buffered(buffer_size=BUFFER), (1, 2, 3, 4), BUFFER, 500, AT_ONCE * math.sqrt(math.pi / 2)
     ),
-    "FedAsync": Way(rd.Buffered(buffer_size=1), (0.2, 0.4, 0.8), 1, 5000, AT_ONCE * math.sqrt(math.pi / 2)),
+    "FedAsync": Way(rd.Buffered(buffer_size=1), (0.4, 0.8, 1.2, 1.6), 1, 5000, AT_ONCE * math.sqrt(math.pi / 2)),
 }  # fmt: skip
 
 
