@@ -79,13 +79,13 @@ def compared_with_the_round_before(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(trigger: Trigger, step: Tensor, start: Tensor, moment: Moment) -> object:
         came = judge(trigger, step, start, moment)
-        return replace(came, memory={**came.memory, **trigger.remembered(step, start)})
+        return replace(came, memory={**came.memory, **trigger.remembered(step, start, moment)})
 
     patch.setitem(globals(), "verdict", forgetful)
 
 
 def never_remembered(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(SendOnDelta, "remembered", lambda self, step, start: {})
+    patch.setattr(SendOnDelta, "remembered", lambda self, step, start, moment: {})
 
 
 WALKS: dict[str, Planting] = {
@@ -227,7 +227,7 @@ class OnSundays:
     def fires(self, step: Tensor, start: Tensor, moment: Moment) -> bool:
         return moment.round % 7 == 0
 
-    def remembered(self, step: Tensor, start: Tensor) -> Memory:
+    def remembered(self, step: Tensor, start: Tensor, moment: Moment) -> Memory:
         return {}
 
 

@@ -48,8 +48,8 @@ class Trigger(Protocol):
 
     def fires(self, step: Tensor, start: Tensor, moment: Moment) -> bool: ...
 
-    def remembered(self, step: Tensor, start: Tensor) -> Memory:
-        """Return what to remember of an update that is sent, for the next verdict."""
+    def remembered(self, step: Tensor, start: Tensor, moment: Moment) -> Memory:
+        """Return what to remember of an update that is sent, for the next verdict; ``moment`` as it was in this one."""
         ...
 
 
@@ -70,7 +70,7 @@ def verdict(trigger: Trigger, step: Tensor, start: Tensor, moment: Moment) -> Ve
     broken = not math.isfinite(_length(step))
     if broken or trigger.fires(step, start, moment):
         why = "not finite" if broken else name
-        return Verdict(True, why, {**trigger.remembered(step, start), SILENT: torch.tensor([0])})
+        return Verdict(True, why, {**trigger.remembered(step, start, moment), SILENT: torch.tensor([0])})
     return Verdict(False, name, {SILENT: torch.tensor([moment.silent_rounds + 1])})
 
 
@@ -81,7 +81,7 @@ class Always:
     def fires(self, step: Tensor, start: Tensor, moment: Moment) -> bool:
         return True
 
-    def remembered(self, step: Tensor, start: Tensor) -> Memory:
+    def remembered(self, step: Tensor, start: Tensor, moment: Moment) -> Memory:
         return {}
 
 
@@ -117,7 +117,7 @@ class SendOnDelta:
             bound *= _length(new)
         return _length(new - moment.memory.get(SENT, first)) >= bound
 
-    def remembered(self, step: Tensor, start: Tensor) -> Memory:
+    def remembered(self, step: Tensor, start: Tensor, moment: Moment) -> Memory:
         return {SENT: self._kept(start + step if self.of == "point" else step)}
 
     def _kept(self, vector: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class Lag:
         changed = _length(step - moment.memory.get(SENT, torch.zeros_like(step)))
         return changed**2 >= self.xi / self.depth * sum(moment.model_steps[: self.depth])
 
-    def remembered(self, step: Tensor, start: Tensor) -> Memory:
+    def remembered(self, step: Tensor, start: Tensor, moment: Moment) -> Memory:
         return {SENT: step}
 
 
@@ -165,8 +165,8 @@ class MaxSilence:
     def fires(self, step: Tensor, start: Tensor, moment: Moment) -> bool:
         return moment.silent_rounds >= self.rounds or self.then.fires(step, start, moment)
 
-    def remembered(self, step: Tensor, start: Tensor) -> Memory:
-        return self.then.remembered(step, start)
+    def remembered(self, step: Tensor, start: Tensor, moment: Moment) -> Memory:
+        return self.then.remembered(step, start, moment)
 
 
 def _length(vector: Tensor) -> float:
