@@ -29,7 +29,6 @@ from roundelay.simulation.network.radio import (
 from roundelay.simulation.network.radio import band as band_file
 from roundelay.simulation.network.radio.band import lambert_excess, shannon_band_hz
 from roundelay.simulation.network.radio.fading import NS
-from roundelay.simulation.network.radio.packets import transmissions
 from roundelay.simulation.network.radio.rates import CQI_TABLE, LTE_THRESHOLDS_DB, MCS_TABLE, NR_THRESHOLDS_DB
 
 Planting = Callable[[pytest.MonkeyPatch], None]
@@ -501,72 +500,7 @@ def test_the_check_of_packets_catches(plant: Planting, monkeypatch: pytest.Monke
         check_waterfall()
 
 
-def check_attempts() -> None:
-    """The contract: attempts until n packets have arrived have the mean n/(1-q) and the variance n q/(1-q)^2."""
-    for num_packets, loss in ((1, 0.5), (7, 0.1), (100, 0.3), (2000, 0.05)):
-        keys = client_keys(1, CLIENTS, "arq")
-        lost = packets.transmissions(keys, 3, num_packets, loss) - num_packets
-        mean, variance = num_packets * loss / (1 - loss), num_packets * loss / (1 - loss) ** 2
-        assert lost.min() >= 0
-        assert abs(lost.mean() - mean) < 4.5 * math.sqrt(variance / len(keys))
-        excess = (6 + (1 - loss) ** 2 / loss) / num_packets  # the excess kurtosis
-        assert abs(lost.var() / variance - 1) < 4.5 * math.sqrt((2 + excess) / len(keys))
-        for count in np.quantile(lost, [0.1, 0.5, 0.9]):
-            expected = stats.nbinom.cdf(count, num_packets, 1 - loss)
-            assert abs(np.mean(lost <= count) - expected) < 4.5 * math.sqrt(
-                expected * (1 - expected) / len(keys) + 1e-9
-            )
-
-
-def test_attempts_until_all_packets_have_arrived() -> None:
-    check_attempts()
-
-
-def attempts_of(change: Callable[[int, float], tuple[float, float]]) -> Planting:
-    """Attempts of another mean and deviation."""
-
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        def drawn(keys: np.ndarray, number: int, num_packets: int, loss: float) -> np.ndarray:
-            mean, deviation = change(num_packets, loss)
-            normal = np.random.default_rng(number).standard_normal(len(keys))
-            return num_packets + np.maximum(0, np.round(mean + deviation * normal)).astype(np.int64)
-
-        patch.setattr(packets, "transmissions", drawn)
-
-    return plant
-
-
-ATTEMPTS: dict[str, Planting] = {
-    "losses of the first try only": attempts_of(lambda n, q: (n * q, math.sqrt(n * q * (1 - q)))),
-    "always the mean": attempts_of(lambda n, q: (n * q / (1 - q), 0.0)),
-    "one packet's luck for all": lambda patch: patch.setattr(
-        packets, "transmissions", lambda keys, number, n, q: n * transmissions(keys, number, 1, q)
-    ),
-    "arrivals for losses": lambda patch: patch.setattr(
-        packets, "transmissions", lambda keys, number, n, q: transmissions(keys, number, n, 1 - q)
-    ),
-}
-
-
-@pytest.mark.parametrize("plant", ATTEMPTS.values(), ids=ATTEMPTS)
-def test_the_check_of_attempts_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch)
-    with pytest.raises(AssertionError):
-        check_attempts()
-
-
-def test_attempts_ascend_with_the_loss_and_the_length_and_are_a_clients_own() -> None:
-    keys = client_keys(1, CLIENTS[:200], "arq")
-    by_loss = [transmissions(keys, 0, 50, loss) for loss in (0.0, 0.01, 0.1, 0.5, 0.9, 0.97)]
-    assert np.all(by_loss[0] == 50)
-    assert np.all(np.diff(by_loss, axis=0) >= 0)
-    by_length = [transmissions(keys, 0, n, 0.2) for n in (0, 1, 2, 10, 1000)]
-    assert np.all(by_length[0] == 0)
-    assert np.all(np.diff(by_length, axis=0) > 0)
-    each = transmissions(keys, np.arange(200), np.arange(200), np.linspace(0, 0.9, 200))
-    assert each[77] == transmissions(keys[77:78], 77, 77, float(np.linspace(0, 0.9, 200)[77]))[0]
-    with pytest.raises(ConfigError, match="expected a loss in"):
-        transmissions(keys, 0, 5, 1.0)
+def test_a_loss_that_does_not_depend_on_the_channel() -> None:
     with pytest.raises(ConfigError, match="nothing would ever arrive"):
         ConstantErrors(loss=1.0)
     np.testing.assert_array_equal(ConstantErrors(loss=0.25).probability(np.array([0.1, 10.0])), [0.25, 0.25])

@@ -11,6 +11,7 @@ import numpy as np
 
 from roundelay.errors import ConfigError
 from roundelay.simulation.network.checks import check_number
+from roundelay.simulation.network.draws import log
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Arq:
         if q == 1:
             return np.full(num_packets, math.inf)
         uniform = 1 - np.random.Generator(np.random.Philox(key=key)).random(num_packets)  # in (0, 1]
-        return 1 + np.floor(np.log(uniform) / math.log(q))
+        return 1 + np.floor(log(uniform) / log(np.array([q])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from roundelay.simulation.network.radio.fading import NoFading, Rayleigh, Rician
 from roundelay.simulation.network.radio.packets import ConstantErrors, Waterfall
 from roundelay.simulation.network.radio.packets import PacketErrors as PacketErrors
 from roundelay.simulation.network.radio.packets import outage_probability as outage_probability
-from roundelay.simulation.network.radio.packets import transmissions as transmissions
 from roundelay.simulation.network.radio.pathloss import LogDistance, UrbanMacro, UrbanMicro, macro_36814, pico_36814
 from roundelay.simulation.network.radio.pathloss import PathLoss as PathLoss
 from roundelay.simulation.network.radio.placement import Circle, Disc, Positioned, Square

@@ -1,4 +1,4 @@
-"""Packets that get lost, and how often they are sent until they are not."""
+"""How often a radio's link loses a packet, given its signal-to-noise ratio."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 
 from roundelay.errors import ConfigError
 from roundelay.simulation.network.checks import check_number
-from roundelay.simulation.network.draws import Floats, Keys, Numbers, uniforms
+from roundelay.simulation.network.draws import Floats
 
 
 class PacketErrors(Protocol):
@@ -64,33 +64,3 @@ def outage_probability(rate_bps: float, band_hz: float, mean_snr: Floats) -> Flo
     """Return how often Rayleigh fading leaves less capacity than a rate: 1 - exp(-(2^(R/B) - 1) / mean_snr)."""
     outages: Floats = -np.expm1(-np.expm1(rate_bps / band_hz * math.log(2)) / mean_snr)
     return outages
-
-
-def transmissions(
-    keys: Keys, number: Numbers, num_packets: Numbers, loss: Floats | float
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return how many packets each client sends until ``num_packets`` have arrived, each sent again until it does.
-
-    The lost ones are negative binomial: mean n q / (1 - q), variance n q / (1 - q)^2. Each is the inverse of its
-    distribution function at one uniform number, so that a larger loss or a longer message never needs fewer.
-    """
-    drawn = uniforms(keys, number)
-    packets = np.broadcast_to(np.asarray(num_packets, dtype=np.int64), drawn.shape)
-    losses = np.broadcast_to(np.asarray(loss, dtype=np.float64), drawn.shape)
-    lost = [_lost(float(u), int(n), float(q)) for u, n, q in zip(drawn, packets, losses, strict=True)]
-    return packets + np.array(lost, dtype=np.int64)
-
-
-def _lost(u: float, num_packets: int, loss: float) -> int:
-    if not 0 <= loss < 1 or num_packets < 0:
-        raise ConfigError(f"expected a loss in [0, 1) and at least 0 packets, got {loss!r} and {num_packets!r}")
-    if loss == 0 or num_packets == 0:
-        return 0
-    mean, deviation = num_packets * loss / (1 - loss), math.sqrt(num_packets * loss) / (1 - loss)
-    first = max(0, int(mean - 12 * deviation))
-    counts = np.arange(first, int(mean + 40 * deviation) + 40)  # what lies outside has a probability below 1e-15
-    # p(k + 1) / p(k) = q (k + n) / (k + 1), and what is left of the distribution sums to one
-    ratios = np.log(loss) + np.log((counts[:-1] + num_packets) / (counts[:-1] + 1))
-    logs = np.concatenate([[0.0], np.cumsum(ratios)])
-    cumulated = np.cumsum(np.exp(logs - logs.max()))
-    return int(counts[np.searchsorted(cumulated, u * cumulated[-1])])
