@@ -36,7 +36,7 @@ def summary(row: Row) -> str:
     reported = sorted(name for name in row if name.startswith("train_"))[:3]
     names = ("accuracy", "loss") if row.get("loss") is not None else reported
     parts = [f"{name} {row[name]:.4f}" for name in names if row.get(name) is not None]
-    parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late") if row.get(name)]
+    parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late", "silent") if row.get(name)]
     return ", ".join(parts)
 
 
@@ -52,11 +52,13 @@ def final_table(history: History) -> Table:
     table.add_row("seconds", f"{sum(row['seconds'] for row in rows):.1f}")
     if last.get("virtual_s"):
         table.add_row("simulated seconds", f"{last['virtual_s']:.3f}")
+    if "joules" in last:
+        table.add_row("joules of the clients", f"{sum(row['joules'] for row in rows):.3f}")
     if gathered := max((row.get("gathered_bytes") or 0 for row in rows), default=0):
         table.add_row("updates in memory", f"{gathered:,} bytes: the aggregation rule needs a round's all at once")
     if kept := sum(row.get("kept_model") or 0 for row in rows):
         table.add_row("rounds that kept the model", str(kept))
-    for name in ("refused", "lost", "late"):
-        if total := sum(row[name] for row in rows):
+    for name in ("refused", "lost", "late", "silent"):
+        if total := sum(row.get(name) or 0 for row in rows):
             table.add_row(f"updates {name}", str(total))
     return table
