@@ -125,7 +125,7 @@ def test_the_network_is_arithmetic_without_a_clock_and_its_radio_stands_on_the_b
 
 def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only_between_local_processes() -> None:
     homes = {
-        "matplotlib": "report/plots.py",
+        "matplotlib": "report/plots/",
         "yaml": "simulation/devices.py",
         "mlxtend": "data/images.py",
         "dp_accounting": "privacy.py",

@@ -9,8 +9,8 @@ import torch
 from forked import ran
 
 from roundelay.errors import ConfigError, MissingExtra
-from roundelay.report import plots
 from roundelay.report.plots import plot_partition, plot_rounds
+from roundelay.report.plots.partition import _class_colours
 
 pytest.importorskip("matplotlib", reason="no plots: matplotlib is not installed")
 
@@ -25,7 +25,7 @@ RUNS = {
 def drawn(monkeypatch) -> Iterator[list]:
     """The figures that were saved, in order; nothing is written."""
     figures: list = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: figures.append(figure))
     return figures
 
 
@@ -64,7 +64,7 @@ def test_any_number_of_clients_and_classes_can_be_laid_out(drawn, num_clients, n
 
 def test_classes_have_colours_of_their_own():
     for num_classes in (1, 10, 11, 20, 62):
-        assert len(set(plots._class_colours(num_classes))) == num_classes
+        assert len(set(_class_colours(num_classes))) == num_classes
 
 
 def test_long_names_stay_apart(drawn):

@@ -40,7 +40,7 @@ def read_run(path: str | Path) -> RunRecord:
     folder = Path(path)
     require_run_folder(folder)
     return RunRecord(
-        folder, read_rows(folder / "metrics.jsonl"), _json(folder / "run.json"), _json(folder / "state.json")
+        folder, read_rows(folder / "metrics.jsonl"), json_of(folder / "run.json"), json_of(folder / "state.json")
     )
 
 
@@ -68,7 +68,7 @@ def plot_run(path: str | Path, metric: str = "accuracy") -> list[Path]:
     if run.last(metric) is not None:
         pictures.append(run.path / f"{metric}.png")
         plot_rounds({run.path.name: run.rows}, metric, pictures[-1])
-    counts = _json(run.path / "label_counts.json")
+    counts = json_of(run.path / "label_counts.json")
     if counts:
         pictures.append(run.path / "partition.png")
         plot_partition(torch.tensor(counts["counts"]), counts["clients"], pictures[-1])
@@ -81,5 +81,5 @@ def plot_compared(runs: Sequence[RunRecord], metric: str, path: str | Path) -> P
     return Path(path)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_of(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}

@@ -1,19 +1,16 @@
-"""Pictures of a partition and of runs, as PNG or SVG by the file's suffix.
-
-matplotlib's object interface only: no window, no global figure, nothing to close; equal numbers give equal SVG files.
-"""
+"""Who holds how many examples of which class."""
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from roundelay.data.split import Split
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError
+from roundelay.report.plots.canvas import INK, canvas, save, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +20,6 @@ if TYPE_CHECKING:
 CLASS_COLOURS = (
     "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499", "#BBBBBB",
 )  # fmt: skip
-# Okabe and Ito's scheme, less its yellow, which is too pale for a line.
-LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINE_STYLES = ("-", "--", ":", "-.")
-INK, FAINT = "#333333", "#DDDDDD"
 
 MAX_BARS = 60
 """Up to so many clients get a bar each, set apart; more get one silhouette of steps."""
@@ -60,7 +53,7 @@ def plot_partition(
     if class_names is not None and len(class_names) != num_classes:
         raise ConfigError(f"class_names: expected {num_classes}, one a class, got {len(class_names)}")
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
-    figure, axes = _canvas(path, width=min(11.0, 6.0 + 0.08 * len(clients)))
+    figure, axes = canvas(path, width=min(11.0, 6.0 + 0.08 * len(clients)))
     colours = _class_colours(num_classes)
     heights = counts.cpu().to(torch.float64)
     if len(clients) > MAX_NAMED_CLIENTS:
@@ -73,81 +66,17 @@ def plot_partition(
     axes.set_ylim(0, 1.05 * max(1.0, float(heights.sum(1).max())))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     plural = "" if len(clients) == 1 else "s"
-    _title(axes, f"Examples by class: {len(clients):,} client{plural}, {int(counts.sum()):,} examples")
+    title(axes, f"Examples by class: {len(clients):,} client{plural}, {int(counts.sum()):,} examples")
     if num_classes <= MAX_NAMED_CLASSES:
         _legend(axes, "class", names, colours)
     else:
         _colour_scale(figure, axes, num_classes)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_split(split: Split, labels: Tensor, path: str | os.PathLike[str]) -> None:
     """Draw who holds which labels; ``labels`` (N,) are those of all examples, as ``data.train.labels()`` gives them."""
     plot_partition(split.label_counts(labels), split.clients, path)
-
-
-def plot_rounds(
-    runs: Mapping[str, Sequence[Mapping[str, float]]],
-    metric: str,
-    path: str | os.PathLike[str],
-) -> None:
-    """Draw ``row[metric]`` over ``row["round"]``, a line a run; rows without the metric are left out.
-
-    Raises:
-        ConfigError: no row of any run has the metric, or the suffix is not .png or .svg.
-        MissingExtra: matplotlib is not installed.
-    """
-    lines = {
-        name: [(row["round"], row[metric]) for row in rows if metric in row and "round" in row]
-        for name, rows in runs.items()
-    }
-    lines = {name: points for name, points in lines.items() if points}
-    if not lines:
-        known = sorted({key for rows in runs.values() for row in rows for key in row} - {"round"})
-        raise ConfigError(f"metric: expected one of {', '.join(known) or 'none (the runs are empty)'}, got {metric!r}")
-    figure, axes = _canvas(path, width=7.0)
-    for number, (name, points) in enumerate(lines.items()):
-        rounds, values = zip(*points, strict=True)
-        axes.plot(
-            rounds,
-            values,
-            label=name,
-            color=LINE_COLOURS[number % len(LINE_COLOURS)],
-            linestyle=LINE_STYLES[number // len(LINE_COLOURS) % len(LINE_STYLES)],
-            linewidth=1.8,
-            marker="o" if len(points) <= 25 else None,
-            markersize=3.5,
-        )
-    axes.margins(x=0.02)
-    _whole_numbers(axes)
-    axes.set_xlabel("round")
-    axes.set_ylabel(_words(metric))
-    only = f": {next(iter(lines))}" if len(lines) == 1 else ""
-    _title(axes, f"{_words(metric).capitalize()} by round{only}")
-    if len(lines) > 1:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelcolor=INK)
-    _save(figure, path)
-
-
-def _canvas(path: str | os.PathLike[str], width: float) -> "tuple[Figure, Axes]":
-    if Path(path).suffix.lower() not in (".png", ".svg"):
-        raise ConfigError(f"path: expected a file name that ends in .png or .svg, got {os.fspath(path)!r}")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plot") from error
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _stack(axes: "Axes", counts: Tensor, colours: Sequence[str]) -> None:
@@ -228,29 +157,3 @@ def _colour_scale(figure: "Figure", axes: "Axes", num_classes: int) -> None:
     classes = ScalarMappable(Normalize(0, num_classes - 1), "viridis")
     scale = figure.colorbar(classes, ax=axes, label="class", pad=0.02, ticks=MaxNLocator(integer=True))
     scale.outline.set_visible(False)
-
-
-def _whole_numbers(axes: "Axes") -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    low, high = axes.get_xlim()
-    if high - low < 2:
-        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
-
-
-def _title(axes: "Axes", text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=11, color=INK, pad=10)
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ").replace("/", " ")
-
-
-def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    from matplotlib import rc_context
-
-    # Without a fixed salt and without the date, each writing of the same picture would be another file.
-    with rc_context({"svg.hashsalt": "roundelay"}):
-        metadata = {"Date": None} if Path(path).suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)
