@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from roundelay import config
+from roundelay.errors import MissingExtra
 from roundelay.report.comparing import Compared, Told
-from roundelay.report.network import Comparison, comparison, told_of
+from roundelay.report.network import Comparison, comparison, draw_compared, told_of
 from roundelay.report.runs import read_run
 from roundelay.report.units import quantity, seconds
 from roundelay.tracking.run_folder import Tracking
@@ -57,7 +58,8 @@ def _train(file: Path, folder: Path, overrides: Overrides) -> float:
     torch.set_num_threads(1)
     begun_s = time.process_time()
     job = config.load(file, ["simulation.executor=serial", *overrides])
-    replace(job, tracking=Tracking(str(folder.parent), folder.name, checkpoint_every_s=1e9)).run()
+    tracking = Tracking(str(folder.parent), folder.name, checkpoint_every_s=1e9)
+    replace(job, tracking=tracking).run(resume=folder if folder.exists() else None)
     return time.process_time() - begun_s
 
 
@@ -68,6 +70,19 @@ def is_finished(folder: Path) -> bool:
 
 def compared(runs: Iterable[Path], target: float, beside: Sequence[Told] = ()) -> Comparison:
     return comparison([*(told_of(read_run(folder), "accuracy") for folder in runs), *beside], "accuracy", target)
+
+
+def tell(found: Comparison, root: Path, before: str = "") -> None:
+    """Print the table, and keep it beside the pictures."""
+    said = f"{before}{bounds(found)}\n\n{table(found)}\n"
+    print(f"\n{said}", flush=True)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "table.md").write_text(said)
+    try:
+        for picture in draw_compared(found, root):
+            print(f"wrote {picture}")
+    except MissingExtra as error:
+        print(f"no pictures: {error}")
 
 
 HEADINGS = ("setting", "accuracy at the end", "time a round", "shorter", "rounds to target", "time to target",

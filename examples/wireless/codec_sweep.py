@@ -1,12 +1,12 @@
 """Seven codecs on one cell: what does each save, where sending takes a tenth of computing, as long, or ten times that?
 
-    python examples/wireless/codecs.py
+    python examples/wireless/codec_sweep.py
 
 20 UEs with real digits share an uplink (job.toml). In synchronous rounds what is trained depends on codec and seed, not
 on the clock: 7 x 3 runs are trained, two at a time, and each is then put on the clocks of the other two ratios. One UE
 that trains alone, and sends nothing, is beside them. With CIFAR-10's files at hand:
 
-    python examples/wireless/codecs.py --cifar10 FOLDER --target 0.4
+    python examples/wireless/codec_sweep.py --cifar10 FOLDER --target 0.4
 """
 
 import argparse
@@ -16,10 +16,8 @@ from pathlib import Path
 
 import sweeping
 
-from roundelay.errors import MissingExtra
 from roundelay.reclocking import reclocked
 from roundelay.report.comparing import Point, Told
-from roundelay.report.network import draw_compared
 from roundelay.tracking.run_folder import Tracking, read_rows
 
 CODECS = {
@@ -37,7 +35,7 @@ LONGER = 4
 
 
 def main() -> None:
-    parser = sweeping.arguments(__doc__ or "", "codecs", target=0.95)
+    parser = sweeping.arguments(__doc__ or "", "codecs", target=0.9)
     parser.add_argument("--cifar10", type=Path, metavar="FOLDER", help="CIFAR-10 (binary version) in place of digits")
     asked = parser.parse_args()
     begun_s = time.monotonic()
@@ -54,15 +52,7 @@ def main() -> None:
         scaled = [_factor(_root(asked, ratio) / folder.name) for folder in runs[next(iter(chosen))]]
         beside = [told_alone(folder, factor) for folder, factor in zip(alone, scaled, strict=True)]
         found = sweeping.compared(runs_there, asked.target, beside)
-        said = f"transmit / compute {ratio:g}. {sweeping.bounds(found)}\n\n{sweeping.table(found)}\n"
-        print(f"\n{said}", flush=True)
-        (_root(asked, ratio) / "table.md").write_text(said)
-        try:
-            pictures = asked.out / f"pictures-{ratio:g}"
-            pictures.mkdir(exist_ok=True)
-            print(*(f"wrote {path}" for path in draw_compared(found, pictures)), sep="\n")
-        except MissingExtra as error:
-            print(f"no pictures: {error}")
+        sweeping.tell(found, asked.out / f"told-{ratio:g}", f"transmit / compute {ratio:g}. ")
     print(f"{time.monotonic() - begun_s:.0f} s in all")
 
 
