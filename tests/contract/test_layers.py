@@ -44,7 +44,7 @@ LAYERS = (
     ("serving",),
     ("replaying",),
     ("job",),
-    ("config", "report", "templates"),
+    ("config", "report", "templates", "reclocking"),
     ("site",),
     ("cli",),
 )

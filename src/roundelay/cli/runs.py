@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from roundelay.cli.common import ACCURACIES, Metric, console, say
+from roundelay.cli.common import ACCURACIES, Metric, Overrides, console, say
 from roundelay.errors import ConfigError, MissingExtra
+from roundelay.reclocking import reclocked
 from roundelay.report.comparing import Told, parse_target, scaled_apart
 from roundelay.report.network import Comparison, comparison, draw_compared, draw_network, told_of
 from roundelay.report.runs import RunRecord, list_runs, plot_compared, plot_run, read_run, require_metric
@@ -126,3 +127,11 @@ def runs_plot(
     drawn += [] if told.account is None else draw_network(record, told, folder, _span(rounds))
     for picture in drawn:
         console.print(f"wrote {picture}", soft_wrap=True)
+
+
+@app.command("reclock")
+def runs_reclock(folder: Path, set: Overrides = None) -> None:
+    """Put finished synchronous rounds on another clock, without training: --set
+    simulation.network.transmit_over_compute=10 says what a run of that network would have taken.
+    """
+    console.print(f"wrote {reclocked(folder, set or [])}", soft_wrap=True)

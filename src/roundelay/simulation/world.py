@@ -72,10 +72,11 @@ class Simulated:
         make = SimulatedFederation if self.course is None else partial(ReplayedFederation, course=self.course)
         return make(
             given, executor=self._executor, loop=self._loop, memory=self.memory, flights=self.flights,
-            delivery=self._delivery(given, self._loop), traced=self.network,
+            delivery=self.delivery(given, self._loop), traced=self.network,
         )  # fmt: skip
 
-    def _delivery(self, given: Given, loop: VirtualLoop) -> Delivery:
+    def delivery(self, given: Given, loop: VirtualLoop) -> Delivery:
+        """Return what says when things happen to the clients of this world."""
         network, work = self.simulation.network, self.trainer.work
         if network is None or self.course is not None:
             return Durations(loop, self.duration)
