@@ -21,7 +21,7 @@ from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import Sums, scalars
 from roundelay.stages.downlink import Downlink
-from roundelay.stages.uplink import STEPS, Uplink, apart, coded, kept
+from roundelay.stages.uplink import Uplink, apart, coded, for_training, kept
 
 CPU = torch.device("cpu")
 LOCAL = ("local params", "local buffers", "local integers")
@@ -126,8 +126,7 @@ class Trainer:
         call.
         """
         memory, beside = apart(memory)
-        config = {name: value for name, value in task.config.items() if name != STEPS}  # the learner knows no such key
-        answer = self._trained(replace(task, config=config), received, memory)
+        answer = self._trained(for_training(task), received, memory)
         uplink = self.work.uplink if task.kind == "train" else None
         if uplink is None:  # what a client shows to others is shown as it is
             return replace(answer, memory={**answer.memory, **kept(beside)})

@@ -469,3 +469,10 @@ def test_the_checks_catch(
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         check(tmp_path)
+
+
+def test_what_tasks_tell_for_the_uplink_is_no_work() -> None:
+    lag = rd.Uplink(trigger=rd.Lag(xi=4.0, depth=2), on_silence="reuse")
+    given = small_job(uplink=lag, tracking=None)
+    over = rd.Simulation(executor="serial", network=rd.Network(cell=LINKS, computing=net.Cycles(cycles_per_sample=1e6)))
+    assert replace(given, simulation=over).run().sha256 == given.run().sha256

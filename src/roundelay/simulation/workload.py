@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from roundelay.errors import DataError
 from roundelay.learner import LocalSGD
 from roundelay.messages import Task
+from roundelay.stages.uplink import for_training
 from roundelay.trainer import Work
 
 
@@ -30,7 +31,7 @@ class Workload:
         learner, size = self.work.learner, self.size(task.client)
         if not isinstance(learner, LocalSGD):
             return size
-        learner = learner.configured(task)
+        learner = learner.configured(for_training(task))
         if learner.local_batches is not None:
             return learner.local_batches * min(size, learner.batch_size if learner.batch_size > 0 else size)
         return size * (learner.local_epochs or 1)

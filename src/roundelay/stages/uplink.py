@@ -15,7 +15,7 @@ nothing, and its residual stands where it stood.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -124,6 +124,13 @@ def with_steps(steps: Sequence[float]) -> Config:
 
 def steps_of(config: Config) -> list[float]:
     return [float(step) for step in str(config.get(STEPS, "")).split()]
+
+
+def for_training(task: Task) -> Task:
+    """Return a task as who trains on it knows it: without what it tells for the uplink alone."""
+    if STEPS not in task.config:
+        return task
+    return replace(task, config={name: value for name, value in task.config.items() if name != STEPS})
 
 
 def apart(memory: Memory) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

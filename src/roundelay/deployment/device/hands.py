@@ -23,7 +23,7 @@ from roundelay.hosting.talk import ScriptFailed, Watch
 from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, on_the_air, tried
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.stages.downlink import Downlink
-from roundelay.stages.uplink import Uplink, apart
+from roundelay.stages.uplink import Uplink, apart, for_training
 from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_describe
 
 MANY = 2**16
@@ -164,7 +164,7 @@ class ScriptHands:
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
         received = _opened(self._downlink, task, received, self._lengths, self._site.layout.dtype)
         work, beside = apart(memory or self._first)
-        frame = task_frame(task, received, work)
+        frame = task_frame(for_training(task), received, work)
 
         def once(anew: bool) -> Answered:
             return checked(task, self._waiting(task.round, anew).work(frame))

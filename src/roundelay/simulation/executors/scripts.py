@@ -28,7 +28,7 @@ from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, on_
 from roundelay.hosting.thread import ScriptThread
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.simulation.executors.protocol import Result
-from roundelay.stages.uplink import apart
+from roundelay.stages.uplink import apart, for_training
 from roundelay.trainer import Answer, Evaluated, Trainer, Work
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Scripts:
             if self._was_cancelled(task):  # while the script was started, when there was none to end
                 raise ScriptFailed("cancelled", final=True)
             memory, beside = apart(order.memory)
-            answered = checked(task, host.work(task_frame(task, order.received, memory)))
+            answered = checked(task, host.work(task_frame(for_training(task), order.received, memory)))
             return self._result(
                 task, on_the_air(self._work.uplink, self._work.seed, task, order.received, answered, beside)
             )
