@@ -6,7 +6,7 @@ asked for), and which band each flow has there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,13 +58,8 @@ class Sharing(Protocol):
 class Fifo:
     """One flow at a time has the whole band, in the order in which they asked: time division."""
 
-    @property
-    def places(self) -> int | None:
-        return 1
-
-    @property
-    def resplits(self) -> bool:
-        return False
+    places: ClassVar[int | None] = 1
+    resplits: ClassVar[bool] = False
 
     def bands_hz(self, air: Air) -> Band:
         return air.bandwidth_hz
@@ -74,13 +69,8 @@ class Fifo:
 class EqualShare:
     """Everybody at once, each in an equal part of the band: processor sharing, by frequency division."""
 
-    @property
-    def places(self) -> int | None:
-        return None
-
-    @property
-    def resplits(self) -> bool:
-        return True
+    places: ClassVar[int | None] = None
+    resplits: ClassVar[bool] = True
 
     def bands_hz(self, air: Air) -> Band:
         return air.bandwidth_hz / air.num_flows
@@ -90,6 +80,7 @@ class EqualShare:
 class ResourceBlocks:
     """The band is cut into ``num_blocks`` for good. A flow takes one when one is free, and queues for it otherwise."""
 
+    resplits: ClassVar[bool] = False
     num_blocks: int
 
     def __post_init__(self) -> None:
@@ -102,10 +93,6 @@ class ResourceBlocks:
     def places(self) -> int | None:
         return self.num_blocks
 
-    @property
-    def resplits(self) -> bool:
-        return False
-
     def bands_hz(self, air: Air) -> Band:
         return air.bandwidth_hz / self.num_blocks
 
@@ -114,13 +101,8 @@ class ResourceBlocks:
 class Dedicated:
     """A link for each client, which nobody shares: the whole band is everybody's."""
 
-    @property
-    def places(self) -> int | None:
-        return None
-
-    @property
-    def resplits(self) -> bool:
-        return False
+    places: ClassVar[int | None] = None
+    resplits: ClassVar[bool] = False
 
     def bands_hz(self, air: Air) -> Band:
         return air.bandwidth_hz
@@ -137,13 +119,8 @@ class MinMax:
     stay behind keep their band when another ends, since by then they end too.
     """
 
-    @property
-    def places(self) -> int | None:
-        return None
-
-    @property
-    def resplits(self) -> bool:
-        return False
+    places: ClassVar[int | None] = None
+    resplits: ClassVar[bool] = False
 
     def bands_hz(self, air: Air) -> Band:
         clients = np.concatenate([air.clients, np.array([e.client for e in air.expected], dtype=np.int64)])

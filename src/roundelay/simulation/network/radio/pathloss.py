@@ -5,7 +5,7 @@ break points follow from it); 3GPP TR 36.814 (Tables A.2.1.1-2 and A.2.1.1-3).
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,9 @@ class UrbanMacro:
     UEs above 13 m are refused: for them the TR draws the height of the surroundings, which is not modelled.
     """
 
+    min_distance_m: ClassVar[float] = 10.0
+    max_distance_m: ClassVar[float] = 5000.0
+    ue_heights_m: ClassVar[tuple[float, float]] = (1.5, 13.0)
     line_of_sight: str = "drawn"
     optional: bool = False
     bs_height_m: float = 25.0
@@ -62,18 +65,6 @@ class UrbanMacro:
     def __post_init__(self) -> None:
         check_choice(self, "line_of_sight", *SIGHTS)
         check_number(self, "bs_height_m", above=13)
-
-    @property
-    def min_distance_m(self) -> float:
-        return 10.0
-
-    @property
-    def max_distance_m(self) -> float:
-        return 5000.0
-
-    @property
-    def ue_heights_m(self) -> tuple[float, float]:
-        return 1.5, 13.0
 
     def loss_db(self, distance_m: Floats, ue_height_m: Floats, carrier_ghz: float, line_of_sight: Flags) -> Floats:
         d3 = np.hypot(distance_m, self.bs_height_m - ue_height_m)
@@ -96,6 +87,9 @@ class UrbanMacro:
 class UrbanMicro:
     """TR 38.901 UMi, street canyon."""
 
+    min_distance_m: ClassVar[float] = 10.0
+    max_distance_m: ClassVar[float] = 5000.0
+    ue_heights_m: ClassVar[tuple[float, float]] = (1.5, 22.5)
     line_of_sight: str = "drawn"
     optional: bool = False
     bs_height_m: float = 10.0
@@ -103,18 +97,6 @@ class UrbanMicro:
     def __post_init__(self) -> None:
         check_choice(self, "line_of_sight", *SIGHTS)
         check_number(self, "bs_height_m", above=1)
-
-    @property
-    def min_distance_m(self) -> float:
-        return 10.0
-
-    @property
-    def max_distance_m(self) -> float:
-        return 5000.0
-
-    @property
-    def ue_heights_m(self) -> tuple[float, float]:
-        return 1.5, 22.5
 
     def loss_db(self, distance_m: Floats, ue_height_m: Floats, carrier_ghz: float, line_of_sight: Flags) -> Floats:
         d3 = np.hypot(distance_m, self.bs_height_m - ue_height_m)
@@ -139,6 +121,7 @@ class LogDistance:
     learning over a radio. ``slope_db`` is ten times the path-loss exponent.
     """
 
+    ue_heights_m: ClassVar[tuple[float, float]] = 0.0, float("inf")
     loss_1km_db: float
     slope_db: float
     sigma_db: float = 8.0
@@ -152,10 +135,6 @@ class LogDistance:
         check_numbers(self, "sigma_db", least=0)
         check_numbers(self, "slope_db", "correlation_m", "min_distance_m", "bs_height_m", above=0)
         check_number(self, "max_distance_m", above=self.min_distance_m)
-
-    @property
-    def ue_heights_m(self) -> tuple[float, float]:
-        return 0.0, float("inf")
 
     def loss_db(self, distance_m: Floats, ue_height_m: Floats, carrier_ghz: float, line_of_sight: Flags) -> Floats:
         losses: Floats = self.loss_1km_db + self.slope_db * np.log10(distance_m / 1000)
