@@ -12,6 +12,7 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.data.examples import Data, Examples, as_examples
+from roundelay.data.joined import Joined
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
@@ -21,6 +22,10 @@ __all__ = ["Data", "FederatedData"]
 class _Parts(Protocol):
     def part(self, number: int) -> Examples | None:
         """Return what client ``number``, in order of id, holds."""
+        ...
+
+    def whole(self) -> Examples:
+        """Return what all clients hold, in order of id."""
         ...
 
 
@@ -36,6 +41,26 @@ class _Pooled:
         start, stop = self.offsets[number : number + 2].tolist()
         return self.examples.select(self.indices[start:stop]) if stop > start else None
 
+    def whole(self) -> Examples:
+        return self.examples.select(self.indices)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stretches:
+    """Parts that are stretches of one data set: client i holds its examples ``starts[i]`` to ``stops[i]``."""
+
+    examples: Examples
+    starts: Tensor
+    stops: Tensor
+
+    def part(self, number: int) -> Examples | None:
+        start, stop = int(self.starts[number]), int(self.stops[number])
+        return self.examples.select(torch.arange(start, stop)) if stop > start else None
+
+    def whole(self) -> Examples:
+        stretches = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        return self.examples.select(torch.cat([torch.arange(start, stop) for start, stop in stretches]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Separate:
@@ -46,6 +71,9 @@ class _Separate:
     def part(self, number: int) -> Examples | None:
         return self.examples[number]
 
+    def whole(self) -> Examples:
+        return Joined([part for part in self.examples if part is not None])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Elsewhere:
@@ -55,6 +83,9 @@ class _Elsewhere:
 
     def part(self, number: int) -> Examples | None:
         raise DataError(f"client {self.clients[number]!r}: its data is with its script, not here")
+
+    def whole(self) -> Examples:
+        raise DataError("each client's data is with its script: there is nothing here to pool")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +99,10 @@ class _Seen:
     def part(self, number: int) -> Examples | None:
         part = self.parts.part(number)
         return None if part is None else self.change(self.clients[number], part)
+
+    def whole(self) -> Examples:
+        parts = (self.part(number) for number in range(len(self.clients)))
+        return Joined([part for part in parts if part is not None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,6 +182,32 @@ class FederatedData:
         )
 
     @classmethod
+    def from_sizes(cls, examples: Examples, sizes: Mapping[str, tuple[int, int]]) -> "FederatedData":
+        """Return ``examples`` in the hands of clients who stand in them one after the other, in order of id: first what
+        a client trains on, then what it is tested on, as many as ``sizes`` says. The server holds out what all are
+        tested on.
+
+        A client costs its id and two numbers.
+
+        Raises:
+            DataError: an id is no string or out of order, a client trains on nothing, or sizes do not add up.
+        """
+        clients = tuple(sizes)
+        if not clients or not all(isinstance(client, str) and client for client in clients):
+            raise DataError(f"sizes: expected client ids, at least one, to be non-empty strings, got {_some(clients)}")
+        if list(clients) != sorted(clients):
+            raise DataError(f"sizes: expected client ids in ascending order, got {_some(clients)}")
+        for client, (num_train, _) in sizes.items():
+            _check_size(client, num_train)
+        ends = torch.tensor(list(sizes.values())).flatten().cumsum(0)
+        if int(ends[-1]) != len(examples):
+            raise DataError(f"sizes: they add up to {int(ends[-1])}, but there are {len(examples)} examples")
+        starts = torch.cat([ends.new_zeros(1), ends[1:-1:2]])
+        train, test = _Stretches(examples, starts, ends[::2]), _Stretches(examples, ends[::2], ends[1::2])
+        held_out = test.whole()
+        return cls(clients, held_out if len(held_out) else None, train, test)
+
+    @classmethod
     def elsewhere(cls, clients: Sequence[str], held_out: Examples | None = None) -> "FederatedData":
         """Return what a server knows of clients that keep their data: their ids, and its own held-out examples."""
         ids = tuple(sorted(clients))
@@ -188,6 +249,17 @@ class FederatedData:
         """
         own = self.test(holder)
         return self.from_datasets({client: self.train(holder)}, self.held_out, None if own is None else {client: own})
+
+    def pooled(self, client: str = "all") -> "FederatedData":
+        """Return data in which one ``client`` has what all have here, for centralised training: their parts one after
+        the other, in order of id, as views; held-out examples stay with the server.
+
+        Raises:
+            DataError: the data is with the clients.
+        """
+        test = None if self._test is None else self._test.whole()
+        own = {client: test} if test is not None and len(test) else None
+        return self.from_datasets({client: self._train.whole()}, self.held_out, own)
 
     def seen_through(self, change: Callable[[str, Examples], Examples]) -> "FederatedData":
         """Return data whose clients train on ``change(client, part)``; what they are tested on stays."""

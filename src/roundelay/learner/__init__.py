@@ -17,5 +17,15 @@ from roundelay.learner.protocol import Context as Context
 from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
 from roundelay.learner.schedules import Constant, Cosine, Step
+from roundelay.learner.sequences import NextToken, sequence_cross_entropy
 
-__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "accuracy"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "FunctionLearner",
+    "LocalSGD",
+    "NextToken",
+    "Step",
+    "accuracy",
+    "sequence_cross_entropy",
+]
