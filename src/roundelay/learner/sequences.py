@@ -3,6 +3,7 @@
 Shapes: B examples, L positions, K classes. A target of -100, as torch has it, is none: padding.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,8 +35,13 @@ class NextToken:
     vocabulary are targets like any other; a beginning of a speech is never one.
     """
 
-    width: int = 2
-    summed: bool = True
+    @property
+    def width(self) -> int:
+        return 2
+
+    @property
+    def summed(self) -> bool:
+        return True
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one row: how many are right, and how many there are."""
@@ -44,4 +50,4 @@ class NextToken:
 
     def result(self, rows: Tensor) -> Mapping[str, float]:
         right, tokens = rows.sum(0).tolist()
-        return {"token_accuracy": right / tokens if tokens else float("nan")}
+        return {"token_accuracy": right / tokens if tokens else math.nan}
