@@ -118,13 +118,13 @@ def _snippets(file: Path) -> dict[str, list[str]]:
 
 def from_leaf(folder: Path, length: int) -> dict[str, Pieces]:
     """Return LEAF's samples, each as its window of ``length`` characters and the next one in one string, from all JSON
-    files in the folders ``train`` and ``test``.
+    files in the folders ``train`` and ``test``; of users that are in both.
 
     Raises:
         DataError: a file is absent, no JSON, or not of LEAF's form; the message names it, and the client.
     """
     train, test = (_samples(folder / part, length) for part in ("train", "test"))
-    return {client: Pieces(samples, test.get(client, [])) for client, samples in train.items()}
+    return {client: Pieces(samples, test[client]) for client, samples in train.items() if client in test}
 
 
 def _samples(folder: Path, length: int) -> dict[str, list[str]]:

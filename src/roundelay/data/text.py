@@ -60,7 +60,8 @@ def shakespeare(
 
     The folder holds the variant's own files, ``shakespeare_train.h5`` and ``shakespeare_test.h5`` or LEAF's ``train/``
     and ``test/`` with JSON, which are split already; or plays in Markdown, of which each role's last ``test_fraction``
-    of speeches is for testing. Roles of plays that speak fewer than ``min_characters`` are left out.
+    of speeches is for testing. Roles of plays that speak fewer than ``min_characters`` are left out, and whoever has no
+    window in either part.
 
     In memory the text takes a byte a character, whatever the number of clients or windows.
 
@@ -104,17 +105,18 @@ class Variant:
 
 
 def _laid_out(path: Path, form: Variant, spoken: Mapping[str, Pieces], runs: Runs) -> FederatedData:
-    """Return the windows of all clients on one text; who has none to train on is left out."""
+    """Return the windows of all clients on one text; who has none to train on, or none to be tested on, is left out."""
     everything: list[bytes] = []
     sizes: dict[str, tuple[int, int]] = {}
     for client in sorted(spoken):
         parts = [runs(pieces) for pieces in spoken[client]]
         num_train, num_test = (sum(num_windows(len(run), form.stride, LENGTH) for run in part) for part in parts)
-        if num_train:
+        if num_train and num_test:
             sizes[client] = num_train, num_test
             everything += [run for part in parts for run in part]
     if not sizes:
-        raise DataError(f"{path}: nobody has {LENGTH + 1} characters to train on, which is one window; give more text")
+        raise DataError(f"{path}: nobody has {LENGTH + 1} characters to train on and as many to be tested on, a window "
+                        "each; give more text")  # fmt: skip
     text = Text.of(everything, form.stride, LENGTH, form.every_position, form.pad)
     return FederatedData.from_sizes(TextWindows(text), sizes)
 
