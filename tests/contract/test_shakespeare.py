@@ -1,5 +1,6 @@
 """The Shakespeare task ends in the same bits in this process, in workers and on devices, federated or centralised."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def task(folder: Path, **changes: object) -> rd.Job:
     return config.load("task:shakespeare", [f"{name}={value}" for name, value in settings.items()])
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "tasks" / "shakespeare.md"
 LEAF = {"data.variant": "leaf", "model.vocabulary_size": 80, "model.every_position": "false", "learner.batch_size": 64}
 CENTRALISED = {"data.pooled": "true", "clients_per_round": 1}
 VARIANTS: Mapping[str, Mapping[str, object]] = {"fed_shakespeare": {}, "leaf": LEAF, "centralised": CENTRALISED}
@@ -68,3 +70,13 @@ def test_one_client_with_all_data_and_the_full_batch_is_gradient_descent(tmp_pat
         optimizer.step()
     for name, reached in job.run().model.state_dict().items():
         torch.testing.assert_close(reached, model.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_every_command_of_its_page_makes_a_job() -> None:
+    made = [
+        config.load("task:shakespeare", re.findall(r"--set (\S+)", line))
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("roundelay run task:shakespeare")
+    ]
+    assert len(made) == 7
+    assert {job.num_rounds for job in made} >= {1200}

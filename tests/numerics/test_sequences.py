@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from roundelay.data.windows import IGNORED
+from roundelay.data.text_windows import IGNORED
 from roundelay.learner import Measured, Measures, NextToken, sequence_cross_entropy
 from roundelay.models import CharLSTM
 

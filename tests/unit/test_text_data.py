@@ -15,7 +15,7 @@ from roundelay import config
 from roundelay.data.examples import Examples
 from roundelay.data.speeches import from_plays
 from roundelay.data.text import LEAF_CHARACTERS, TFF_CHARACTERS, shakespeare
-from roundelay.data.windows import IGNORED, TextWindows
+from roundelay.data.text_windows import IGNORED, TextWindows
 from roundelay.errors import ConfigError, DataError, MissingExtra
 
 PLAY = """# Pyramus
@@ -45,9 +45,9 @@ my love is — here!
 
 ### SCENE II. The same.
 
+**LION**
 _Moonshine shines.
 
-**LION**
 Well roared; and what I say goes on for longer than eighty-one characters, in one speech of two lines,
 that is.
 

@@ -17,7 +17,7 @@ HDF5_FILES = ("shakespeare_train.h5", "shakespeare_test.h5")
 LEAF_KEYS = ("users", "num_samples", "user_data")
 
 HEADER = re.compile(r"^\*\*(.+?)\*\*[ \t]*$|^#.*$", re.MULTILINE)
-DIRECTION = re.compile(r"_*\\?\[[^\]]*(?:\]_*|$)|_+[^_]*_+|\*+[^*]*\*+")
+DIRECTION = re.compile(r"_*\\?\[[^\]]*(?:\]_*|$)|_+[^_]*(?:_+|$)|\*+[^*]*\*+")
 
 
 class Pieces(NamedTuple):

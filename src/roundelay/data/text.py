@@ -21,7 +21,7 @@ from pathlib import Path
 from roundelay.components import unknown_message
 from roundelay.data.federated import FederatedData
 from roundelay.data.speeches import HDF5_FILES, Pieces, from_hdf5, from_leaf, from_plays
-from roundelay.data.windows import Text, TextWindows, num_windows
+from roundelay.data.text_windows import Text, TextWindows, num_windows
 from roundelay.errors import ConfigError, DataError
 
 __all__ = ["shakespeare"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roundelay.data.windows import IGNORED
+from roundelay.data.text_windows import IGNORED
 
 
 def sequence_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

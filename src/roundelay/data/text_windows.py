@@ -49,10 +49,16 @@ class Text:
 
     def windows(self, positions: Tensor) -> Tensor:
         """Return the windows at ``positions`` (B,) as int64 (B, L + 1)."""
+        return self.codes[self._first(positions)[:, None] + torch.arange(self.length + 1)].to(torch.int64)
+
+    def last(self, positions: Tensor) -> Tensor:
+        """Return the last character of each window at ``positions``, int64 (B,)."""
+        return self.codes[self._first(positions) + self.length].to(torch.int64)
+
+    def _first(self, positions: Tensor) -> Tensor:
         runs = torch.searchsorted(self.ends, positions, right=True)
         before = torch.where(runs > 0, self.ends[runs - 1], 0)
-        first = self.starts[runs] + (positions - before) * self.stride
-        return self.codes[first[:, None] + torch.arange(self.length + 1)].to(torch.int64)
+        return self.starts[runs] + (positions - before) * self.stride
 
     def pairs(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the model sees, int64 (B, L), and what comes next: (B, L), or (B,) for the last position only."""
@@ -91,7 +97,7 @@ class TextWindows:
     def labels(self) -> Tensor:
         if self.text.every_position:
             raise DataError("labels: a window whose every character is predicted has no class of its own")
-        return self.text.windows(self._base(torch.arange(len(self))))[:, -1]
+        return self.text.last(self._base(torch.arange(len(self))))
 
     def select(self, indices: Tensor) -> "TextWindows":
         check_positions(indices, len(self), "indices")
