@@ -170,6 +170,16 @@ def test_leaf_slides_over_all_that_a_role_says_and_predicts_one_character(tmp_pa
     assert len(LEAF_CHARACTERS) == 80
 
 
+def test_who_has_no_window_to_train_on_or_to_be_tested_on_is_left_out(tmp_path: Path) -> None:
+    long, short = "so it goes on " * 9, "So."
+    for role, speeches in {"A": (long, long), "B": (long, short), "C": (short, long)}.items():
+        (tmp_path / f"{role}.md").write_text("\n".join(f"**{role}**\n{speech}\n" for speech in speeches))
+    data = shakespeare(tmp_path, "leaf")
+    assert data.clients == ("A_A",)
+    assert len(data.held_out or ()) == len(long) - 1 - 80
+    assert shakespeare(tmp_path).clients == ("A_A", "B_B", "C_C")  # a speech has a window, however short it is
+
+
 def write_leaf(folder: Path, parts: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]]) -> None:
     for part, users in parts.items():
         (folder / part).mkdir()
