@@ -17,6 +17,7 @@ EXTRAS = (
     "torch.utils.tensorboard",
     "mlxtend",
     "yaml",
+    "h5py",
     "typer",
     "rich",
     "pandas",

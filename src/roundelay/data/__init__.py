@@ -14,6 +14,7 @@ from roundelay.data.partition import (
     Shards,
 )
 from roundelay.data.split import Split
+from roundelay.data.text import shakespeare
 
 __all__ = [
     "IID",
@@ -34,4 +35,5 @@ __all__ = [
     "cifar10",
     "digits",
     "mnist",
+    "shakespeare",
 ]

@@ -22,5 +22,16 @@ from roundelay.learner.protocol import Context as Context
 from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
 from roundelay.learner.schedules import Constant, Cosine, Step
+from roundelay.learner.sequences import NextToken, sequence_cross_entropy
 
-__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "MacroF1", "Step", "accuracy"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "FunctionLearner",
+    "LocalSGD",
+    "MacroF1",
+    "NextToken",
+    "Step",
+    "accuracy",
+    "sequence_cross_entropy",
+]
