@@ -1,5 +1,6 @@
 """Tables by site: what sites could add up is what the whole table gives; what is wrong is named by file and line."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -264,3 +265,32 @@ def test_a_site_of_one_row_is_left_out_where_that_is_asked_for_or_trains_where_n
     (tmp_path / "table.csv").write_text(GOOD + "60,1,red,b,1\n")
     assert read(tmp_path, small_sites="drop").clients == ("a",)
     assert read(tmp_path, test_fraction=0).clients == ("a", "b")
+
+
+# ---- what is shown of it --------------------------------------------------------------------------------------------
+
+
+def test_the_run_folder_tells_how_many_of_each_class_each_site_trains_on(tmp_path: Path) -> None:
+    generated(tmp_path)
+    data = read(tmp_path)
+    counts = data.label_counts()
+    assert counts == [torch.bincount(data.train(client).labels(), minlength=2).tolist() for client in data.clients]
+    tracking = rd.Tracking(root=str(tmp_path), name="run")
+    job = rd.Job(model=lambda: Logistic(5, 2), data=data, num_rounds=1, learner=LocalSGD(lr=0.1), tracking=tracking)
+    job.run(rd.Simulation("serial"))
+    shown = json.loads((tmp_path / "run" / "label_counts.json").read_text())
+    assert shown == {"clients": ["north", "south", "west"], "counts": counts}
+
+
+def test_without_classes_there_is_nothing_to_count_and_no_item_is_read_for_it() -> None:
+    numbers = rd.FederatedData.from_datasets({"a": (torch.zeros(3, 1), torch.zeros(3))})
+    assert numbers.label_counts() is None
+
+    class Costly:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            raise AssertionError("nobody asked for it")
+
+    assert rd.FederatedData.from_datasets({"a": Costly()}).label_counts() is None
