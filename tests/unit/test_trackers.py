@@ -6,6 +6,7 @@ import json
 import logging
 import struct
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -250,8 +251,37 @@ def test_a_tracker_that_fails_on_the_way_is_said_once_and_the_other_one_goes_on(
         rows = tracked(tmp_path, wandb="project", mlflow=store(tmp_path)).run().rows
     assert len(rows) == 3
     (message,) = said(caplog)
-    assert message.startswith("Weights & Biases is told nothing more of this run: OSError: the line is cut.")
+    assert message.startswith("Weights & Biases is told nothing more of this run: OSError: the line is cut;")
     check_curves(mlflow_run(store(tmp_path), tmp_path / "run")[1], list(rows))
+
+
+@needs_mlflow
+def test_the_training_does_not_wait_for_a_tracker_that_hangs_and_its_end_not_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds_done, let_go = threading.Event(), threading.Event()
+
+    def hangs(self: object, row: object) -> None:
+        assert rounds_done.wait(60), "a round waits for its tracker"
+        let_go.wait(60)
+
+    monkeypatch.setattr("roundelay.tracking.mlflow.MLflow.append", hangs)
+    monkeypatch.setattr("roundelay.tracking.trackers.PATIENCE_S", 0.01)
+    job = tracked(tmp_path, mlflow=store(tmp_path))
+    try:
+        with caplog.at_level(logging.WARNING):
+            for finished in job.rounds():
+                if finished.number == 3:
+                    rounds_done.set()
+        (message,) = [r.getMessage() for r in caplog.records if "has not taken everything" in r.getMessage()]
+        assert message.startswith("MLflow has not taken everything within 0.01 s; all numbers are in metrics.jsonl")
+    finally:
+        let_go.set()
+        rounds_done.set()
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "finished"
+    for thread in threading.enumerate():
+        if thread.name == "roundelay-MLflow":
+            thread.join(60)
 
 
 @pytest.mark.parametrize(("tracker", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])

@@ -1,18 +1,23 @@
 """Whom a run's numbers are told beside its own tables: TensorBoard, Weights & Biases, MLflow."""
 
 import logging
+import queue
 import threading
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from roundelay.errors import MissingExtra
 from roundelay.tracking import mlflow, wandb
 from roundelay.tracking.run_folder import Row, Tracking
 from roundelay.tracking.tensorboard import TensorBoard
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0
+"""How long a run that has ended waits for what trackers on other machines have not taken yet."""
+
+KEPT_HERE = "all numbers are in metrics.jsonl, and a resumed run tells what is missing"
 
 Settings = Mapping[str, Any]  # Any: what TOML holds
 
@@ -29,8 +34,8 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """All trackers that a run has. What one on another machine raises is said once, as a warning; it is told nothing
-    from then on, and the training goes on.
+    """All trackers that a run has. One on another machine is told from a thread of its own: the training neither waits
+    for it nor ends for it.
     """
 
     def __init__(self, tracking: Tracking | None) -> None:
@@ -58,10 +63,7 @@ class Trackers:
         if (uri := tracking.mlflow) is not None:
             outside["MLflow"] = lambda: mlflow.MLflow(uri, folder, settings)
         for name, make in outside.items():
-            tracker = _Outside(name, make)
-            for row in rows:
-                tracker.append(row)
-            self._trackers.append(tracker)
+            self._trackers.append(_Outside(name, make, rows))
 
     def append(self, row: Row) -> None:
         for tracker in self._trackers:
@@ -77,35 +79,39 @@ class Trackers:
 
 
 class _Outside:
-    """A tracker that may fail."""
+    """A tracker that may fail, or take its time. What it raises is said once, and it is told nothing from then on."""
 
-    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
-        self._name, self._lock, self._tracker = name, threading.Lock(), None  # type: str, threading.Lock, Tracker | None
-        self._attempt(lambda: setattr(self, "_tracker", make()))
+    def __init__(self, name: str, make: Callable[[], Tracker], rows: Sequence[Row]) -> None:
+        self._name = name
+        self._steps: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._tell, args=(make,), name=f"roundelay-{name}", daemon=True)
+        self._thread.start()
+        for row in rows:
+            self.append(row)
 
     def append(self, row: Row) -> None:
-        with self._lock:
-            if (tracker := self._tracker) is not None:
-                self._attempt(lambda: tracker.append(row))
+        self._put(lambda tracker: tracker.append(row))
 
     def append_scalar(self, client: str, name: str, value: float, step: int) -> None:
-        with self._lock:
-            if (tracker := self._tracker) is not None:
-                self._attempt(lambda: tracker.append_scalar(client, name, value, step))
+        self._put(lambda tracker: tracker.append_scalar(client, name, value, step))
 
     def close(self, state: str) -> None:
-        with self._lock:
-            if (tracker := self._tracker) is not None:
-                self._attempt(lambda: tracker.close(state))
-                self._tracker = None
+        self._put(lambda tracker: tracker.close(state))
+        self._put(None)
+        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            log.warning("%s has not taken everything within %g s; %s", self._name, PATIENCE_S, KEPT_HERE)
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    def _put(self, step: Callable[[Tracker], None] | None) -> None:
+        if self._thread.is_alive():  # else nobody takes it
+            self._steps.put(step)
+
+    def _tell(self, make: Callable[[], Tracker]) -> None:
         try:
-            step()
-        except MissingExtra:
-            raise
+            tracker = make()
+            while (step := self._steps.get()) is not None:
+                step(tracker)
         except Exception as error:  # this is the border to code, and to networks, that we do not know
-            self._tracker = None
-            log.warning("%s is told nothing more of this run: %s: %s. The training goes on; all numbers are in "
-                        "metrics.jsonl, and a resumed run tells what is missing",
-                        self._name, type(error).__name__, str(error).strip() or "no reason given")  # fmt: skip
+            reason = str(error).strip() or "no reason given"
+            kind = type(error).__name__
+            log.warning("%s is told nothing more of this run: %s: %s; %s", self._name, kind, reason, KEPT_HERE)
