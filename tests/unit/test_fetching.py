@@ -122,6 +122,28 @@ def test_an_archive_is_unpacked_and_what_its_folder_holds_lies_in_the_tasks(
     assert there(tmp_path / "whole") == members
 
 
+def test_what_is_looked_for_comes_last_so_that_half_of_an_archive_is_fetched_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.pages["/all"] = tar({f"{letter}.bin": letter.encode() for letter in "abc"})
+    source = Source(url=f"{server.url}/all", file="b.bin", unpack="tar")
+    left = [2]
+
+    def fails(entry: Path, place: Path) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError("the disk is full")
+        entry.replace(place)
+
+    monkeypatch.setattr("roundelay.tasks.fetching._put", fails)
+    with pytest.raises(DataError, match="the disk is full"):
+        fetch([source], tmp_path, "", quiet)
+    assert set(there(tmp_path)) == {"a.bin", "c.bin"}
+    monkeypatch.undo()
+    fetch([source], tmp_path, "", quiet)
+    assert set(there(tmp_path)) == {"a.bin", "b.bin", "c.bin"}
+
+
 # ---- what does not --------------------------------------------------------------------------------------------------
 
 
@@ -160,11 +182,16 @@ def device(info: tarfile.TarInfo) -> None:
     info.type = tarfile.CHRTYPE
 
 
+def with_a_bad_one(name: str, change: Callable[[tarfile.TarInfo], None] = lambda info: None) -> bytes:
+    """Return an archive that has what is wanted, and then something else."""
+    return tar({"a.bin": b"a", name: b"x"}, lambda info: change(info) if info.name == name else None)
+
+
 ESCAPES = {
-    "up": tar({"../a.bin": b"x"}),
-    "up from within": tar({"x/../../a.bin": b"x"}),
-    "a link out": tar({"link": b""}, link_out),
-    "a device": tar({"device": b""}, device),
+    "up": with_a_bad_one("../../../escaped.bin"),
+    "up from within": with_a_bad_one("x/../../../../escaped.bin"),
+    "a link out": with_a_bad_one("link", link_out),
+    "a device": with_a_bad_one("device", device),
 }
 
 
@@ -175,9 +202,9 @@ def test_a_tar_archive_does_not_leave_its_folder(content: bytes, server: Server,
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("name", ["../a.bin", "/tmp/a.bin", "x/../../a.bin", "..\\a.bin"])
+@pytest.mark.parametrize("name", ["../../../escaped.bin", "/tmp/a.bin", "x/../../a.bin", "..\\a.bin"])
 def test_a_zip_archive_does_not_leave_its_folder(name: str, server: Server, tmp_path: Path) -> None:
-    server.pages["/all"] = zipped({name: b"x"})
+    server.pages["/all"] = zipped({"a.bin": b"a", name: b"x"})
     refused(Source(url=f"{server.url}/all", file="a.bin", unpack="zip"), tmp_path / "in", "would leave its folder")
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 

@@ -124,6 +124,24 @@ def test_a_resumed_run_is_the_same_one_there_and_its_last_folder_has_every_round
     assert [r.exit.exit_code for of_file in files for r in of_file if r.HasField("exit")] == [0, 0, 0]
 
 
+@needs_wandb
+def test_what_its_server_knows_already_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    begin = wandb.init
+
+    def found(**settings: Any) -> Any:
+        run = begin(**settings)
+        run.summary["round"] = 2  # as a server would say of a run that is gone on with
+        return run
+
+    interrupted(tracked(tmp_path), at=2)
+    monkeypatch.setattr(wandb, "init", found)
+    tracked(tmp_path, wandb="project").run(resume=tmp_path / "run")
+    (of_file,) = records(tmp_path / "run")
+    assert [line["round"] for line in history(of_file)] == [3]
+
+
 # ---- MLflow ---------------------------------------------------------------------------------------------------------
 
 
