@@ -203,10 +203,12 @@ class Standing:
             self.checkpoint()
             trace = {} if self.trace_hash is None else {"trace_hash": self.trace_hash}
             self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors), **trace)
-            self._trackers.close(state)
         finally:
-            if self._folder:
-                self._folder.close()
+            try:
+                self._trackers.close(state)
+            finally:
+                if self._folder:
+                    self._folder.close()
 
 
 class Held(Protocol):

@@ -54,6 +54,20 @@ def test_the_comparison_runs_as_the_page_says(
     assert re.findall(r"\| (one place|FedAvg|each alone) \|", shown) == ["one place", "FedAvg", "each alone"] * 2
 
 
+@needs_lifelines
+@pytest.mark.slow
+def test_over_several_splits_training_together_beats_training_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--seeds", "8"])
+    runpy.run_path(str(ROOT / "examples" / "lung" / "compare.py"), run_name="__main__")
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "±" in line]
+    areas = {(cells[1].strip(), cells[2].strip()): float(cells[4].split()[0]) for cells in lines[1:]}
+    for model in ("logistic regression", "MLP, 16 hidden units"):
+        assert areas[model, "FedAvg"] > areas[model, "each alone"] + 0.02
+        assert areas[model, "FedAvg"] > areas[model, "one place"] - 0.02
+
+
 def test_the_tables_that_the_pages_show_are_read_as_written(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "tasks" / "lung.md").read_text(), flags=re.S)
     made = config.parts_of(tomllib.loads(shown))["data"]

@@ -302,6 +302,20 @@ def test_the_training_does_not_wait_for_a_tracker_that_hangs_and_its_end_not_for
             thread.join(60)
 
 
+@needs_mlflow
+def test_a_run_whose_last_checkpoint_fails_is_over_for_its_trackers_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *given: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("roundelay.standing.save_checkpoint", full)
+    with pytest.raises(OSError, match="the disk is full"):
+        tracked(tmp_path, mlflow=store(tmp_path)).run()
+    assert mlflow_run(store(tmp_path), tmp_path / "run")[0].info.status == "FINISHED"
+    assert not [thread for thread in threading.enumerate() if thread.name == "roundelay-MLflow"]
+
+
 @pytest.mark.parametrize(("tracker", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
 def test_a_package_that_is_not_there_is_named_before_anything_is_begun(
     tracker: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
