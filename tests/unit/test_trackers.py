@@ -18,6 +18,7 @@ from networks import small_job
 import roundelay as rd
 from roundelay.errors import ConfigError, MissingExtra
 from roundelay.serving import Place, Serving
+from roundelay.tracking.trackers import Trackers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
@@ -204,8 +205,6 @@ def test_mlflow_keeps_a_run_in_a_database_of_this_machine(tmp_path: Path) -> Non
 @needs_mlflow
 def test_what_clients_log_lies_below_their_names_whatever_these_are(tmp_path: Path) -> None:
     tracking = rd.Tracking(root=str(tmp_path), mlflow=store(tmp_path))
-    from roundelay.tracking.trackers import Trackers
-
     trackers = Trackers(tracking)
     trackers.open(tmp_path, 'name = "scalars"', [])
     for client in ("site 1", "..", "a/../b", "(weird)", "/", "ü"):
@@ -214,6 +213,19 @@ def test_what_clients_log_lies_below_their_names_whatever_these_are(tmp_path: Pa
     curves = mlflow_run(store(tmp_path), tmp_path)[1]
     assert sorted(curves) == sorted(["site 1/loss", "__/loss", "a/__/b/loss", "_weird_/loss", "_/_/loss", "ü/loss"])
     assert curves["site 1/loss"] == [(3, 1.5)]
+
+
+@needs_mlflow
+def test_a_database_and_ids_stay_where_they_are_when_a_script_in_a_thread_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, Path]] = []
+    monkeypatch.setattr("roundelay.tracking.mlflow.MLflow.__init__", lambda self, *given: begun.append(given[:2]))
+    monkeypatch.chdir(tmp_path)
+    trackers = Trackers(rd.Tracking(mlflow="sqlite:///runs/mlflow.db"))
+    trackers.open(Path("run"), 'name = "here"', [])
+    trackers.close("finished")
+    assert begun == [(f"sqlite:///{tmp_path}/runs/mlflow.db", tmp_path / "run")]
 
 
 @needs_mlflow

@@ -36,6 +36,16 @@ def packages() -> Any:  # Any: the package, which may not be there
     return mlflow
 
 
+def absolute(uri: str) -> str:
+    """Return a tracking URI that names the same database from any working directory.
+
+    >>> absolute("http://host:5000"), absolute("sqlite:////tmp/mlflow.db")
+    ('http://host:5000', 'sqlite:////tmp/mlflow.db')
+    """
+    scheme, separator, path = uri.partition("sqlite:///")
+    return f"sqlite:///{Path(path).resolve()}" if separator and not scheme and path else uri
+
+
 class MLflow:
     """One run in the experiment of the job's name, with the job's settings as parameters. Steps are rounds.
 
@@ -52,7 +62,7 @@ class MLflow:
             self._id = known["run_id"]
             self._client.update_run(self._id, status="RUNNING")
         else:
-            self._id = self._begun(folder.resolve().name, settings)
+            self._id = self._begun(folder.name, settings)
             text = json.dumps({"uri": uri, "run_id": self._id})
             save_atomically(kept, lambda file: file.write(text.encode()))
         told = self._client.get_metric_history(self._id, "admitted")

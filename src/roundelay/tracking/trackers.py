@@ -53,6 +53,7 @@ class Trackers:
         tracking = self._tracking
         if tracking is None:
             return
+        folder = folder.resolve()  # scripts in threads of this process have working directories of their own
         settings = {name: value for name, value in tomllib.loads(resolved).items() if name != "tracking"}
         if tracking.tensorboard:
             first = rows[-1]["round"] + 1 if rows else 1
@@ -60,7 +61,8 @@ class Trackers:
         outside: dict[str, Callable[[], Tracker]] = {}
         if (project := tracking.wandb) is not None:
             outside["Weights & Biases"] = lambda: wandb.WandB(project, folder, settings)
-        if (uri := tracking.mlflow) is not None:
+        if tracking.mlflow is not None:
+            uri = mlflow.absolute(tracking.mlflow)
             outside["MLflow"] = lambda: mlflow.MLflow(uri, folder, settings)
         for name, make in outside.items():
             self._trackers.append(_Outside(name, make, rows))

@@ -41,8 +41,8 @@ class WandB:
         wandb = package()
         entity, _, name = project.rpartition("/")
         self._run = wandb.init(
-            project=name, entity=entity or None, id=_id(folder / KEPT), resume="allow", name=folder.resolve().name,
-            config=dict(settings), dir=str(folder.resolve()), reinit="create_new",
+            project=name, entity=entity or None, id=_id(folder / KEPT), resume="allow", name=folder.name,
+            config=dict(settings), dir=str(folder), reinit="create_new",
             settings=wandb.Settings(console="off"),
         )  # fmt: skip
         self._last_round = int(self._run.summary.get("round") or 0)
