@@ -39,8 +39,8 @@ def packages() -> Any:  # Any: the package, which may not be there
 def absolute(uri: str) -> str:
     """Return a tracking URI that names the same database from any working directory.
 
-    >>> absolute("http://host:5000"), absolute("sqlite:////tmp/mlflow.db")
-    ('http://host:5000', 'sqlite:////tmp/mlflow.db')
+    >>> absolute("http://host:5000"), absolute("sqlite:////var/mlflow.db")
+    ('http://host:5000', 'sqlite:////var/mlflow.db')
     """
     scheme, separator, path = uri.partition("sqlite:///")
     return f"sqlite:///{Path(path).resolve()}" if separator and not scheme and path else uri
