@@ -20,7 +20,7 @@ from roundelay.prepared import Prepared
 from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
 from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
-from roundelay.tracking.tensorboard import TensorBoard
+from roundelay.tracking.trackers import Trackers
 
 
 class Standing:
@@ -48,13 +48,11 @@ class Standing:
         self.records: dict[str, Mapping[str, object]] = {}
         self._best, self._best_version = math.nan, None  # type: float, Version | None
         self.memory: ClientMemory
+        self._trackers = Trackers(job.tracking)
         self._folder = self._open_folder(resume)
         self._clock = Clock(job.tracking.checkpoint_every_s if job.tracking else math.inf)
-        self._board = (
-            TensorBoard(self._folder.path / "tensorboard", first_round=self.num_rounds_done + 1)
-            if self._folder and job.tracking and job.tracking.tensorboard
-            else None
-        )
+        if self._folder:
+            self._trackers.open(self._folder.path, job.resolved, self.rows)
         self._held: dict[str, tuple[int, Sequence[int] | None]] = {}
         self._scalars = threading.Lock()  # of what clients say while the run goes on
 
@@ -142,8 +140,7 @@ class Standing:
         self._keep_best(row, before or self._initial() if self.watched.startswith("train_") else finished.version)
         if self._folder:
             self._folder.append(row, (_client_row(row["round"], report) for report in finished.reports))
-            if self._board:
-                self._board.append(row)
+            self._trackers.append(row)
             if self._clock.due():
                 self.checkpoint()
                 return True
@@ -154,8 +151,7 @@ class Standing:
         with self._scalars:
             if self._folder:
                 self._folder.append_scalar({"round": number, "client": client, **asdict(scalar)})
-            if self._board:
-                self._board.append_scalar(client, scalar.name, scalar.value, scalar.step)
+                self._trackers.append_scalar(client, scalar.name, scalar.value, scalar.step)
 
     def keep_data(self, client: str, holding: "Held") -> None:
         """Note what a client tells of its data; when all have told their label counts, they make the usual table."""
@@ -207,11 +203,12 @@ class Standing:
             self.checkpoint()
             trace = {} if self.trace_hash is None else {"trace_hash": self.trace_hash}
             self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors), **trace)
-            if self._board:
-                self._board.close()
         finally:
-            if self._folder:
-                self._folder.close()
+            try:
+                self._trackers.close(state)
+            finally:
+                if self._folder:
+                    self._folder.close()
 
 
 class Held(Protocol):

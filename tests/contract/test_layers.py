@@ -130,6 +130,8 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "yaml": "simulation/devices.py",
         "mlxtend": "data/images.py",
         "h5py": "data/speeches.py",
+        "wandb": "tracking/wandb.py",
+        "mlflow": "tracking/mlflow.py",
         "dp_accounting": "privacy.py",
         "cryptography": "deployment/",
         "aiohttp": "deployment/",

@@ -3,6 +3,7 @@
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
 from roundelay.data.images import cifar10, digits, mnist
+from roundelay.data.ncctg import lung
 from roundelay.data.partition import (
     IID,
     Dirichlet,
@@ -14,6 +15,7 @@ from roundelay.data.partition import (
     Shards,
 )
 from roundelay.data.split import Split
+from roundelay.data.tabular import csv_by_site
 from roundelay.data.text import shakespeare
 
 __all__ = [
@@ -33,7 +35,9 @@ __all__ = [
     "TensorExamples",
     "as_examples",
     "cifar10",
+    "csv_by_site",
     "digits",
+    "lung",
     "mnist",
     "shakespeare",
 ]

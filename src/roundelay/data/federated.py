@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from roundelay import seeds
-from roundelay.data.examples import Data, Examples, as_examples
+from roundelay.data.examples import Data, Examples, MapExamples, as_examples
 from roundelay.data.parts import Elsewhere, Parts, Pooled, Seen, Separate, Stretches
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
@@ -177,6 +177,22 @@ class FederatedData:
     def seen_through(self, change: Callable[[str, Examples], Examples]) -> "FederatedData":
         """Return data whose clients train on ``change(client, part)``; what they are tested on stays."""
         return replace(self, _train=Seen(self.clients, self._train, change))
+
+    def label_counts(self) -> list[list[int]] | None:
+        """Return how many training examples of each class each client has, (C, K) in order of id; None where there are
+        no classes, or every item would have to be read to find them.
+        """
+        counts: list[Tensor] = []
+        for client in self.clients:
+            part = self.train(client)
+            if isinstance(part, MapExamples):
+                return None
+            try:
+                counts.append(torch.bincount(part.labels()))
+            except (DataError, RuntimeError):  # regression, or text: nothing to count; or a class below 0
+                return None
+        width = max(map(len, counts))
+        return [[*row.tolist(), *[0] * (width - len(row))] for row in counts]
 
     def _number(self, client: str) -> int:
         number = bisect_left(self.clients, client)
