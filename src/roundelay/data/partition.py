@@ -53,11 +53,11 @@ class IID:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
+        check_count("num_clients", self.num_clients)
 
     def split(self, data: Data, seed: int) -> Split:
         num_examples = len(data.train)
-        _check_enough("num_clients", self.num_clients, self.num_clients, num_examples)
+        check_enough("num_clients", self.num_clients, self.num_clients, num_examples)
         owners = _empty_owners(num_examples)
         owners[_shuffled(num_examples, seed)] = torch.arange(num_examples) % self.num_clients
         return Split.from_owners(client_ids(self.num_clients), owners)
@@ -80,14 +80,14 @@ class Dirichlet:
     min_examples: int = 10
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
-        _check_alpha(self.alpha)
-        _check_count("min_examples", self.min_examples)
+        check_count("num_clients", self.num_clients)
+        check_alpha(self.alpha)
+        check_count("min_examples", self.min_examples)
 
     def split(self, data: Data, seed: int) -> Split:
         labels = data.train.labels()
         num_examples = len(labels)
-        _check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
+        check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
         class_sizes = torch.unique(labels, return_counts=True)[1].tolist()
         counts = _draw_counts(self.num_clients, self.alpha, class_sizes, self.min_examples, seed)
         # Shuffled within each class, the classes one after the other, as the counts are.
@@ -111,13 +111,13 @@ class Shards:
     shards_per_client: int = 2
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
-        _check_count("shards_per_client", self.shards_per_client)
+        check_count("num_clients", self.num_clients)
+        check_count("shards_per_client", self.shards_per_client)
 
     def split(self, data: Data, seed: int) -> Split:
         labels = data.train.labels()
         num_examples, num_shards = len(labels), self.num_clients * self.shards_per_client
-        _check_enough("shards_per_client", self.shards_per_client, num_shards, num_examples)
+        check_enough("shards_per_client", self.shards_per_client, num_shards, num_examples)
         draws = _generator(seed)
         shuffled = torch.randperm(num_examples, generator=draws)
         order = shuffled[labels[shuffled].argsort(stable=True)]
@@ -139,13 +139,13 @@ class QuantitySkew:
     min_examples: int = 10
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
-        _check_alpha(self.alpha)
-        _check_count("min_examples", self.min_examples)
+        check_count("num_clients", self.num_clients)
+        check_alpha(self.alpha)
+        check_count("min_examples", self.min_examples)
 
     def split(self, data: Data, seed: int) -> Split:
         num_examples = len(data.train)
-        _check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
+        check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
         counts = _draw_counts(self.num_clients, self.alpha, [num_examples], self.min_examples, seed)
         owners = _empty_owners(num_examples)
         owners[_shuffled(num_examples, seed)] = torch.repeat_interleave(torch.from_numpy(counts[0]))
@@ -184,7 +184,7 @@ class Replicate:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
+        check_count("num_clients", self.num_clients)
 
     def split(self, data: Data, seed: int) -> Split:
         num_examples = len(data.train)
@@ -272,17 +272,17 @@ def _draw_counts(
     )
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
-def _check_alpha(value: object) -> None:
+def check_alpha(value: object) -> None:
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ConfigError(f"alpha: expected a finite number above 0, got {value!r}")
 
 
-def _check_enough(name: str, value: int, needed: int, num_examples: int) -> None:
+def check_enough(name: str, value: int, needed: int, num_examples: int) -> None:
     if needed > num_examples:
         raise ConfigError(
             f"{name}: {value!r} needs at least {needed} examples in all, got a data set of {num_examples}"

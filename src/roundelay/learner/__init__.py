@@ -5,6 +5,7 @@ A job file finds schedules and measures by the names in ``__all__``; the other n
 learners of your own.
 """
 
+from roundelay.learner.detection import CocoAP, VocAP, detection_loss
 from roundelay.learner.evaluation import Measured as Measured
 from roundelay.learner.evaluation import Measures as Measures
 from roundelay.learner.evaluation import Metric as Metric
@@ -23,4 +24,15 @@ from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
 from roundelay.learner.schedules import Constant, Cosine, Step
 
-__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "MacroF1", "Step", "accuracy"]
+__all__ = [
+    "CocoAP",
+    "Constant",
+    "Cosine",
+    "FunctionLearner",
+    "LocalSGD",
+    "MacroF1",
+    "Step",
+    "VocAP",
+    "accuracy",
+    "detection_loss",
+]
