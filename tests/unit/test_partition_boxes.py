@@ -7,7 +7,7 @@ import pytest
 import torch
 from photographs import some, voc_folder
 
-from roundelay.data import IID, Data, Dirichlet, Natural
+from roundelay.data import IID, Data, Dirichlet, Natural, Split
 from roundelay.data.detection import Album, DetectionExamples, voc
 from roundelay.data.partition_boxes import BoxDirichlet, ByScene
 from roundelay.errors import ConfigError, DataError

@@ -1,6 +1,6 @@
 """What a detector's forward pass gives, whoever made the detector, and what several of them need."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ SCORE = 5
 """The column of a detection that holds its score; class and box stand where targets have them."""
 
 
+@runtime_checkable
 class Detected(Protocol):
     """What a detector sees in a batch of images. The loss is worked out when targets are at hand, boxes when they are
     asked for: a training step pays for no boxes, an evaluation for one forward pass.
