@@ -22,6 +22,9 @@ EXTRAS = (
     "pandas",
     "aiohttp",
     "cryptography",
+    "PIL",
+    "pycocotools",
+    "torchvision",
 )
 
 

@@ -1,5 +1,7 @@
 """The reference task of detection: on photographs that were drawn, from the command line, and on the real ones."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,12 @@ from photographs import some, voc_folder
 from support import data_folder
 from typer.testing import CliRunner
 
+from roundelay import config
 from roundelay.cli import app
+from roundelay.data import partition_boxes
+from roundelay.data.partition_boxes import ByScene
 from roundelay.errors import DataError
+from roundelay.models import torchvision_detector
 from roundelay.tracking.run_folder import read_rows
 
 SMALL = ("num_rounds=2", "learner.local_epochs=1", "model.num_classes=2", "model.width=8", "data.image_size=64",
@@ -33,6 +39,16 @@ def test_it_runs_on_any_devices_photographs(tmp_path: Path) -> None:
     assert (folder / "map_50.png").is_file()
     assert (folder / "best.pt").is_file()
     assert "docs/tasks/detection.md" in output
+    assert config.load(folder / "job.toml").to_toml() == (folder / "job.toml").read_text()
+
+
+def test_the_tables_that_its_page_shows_are_right(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks" / "detection.md").read_text()
+    by_scene, other = re.findall(r"```toml\n(.*?)```", page, flags=re.S)
+    assert config.parts_of(tomllib.loads(by_scene))["partition"] == ByScene(num_clients=8)
+    assert config.parts_of(tomllib.loads(other))["model"].func is torchvision_detector
+    named = {name for cell in re.findall(r"`(\w+)`", page) for name in (cell.replace("_", ""),)}
+    assert {name.lower() for name in partition_boxes.__all__} <= named
 
 
 def test_without_its_data_it_says_what_to_put_where(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class Detected(Protocol):
         ...
 
     def detections(self) -> list[Tensor]:
-        """Return for each image (D, 6): class, x1, y1, x2, y2, score; highest score first."""
+        """Return for each image (D, 6): class, x1, y1, x2, y2, score; highest score first, on any device."""
         ...
 
 

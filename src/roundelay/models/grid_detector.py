@@ -123,7 +123,7 @@ class GridDetected:
         chosen = best.indices[best.values >= self.detector.min_score]
         cell, number = chosen // scores.shape[1], chosen % scores.shape[1]
         found = torch.cat([number[:, None].to(where), where[cell], scores[cell, number, None]], 1)
-        return suppressed(found, self.detector.max_overlap, self.detector.most)
+        return suppressed(found.cpu(), self.detector.max_overlap, self.detector.most)
 
     def _owners(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return for each cell (B, G): the row of the object that it is nearest to, whether it answers for it, and
