@@ -129,7 +129,7 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "yaml": "simulation/devices.py",
         "mlxtend": "data/images.py",
         "dp_accounting": "privacy.py",
-        "PIL": "data/detection/album.py",
+        "PIL": "data/",
         "pycocotools": "learner/detection.py",
         "torchvision": "models/loss_dict.py",
         "cryptography": "deployment/",

@@ -8,6 +8,7 @@ from photographs import some
 from torch import Tensor
 
 from roundelay.data import boxes
+from roundelay.errors import ConfigError
 from roundelay.learner import CocoAP, VocAP
 from roundelay.models.detected import SCORE, suppressed
 from roundelay.models.grid_detector import STRIDE, GridDetected, GridDetector, complete_iou
@@ -130,6 +131,12 @@ def test_padding_changes_no_bit_of_the_loss() -> None:
     row = torch.tensor([[0.0, 10, 10, 40, 30, 0]])
     assert torch.equal(seen.loss(boxes.padded(row, 1)[None]), seen.loss(boxes.padded(row, 9)[None]))
     assert math.isfinite(seen.loss(boxes.padded(row[:0], 4)[None]).item())
+
+
+def test_a_class_that_it_does_not_know_is_refused() -> None:
+    target = boxes.padded(torch.tensor([[2.0, 10, 10, 40, 30, 0]]), 1)[None]
+    with pytest.raises(ConfigError, match="at least 3 classes, the detector knows 2: give it num_classes"):
+        GridDetector(2)(torch.rand(1, 3, 64, 64)).loss(target)
 
 
 def test_it_learns_to_find_what_is_drawn() -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roundelay.data import boxes
+from roundelay.errors import ConfigError
 from roundelay.models.detected import suppressed
 
 STRIDE = 8
@@ -98,7 +99,14 @@ class GridDetected:
     def loss(self, targets: Tensor) -> Tensor:
         """Return the mean over images of the confidences' loss of all cells, and of those that answer for an object
         twice the boxes' and the classes', all divided by how many answer.
+
+        Raises:
+            ConfigError: an object is of a class that the detector does not know.
         """
+        highest, known = int(targets[..., boxes.CLASS].max()), self.detector.num_classes
+        if highest >= known:
+            raise ConfigError(f"the data has at least {highest + 1} classes, the detector knows {known}: give it "
+                              "num_classes, as many as classes are listed")  # fmt: skip
         owner, answers, counts = self._owners(targets)
         rows = targets.gather(1, owner[..., None].expand(-1, -1, boxes.WIDTH))
         distance, overlap = complete_iou(self.boxes, rows[..., boxes.BOX])
