@@ -1,16 +1,20 @@
 """Average precision of every device and of all of them together is pycocotools' own on the same detections."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from deployments import require_same
 from photographs import some, voc_folder
 from reference_coco import by_pycocotools
 from support import data_folder
 from torch import Tensor, nn
+from uplinks import served
 
 import roundelay as rd
+from roundelay.data.augment_boxes import FlipBoxes
 from roundelay.data.detection import DetectionExamples, voc
 from roundelay.learner import CocoAP, VocAP, detection_loss
 from roundelay.models import GridDetector
@@ -84,3 +88,16 @@ def test_of_one_device_the_merged_ones_are_those_of_the_server_to_the_bit(tmp_pa
             assert one.row[f"pooled_{name}"] == one.row[name], name
             assert one.row[f"client_{name}"] == pytest.approx(one.row[name], rel=1e-15), name
         assert one.row["client_loss"] == pytest.approx(one.row["loss"], rel=1e-15)
+
+
+def test_on_devices_and_in_workers_it_ends_in_the_bits_of_one_process(tmp_path: Path) -> None:
+    parts = {"north": (some(6, 1), some(5, 2)), "south": (some(4, 3), some(3, 4))}
+    root = voc_folder(tmp_path / "data", parts)
+    given = job(root, 2, partial(GridDetector, 2, width=8, object_size=20.0), image_size=64)
+    given = replace(
+        given, tracking=rd.Tracking(root=str(tmp_path / "runs")),
+        learner=replace(given.learner, local_epochs=1, augment=FlipBoxes(0.5, 0.5)),
+    )  # fmt: skip
+    simulated = given.run()
+    require_same(simulated, served(given))
+    require_same(simulated, given.run(rd.Simulation("processes", num_workers=2)))

@@ -83,14 +83,14 @@ def test_a_cell_says_where_its_box_is() -> None:
 
 def test_cells_near_an_objects_middle_answer_for_it_and_the_nearer_object_has_them() -> None:
     seen = answers(8, 8)
-    rows = [[0, 8.0, 8, 32, 32, 0], [0, 24, 8, 48, 32, 0], [0, 33, 49, 37, 53, 0], [0, 40, 40, 64, 64, 1]]
+    rows = [[0, 8.0, 8, 32, 32, 0], [0, 18, 8, 42, 32, 0], [0, 33, 49, 37, 53, 0], [0, 40, 40, 64, 64, 1]]
     owner, there, counts = seen._owners(boxes.padded(torch.tensor(rows), 5)[None])
     grid, own = there.view(8, 8), owner.view(8, 8)
     expected = torch.zeros(8, 8, dtype=torch.bool)
-    expected[1:4, 1:6] = True  # 3 x 3 cells around (20, 20) and (36, 20), with those between them
+    expected[1:4, 1:5] = True  # 3 x 3 cells around (20, 20), and around (30, 20)
     expected[6, 4] = True  # smaller than a cell: the one that it is in
     assert torch.equal(grid, expected)
-    assert own[1:4, 1:6].tolist() == [[0, 0, 0, 1, 1]] * 3
+    assert own[1:4, 1:5].tolist() == [[0, 0, 1, 1]] * 3
     assert own[6, 4] == 2
     counted = torch.ones(8, 8)
     counted[5:8, 5:8] = 0  # within what is to be ignored
