@@ -34,6 +34,7 @@ class Album:
     image_size: int
     classes: tuple[str, ...]
     cache_mib: int = 256
+    most_objects: int = field(init=False)
     _decoded: Callable[[int], Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +43,7 @@ class Album:
                 f"expected image_size of at least 1 and cache_mib of at least 0, got {self.image_size!r} and "
                 f"{self.cache_mib!r}"
             )
+        object.__setattr__(self, "most_objects", max([1, *self.offsets.diff().tolist()]))
         room = self.cache_mib * 2**20 // (3 * self.image_size**2)
         object.__setattr__(self, "_decoded", lru_cache(maxsize=room)(self._decode))
 
@@ -59,11 +61,6 @@ class Album:
             classes=tuple(classes),
             cache_mib=cache_mib,
         )
-
-    @property
-    def most_objects(self) -> int:
-        """The rows of every target, at least 1, so that any two targets of a data set stack."""
-        return max(1, int(self.offsets.diff().max())) if len(self.files) else 1
 
     def image(self, number: int) -> Tensor:
         """Return a photograph as uint8 (3, S, S): red, green, blue. It may be shared: change nothing in place.

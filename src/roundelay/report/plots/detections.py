@@ -24,7 +24,7 @@ def plot_detections(
     path: str | os.PathLike[str],
     names: Sequence[str],
     classes: Sequence[str],
-    min_score: float = 0.3,
+    min_score: float = 0.2,
 ) -> None:
     """Draw photographs (N, 3, H, W) from 0 to 1 twice: above with the objects of ``targets`` (N, M, 6), dashed where
     they are to be ignored; below with detections (D, 6) that score ``min_score`` or more. A colour is a class.
