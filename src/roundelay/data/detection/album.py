@@ -23,7 +23,8 @@ class Album:
     """All photographs of a data set, which its parts share.
 
     ``objects`` (T, 6) are target rows in pixels of the S x S square, those of photograph n from ``offsets[n]`` to
-    ``offsets[n + 1]``. At most ``cache_mib`` MiB of decoded photographs are kept; they are not pickled.
+    ``offsets[n + 1]``; targets have ``most_objects`` rows, so that any two of a data set stack. At most ``cache_mib``
+    MiB of decoded photographs are kept; they are not pickled.
     """
 
     names: tuple[str, ...]
