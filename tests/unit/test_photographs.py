@@ -81,6 +81,17 @@ def test_pooled_devices_are_natural_clients_of_one_data_set(tmp_path: Path, form
 
 
 @forms
+def test_each_device_has_its_own_photographs_and_the_server_those_for_testing(tmp_path: Path, form: str) -> None:
+    write, read = WRITERS[form]
+    write(tmp_path, {"north": (some(3), some(2, 1)), "south": (some(4, 2), some(5, 3))})
+    data = read(tmp_path, classes=CLASSES, image_size=64)
+    assert isinstance(data, FederatedData)
+    parts = (*map(data.train, data.clients), *map(data.test, data.clients), data.held_out)
+    held = [[name.partition("/")[0] for name in part.names()] for part in parts if isinstance(part, DetectionExamples)]
+    assert held == [["north"] * 3, ["south"] * 4, ["north"] * 2, ["south"] * 5, ["north"] * 2 + ["south"] * 5]
+
+
+@forms
 def test_a_folder_may_be_a_device_itself(tmp_path: Path, form: str) -> None:
     write, read = WRITERS[form]
     write(tmp_path, {"north": TAKEN})
