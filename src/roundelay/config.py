@@ -13,7 +13,7 @@ from typing import Any
 
 from roundelay import aggregators, algorithms, attacks, learner, models, tasks, workflows
 from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
-from roundelay.data import images, partition
+from roundelay.data import augment, images, partition
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
@@ -56,8 +56,10 @@ ON_THE_AIR = namespace(codecs, triggers)
 LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
 """Where codecs and triggers are looked up, and in which keys of which tables."""
 
-INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
-"""Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
+INSIDE, NESTING = namespace(learner, augment), {"aggregator", "partition"}
+"""Where short names inside a table are looked up: schedules, measures, augmentations. Those that nest know their own
+kind instead.
+"""
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
     "comm_round": ("num_rounds", "FedML"),

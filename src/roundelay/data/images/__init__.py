@@ -9,8 +9,13 @@ from roundelay.data.images.cifar import CIFAR10_MEAN as CIFAR10_MEAN
 from roundelay.data.images.cifar import CIFAR10_STD as CIFAR10_STD
 from roundelay.data.images.cifar import cifar10, cifar100
 from roundelay.data.images.digits import digits
+from roundelay.data.images.femnist import femnist
+from roundelay.data.images.folders import image_folder
+from roundelay.data.images.hub import from_tables as from_tables
+from roundelay.data.images.hub import hugging_face
 from roundelay.data.images.idx import MNIST_MEAN as MNIST_MEAN
 from roundelay.data.images.idx import MNIST_STD as MNIST_STD
 from roundelay.data.images.idx import fashion_mnist, mnist
+from roundelay.data.images.pixels import PixelExamples as PixelExamples
 
-__all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "mnist"]
+__all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "femnist", "hugging_face", "image_folder", "mnist"]

@@ -92,8 +92,8 @@ def _data(
     if not test.is_file():
         raise DataError(f"{test}: no such file; put {labels.title}'s {test.name} ({version} version) there")
     read: Callable[[Path], Part] = partial(_binary if binary else _pickled, labels=labels)
-    parts = (PixelExamples(_examples([read(file) for file in files]), mean, std) for files in (train, [test]))
-    return Data(*parts, name=labels.title.lower().replace("-", ""))
+    trained, tested = (PixelExamples(_examples([read(file) for file in files]), mean, std) for files in (train, [test]))
+    return Data(trained, tested, name=labels.title.lower().replace("-", ""))
 
 
 def _examples(parts: Sequence[Part]) -> TensorExamples:
@@ -104,9 +104,7 @@ def _examples(parts: Sequence[Part]) -> TensorExamples:
 def _binary(file: Path, labels: _Labels) -> Part:
     record, content = labels.num_bytes + PIXELS, file.read_bytes()
     if not content or len(content) % record:
-        raise DataError(
-            f"{file}: expected a multiple of {record} bytes, an image each, got {len(content)}; {REPLACE}"
-        )
+        raise DataError(f"{file}: expected a multiple of {record} bytes, an image each, got {len(content)}; {REPLACE}")
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record)
     return records[:, labels.num_bytes :], _checked(file, records[:, labels.at], labels)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from roundelay.data.images.pixels import Channels, normalised
 from roundelay.errors import ConfigError
+
+BILINEAR = 2
+"""Pillow's number for it. Where an image becomes smaller, it takes the mean over what falls into a pixel."""
 
 
 class Pictures(Protocol):
@@ -35,13 +38,13 @@ class Decoded:
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         image = self.pictures.image(index)
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-        return normalised(torch.from_numpy(planes.copy()), self.mean, self.std), self.targets[index]
+        return normalised(torch.from_numpy(np.ascontiguousarray(planes)), self.mean, self.std), self.targets[index]
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What every image is brought to: ``size`` is the side of a square, or (height, width); ``mean`` and ``std`` are one
-    number a channel, 3 for colour, 1 for grey.
+    """What every image is brought to: ``size`` is the side of a square, or (height, width); ``mean`` and ``std`` are
+    one number a channel, 3 for colour, 1 for grey.
     """
 
     size: int | Sequence[int]
@@ -58,15 +61,8 @@ class Form:
         if min(self.std) <= 0:
             raise ConfigError(f"std: expected numbers above 0, got {list(self.std)}")
 
-    @property
-    def mode(self) -> str:
-        """Pillow's name of the kind of image."""
-        return "L" if len(self.mean) == 1 else "RGB"
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Width and height, in Pillow's order."""
-        if isinstance(self.size, int):
-            return self.size, self.size
-        height, width = self.size
-        return width, height
+    def fitted(self, image: Any) -> np.ndarray:  # Any: Pillow's Image, without importing Pillow for it
+        """Return an image of Pillow's as uint8 (H, W) or (H, W, 3), stretched or shrunk to ``size``."""
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
+        pixels = image.convert("L" if len(self.mean) == 1 else "RGB").resize((width, height), BILINEAR)
+        return np.array(pixels)

@@ -22,8 +22,8 @@ def femnist(folder: str | os.PathLike[str]) -> FederatedData:
     """Read the JSON files in ``train`` and ``test``, as LEAF's preprocessing leaves them in ``data/femnist/data``.
 
     Writers are clients; each is tested on their own part of ``test``, the server on all of it. Inputs are LEAF's own,
-    (N, 1, 28, 28), from 0, black ink, to 1, white paper; classes are 0 to 9, A to Z, a to z. LEAF's numbers are 255ths, of
-    which a byte is kept; a file at a time is in memory as text, and each number in it as a reference.
+    (N, 1, 28, 28), from 0, black ink, to 1, white paper; classes are 0 to 9, A to Z, a to z. LEAF's numbers are 255ths,
+    of which a byte is kept; a file at a time is in memory as text, and each number in it as a reference.
 
     Raises:
         DataError: a file is absent, damaged, or not LEAF's FEMNIST; the message names it, and the writer.

@@ -73,5 +73,7 @@ def normalised(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
     """Return uint8 ``pixels`` (..., C, H, W) as float32, (pixel / 255 - mean) / std by channel."""
     shape = (-1, 1, 1)
     images = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-    means, stds = (torch.tensor(values, dtype=torch.float32, device=pixels.device).view(shape) for values in (mean, std))
+    means, stds = (
+        torch.tensor(values, dtype=torch.float32, device=pixels.device).view(shape) for values in (mean, std)
+    )
     return images.copy_(pixels).div_(255).sub_(means).div_(stds)
