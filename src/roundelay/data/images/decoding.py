@@ -52,7 +52,7 @@ class Form:
     std: Channels
 
     def __post_init__(self) -> None:
-        sides = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        sides = tuple(self.size) if isinstance(self.size, Sequence) else (self.size, self.size)
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             raise ConfigError(f"size: expected a number of pixels, or a height and a width, got {self.size!r}")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
