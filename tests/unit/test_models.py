@@ -9,6 +9,11 @@ from roundelay.models import CNN, MLP, LeNet, Logistic, SmallCNN
 
 MODELS = [
     (SmallCNN, (1, 28, 28), 46_730),
+    (
+        lambda: SmallCNN(channels=(32, 64), hidden=512, padding=2),
+        (1, 28, 28),
+        1_663_370,
+    ),  # McMahan et al. 2017: the CNN
     (LeNet, (3, 32, 32), 62_006),
     (CNN, (3, 32, 32), 1_626_442),
     (lambda: CNN(glorot=True), (3, 32, 32), 896 + 18_496 + 1_605_760 + 1_290),  # pfl-research: layer by layer
