@@ -67,7 +67,7 @@ class _Dtype:
 
 
 class _Callable:
-    """What a name stands for. An instance, so that a pickle can neither change a class of ours nor derive from it."""
+    """What a name stands for. An instance that refuses a state, so that no pickle leaves anything behind in ours."""
 
     __slots__ = ("_make",)
 
