@@ -1,6 +1,8 @@
 """The tasks of images as commands: on files of the same form, and on the real ones."""
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from support import data_folder
 import roundelay as rd
 from roundelay import config
 from roundelay.cli import app
+from roundelay.data import images
 from roundelay.errors import DataError
 from roundelay.tracking.run_folder import read_rows
 
@@ -84,6 +87,18 @@ def test_a_damaged_image_costs_its_client_the_round_and_is_named(tmp_path):
     told = [row for row in read_rows(tmp_path / "run" / "clients.jsonl") if "DataError" in json.dumps(row)]
     assert len(told) == 1
     assert "05.png: cannot decode it" in json.dumps(told)
+
+
+def test_the_tables_on_the_page_of_images_are_read_as_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
+    data, learner = (
+        config.parts_of(tomllib.loads(text)) for text in re.findall(r"```toml\n(.*?)```", page, flags=re.S)
+    )
+    assert data["data"].keywords["std"] == (0.229, 0.224, 0.225)
+    assert learner["learner"].augment.steps == (rd.data.RandomCrop(4), rd.data.HorizontalFlip())
+    assert all(
+        f"`{name}`" in page for name in [*images.__all__, "random_crop", "horizontal_flip", "normalise", "compose"]
+    )
 
 
 def test_the_published_setting_is_the_task() -> None:

@@ -99,8 +99,8 @@ class ClassMixture:
 
     This is the split of Hsu et al. 2019 (Measuring the effects of non-identical data distribution), with a uniform
     prior over classes, and that of pfl-research's benchmarks. Clients take their examples one after another; a class
-    that is used up is left out of the mixtures from then on, so that the last clients are less skewed than the first.
-    Sizes differ by at most one.
+    that is used up is left out of the mixtures from then on, so that those of the last clients are of the few classes
+    that are left. Sizes differ by at most one.
     """
 
     num_clients: int
