@@ -35,8 +35,8 @@ class RandomCrop:
 
     >>> inputs = torch.arange(4.0).view(1, 1, 2, 2)
     >>> RandomCrop(padding=1)(inputs, torch.tensor([7]), torch.Generator().manual_seed(1))
-    (tensor([[[[0., 1.],
-              [2., 3.]]]]), tensor([7]))
+    (tensor([[[[1., 0.],
+              [3., 0.]]]]), tensor([7]))
     """
 
     padding: int = 4
