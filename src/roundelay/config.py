@@ -13,7 +13,7 @@ from typing import Any
 
 from roundelay import aggregators, algorithms, attacks, learner, models, tasks, workflows
 from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
-from roundelay.data import augment_boxes, detection, images, partition, partition_boxes
+from roundelay.data import augment, augment_boxes, detection, images, partition, partition_boxes
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
@@ -56,9 +56,9 @@ ON_THE_AIR = namespace(codecs, triggers)
 LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
 """Where codecs and triggers are looked up, and in which keys of which tables."""
 
-INSIDE, NESTING = namespace(learner, augment_boxes), {"aggregator", "partition"}
-"""Where short names inside a table are looked up: schedules, measures, losses, augmentations.
-Those that nest know their own kind instead.
+INSIDE, NESTING = namespace(learner, augment, augment_boxes), {"aggregator", "partition"}
+"""Where short names inside a table are looked up: schedules, measures, losses, augmentations. Those that nest know
+their own kind instead.
 """
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {

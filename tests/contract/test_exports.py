@@ -16,6 +16,8 @@ EXTRAS = (
     "tensorboard",
     "torch.utils.tensorboard",
     "mlxtend",
+    "PIL",
+    "datasets",
     "yaml",
     "typer",
     "rich",

@@ -128,9 +128,10 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
     homes = {
         "matplotlib": "report/plots/",
         "yaml": "simulation/devices.py",
-        "mlxtend": "data/images.py",
-        "dp_accounting": "privacy.py",
+        "mlxtend": "data/images/digits.py",
         "PIL": "data/",
+        "datasets": "data/images/hub.py",
+        "dp_accounting": "privacy.py",
         "pycocotools": "learner/detection.py",
         "torchvision": "models/loss_dict.py",
         "cryptography": "deployment/",
@@ -145,4 +146,5 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
             for top in (name.split(".")[0] for name in names):
                 assert relative.startswith(homes.get(top, relative)), f"{relative} imports {top}"
                 if top in ("pickle", "cloudpickle"):
-                    assert relative.startswith("simulation/executors/"), relative
+                    home = ("simulation/executors/", "data/images/plain_pickle.py")  # which runs nothing of a file
+                    assert relative.startswith(home), relative

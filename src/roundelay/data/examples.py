@@ -98,7 +98,7 @@ class TensorExamples:
         return self.inputs[base], self.targets[base]
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         if self.indices is None or order.dtype != torch.int64 or order.ndim != 1:
             _check_positions(order, len(self), "order")
         try:
@@ -161,7 +161,7 @@ class MapExamples:
         return self._item(position if self.indices is None else int(self.indices[position]))
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         _check_positions(order, len(self), "order")
         return (self._collate(group) for group in torch.split(self._base(order), batch_size) if len(group))
 
@@ -316,7 +316,7 @@ def _checked_index(index: int, num_examples: int) -> int:
     return index % num_examples
 
 
-def _check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ConfigError(f"batch_size: expected at least 1, got {batch_size!r}")
 

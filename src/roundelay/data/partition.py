@@ -22,7 +22,7 @@ from roundelay.data.examples import Data
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
-__all__ = ["IID", "Dirichlet", "FromFile", "Named", "Natural", "QuantitySkew", "Replicate", "Shards"]
+__all__ = ["IID", "ClassMixture", "Dirichlet", "FromFile", "Named", "Natural", "QuantitySkew", "Replicate", "Shards"]
 """What a job file can name; the rest is for Python."""
 
 MAX_DRAWS = 1000
@@ -70,9 +70,9 @@ class Dirichlet:
     This is the *class-wise* variant of Yurochkin et al. 2019 (Bayesian nonparametric federated learning):
     for each class k draw p_k ~ Dir_C(alpha) and give client c the share p_kc of that class; sizes are unequal too. As
     in NIID-Bench (Li et al. 2022), everything is drawn again until each client has ``min_examples``, here at most
-    ``MAX_DRAWS`` times. Two relatives are something else: Hsu et al. 2019 draw a mixture of classes for each client,
-    all of one size; and the code of NIID-Bench also gives a client that already has N/C examples nothing of the
-    classes still to come, which makes sizes a little more even.
+    ``MAX_DRAWS`` times. Two relatives are something else: that of Hsu et al. 2019, here ``ClassMixture``; and
+    the code of NIID-Bench also gives a client that already has N/C examples nothing of the classes still to come, which
+    makes sizes a little more even.
     """
 
     num_clients: int
@@ -90,13 +90,43 @@ class Dirichlet:
         check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
         class_sizes = torch.unique(labels, return_counts=True)[1].tolist()
         counts = _draw_counts(self.num_clients, self.alpha, class_sizes, self.min_examples, seed)
-        # Shuffled within each class, the classes one after the other, as the counts are.
-        shuffled = _shuffled(num_examples, seed)
-        order = shuffled[labels[shuffled].argsort(stable=True)]
-        owners = _empty_owners(num_examples)
-        holders = torch.arange(self.num_clients).repeat(len(class_sizes))
-        owners[order] = holders.repeat_interleave(torch.from_numpy(counts).flatten())
-        return Split.from_owners(client_ids(self.num_clients), owners)
+        return _dealt(labels, counts, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMixture:
+    """Label skew, all clients of one size: each draws from a mixture of classes of its own, p_c ~ Dir_K(alpha).
+
+    This is the split of Hsu et al. 2019 (Measuring the effects of non-identical data distribution), with a uniform
+    prior over classes, and that of pfl-research's benchmarks. Clients take their examples one after another; a class
+    that is used up is left out of the mixtures from then on, so that those of the last clients are of the few classes
+    that are left. Sizes differ by at most one.
+    """
+
+    num_clients: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_count("num_clients", self.num_clients)
+        check_alpha(self.alpha)
+
+    def split(self, data: Data, seed: int) -> Split:
+        labels = data.train.labels()
+        num_examples = len(labels)
+        check_enough("num_clients", self.num_clients, self.num_clients, num_examples)
+        draws = np.random.Generator(np.random.PCG64(seeds.key(seed, 0, 0, "", "partition")))
+        left = torch.unique(labels, return_counts=True)[1].numpy()
+        counts = np.zeros((len(left), self.num_clients), dtype=np.int64)
+        for client in range(self.num_clients):
+            mixture = draws.dirichlet(np.full(len(left), float(self.alpha)))
+            wanted = num_examples // self.num_clients + (client < num_examples % self.num_clients)
+            while wanted:
+                shares = np.where(left > 0, mixture, 0.0)
+                shares = shares if shares.sum() > 0 else left  # what it is a mixture of is used up
+                taken = np.minimum(draws.multinomial(wanted, shares / shares.sum()), left)
+                counts[:, client] += taken
+                left, wanted = left - taken, wanted - int(taken.sum())
+        return _dealt(labels, counts, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +274,18 @@ def _shuffled(num_examples: int, seed: int) -> Tensor:
 def _empty_owners(num_examples: int) -> Tensor:
     # -1 is no owner: bincount refuses it, so an example that a partitioner forgot cannot pass for client 0's.
     return torch.full((num_examples,), -1, dtype=torch.int64)
+
+
+def _dealt(labels: Tensor, counts: np.ndarray, seed: int) -> Split:
+    """Return a split in which client c holds ``counts[k, c]`` examples of class k, drawn at random."""
+    # Shuffled within each class, the classes one after the other, as the counts are.
+    shuffled = _shuffled(len(labels), seed)
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    owners = _empty_owners(len(labels))
+    num_classes, num_clients = counts.shape
+    holders = torch.arange(num_clients).repeat(num_classes)
+    owners[order] = holders.repeat_interleave(torch.from_numpy(counts).flatten())
+    return Split.from_owners(client_ids(num_clients), owners)
 
 
 def _cut(shares: np.ndarray, size: int) -> np.ndarray:
