@@ -37,7 +37,7 @@ from roundelay.algorithms import (
 )
 from roundelay.algorithms.protocol import Algorithm, Fit, Fitted, Losses, Reply
 from roundelay.data import Data, FederatedData
-from roundelay.data.partition import IID, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
+from roundelay.data.partition import IID, ClassMixture, Dirichlet, FromFile, Natural, QuantitySkew, Replicate, Shards
 from roundelay.data.split import Split
 from roundelay.federation import Stopping
 from roundelay.fold import Total, Weighting
@@ -95,6 +95,7 @@ __all__ = [
     "Buffered",
     "CentralDP",
     "CentredClipping",
+    "ClassMixture",
     "Codec",
     "Constant",
     "Context",

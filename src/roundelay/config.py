@@ -13,7 +13,17 @@ from typing import Any
 
 from roundelay import aggregators, algorithms, attacks, learner, models, tasks, workflows
 from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
-from roundelay.data import images, ncctg, partition, tabular, text
+from roundelay.data import (
+    augment,
+    augment_boxes,
+    detection,
+    images,
+    ncctg,
+    partition,
+    partition_boxes,
+    tabular,
+    text,
+)
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
@@ -43,8 +53,8 @@ FIXED = {
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "model": (namespace(models), None),
-    "data": (namespace(images, ncctg, tabular, text), None),
-    "partition": (namespace(partition), None),
+    "data": (namespace(detection, images, ncctg, tabular, text), None),
+    "partition": (namespace(partition, partition_boxes), None),
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),
     "workflow": (namespace(workflows), "rounds"),
@@ -56,8 +66,10 @@ ON_THE_AIR = namespace(codecs, triggers)
 LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
 """Where codecs and triggers are looked up, and in which keys of which tables."""
 
-INSIDE, NESTING = namespace(learner), {"aggregator", "partition"}
-"""Where short names inside a table are looked up: schedules, measures. Those that nest know their own kind instead."""
+INSIDE, NESTING = namespace(learner, augment, augment_boxes), {"aggregator", "partition"}
+"""Where short names inside a table are looked up: schedules, measures, losses, augmentations. Those that nest know
+their own kind instead.
+"""
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
     "comm_round": ("num_rounds", "FedML"),

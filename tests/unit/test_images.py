@@ -2,16 +2,25 @@
 
 import gzip
 import re
-import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from image_sets import idx
 from support import data_folder
 
-from roundelay.data.images import CIFAR10_MEAN, CIFAR10_STD, MNIST_MEAN, MNIST_STD, cifar10, digits, mnist
+from roundelay.data.images import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    MNIST_MEAN,
+    MNIST_STD,
+    cifar10,
+    digits,
+    fashion_mnist,
+    mnist,
+)
 from roundelay.errors import ConfigError, DataError, MissingExtra
 
 RNG = np.random.default_rng(1)
@@ -20,10 +29,6 @@ IMAGES = {
     "t10k": RNG.integers(0, 256, (2, 4, 3), dtype=np.uint8),
 }
 LABELS = {"train": np.array([3, 1, 4, 1, 5], dtype=np.uint8), "t10k": np.array([9, 2], dtype=np.uint8)}
-
-
-def idx(array: np.ndarray, kind: int = 0x08) -> bytes:
-    return struct.pack(f">4B{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
 def write_mnist(folder: Path, separator: str = "-", packed: bool = False) -> Path:
@@ -54,6 +59,15 @@ def test_mnist_reads_what_was_written(tmp_path, separator, packed):
         assert inputs.shape == (len(LABELS[part]), 1, 4, 3)
         np.testing.assert_allclose(inputs[:, 0], (IMAGES[part] / 255 - MNIST_MEAN[0]) / MNIST_STD[0], rtol=0, atol=1e-6)
         assert targets.tolist() == LABELS[part].tolist()
+
+
+def test_fashion_mnist_has_a_mean_a_deviation_and_a_name_of_its_own(tmp_path):
+    data = fashion_mnist(write_mnist(tmp_path, packed=True))
+    np.testing.assert_allclose(data.train[4][0][0], (IMAGES["train"][4] / 255 - 0.2860) / 0.3530, rtol=0, atol=1e-6)
+    assert data.name == "fashion_mnist"
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte is not there"):
+        fashion_mnist(tmp_path)
 
 
 @pytest.mark.parametrize(

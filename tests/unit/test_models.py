@@ -9,8 +9,14 @@ from roundelay.models import CNN, MLP, LeNet, Logistic, SmallCNN
 
 MODELS = [
     (SmallCNN, (1, 28, 28), 46_730),
+    (
+        lambda: SmallCNN(channels=(32, 64), hidden=512, padding=2),
+        (1, 28, 28),
+        1_663_370,
+    ),  # McMahan et al. 2017: the CNN
     (LeNet, (3, 32, 32), 62_006),
     (CNN, (3, 32, 32), 1_626_442),
+    (lambda: CNN(glorot=True), (3, 32, 32), 896 + 18_496 + 1_605_760 + 1_290),  # pfl-research: layer by layer
     (lambda: CNN(in_channels=1, num_classes=62, image_size=28), (1, 28, 28), 1_206_590),  # LEAF's FEMNIST: 1,206,590
     (lambda: Logistic(784, 10), (1, 28, 28), 7_850),
     (lambda: MLP(784, [200, 200], 10), (1, 28, 28), 199_210),  # McMahan et al. 2017: "199,210 total parameters"
@@ -45,6 +51,15 @@ def test_a_stack_of_models_answers_as_each_alone(make, shape, num_parameters):
     stacked = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,)))(params, buffers, inputs)
     alone = torch.stack([model(x) for model, x in zip(models, inputs, strict=True)])
     torch.testing.assert_close(stacked, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_glorots_weights_have_his_spread_and_the_same_biases():
+    model = CNN(glorot=True).requires_grad_(False)
+    for layer, fans in ((model.conv1, (27, 288)), (model.conv2, (288, 576)), (model.hidden, (12544, 128))):
+        bound = (6 / sum(fans)) ** 0.5
+        assert 0.97 * bound < float(layer.weight.abs().max()) < 1.0001 * bound  # float32
+        assert float(layer.weight.var()) == pytest.approx(2 / sum(fans), rel=0.15)
+        assert float(layer.bias.abs().max()) < 1.0001 * fans[0] ** -0.5
 
 
 def test_mlp_is_linear_layers_with_relu_between():

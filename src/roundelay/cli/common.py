@@ -8,6 +8,7 @@ from rich.console import Console
 
 from roundelay.errors import MissingExtra
 from roundelay.history import History
+from roundelay.report.detections import draw_detections
 from roundelay.report.progress import final_table
 from roundelay.report.runs import plot_run
 from roundelay.run import Run
@@ -42,7 +43,9 @@ def concluded(run: Run, pictures: bool = True) -> History:
             say(f"what each script wrote and printed: {history.run_folder / 'sites'}")
         if pictures:
             try:
-                for picture in plot_run(history.run_folder, run.watched):
+                drawn = plot_run(history.run_folder, run.watched)
+                drawn += draw_detections(history.run_folder, history.model, run.job.work.data.held_out)
+                for picture in drawn:
                     say(f"picture: {picture}")
             except MissingExtra as error:
                 say(f"no pictures: {error}")

@@ -1,11 +1,24 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
+from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCrop
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
-from roundelay.data.images import cifar10, digits, mnist
+from roundelay.data.images import (
+    PixelExamples,
+    cifar10,
+    cifar100,
+    digits,
+    fashion_mnist,
+    femnist,
+    from_tables,
+    hugging_face,
+    image_folder,
+    mnist,
+)
 from roundelay.data.ncctg import lung
 from roundelay.data.partition import (
     IID,
+    ClassMixture,
     Dirichlet,
     FromFile,
     Natural,
@@ -20,23 +33,35 @@ from roundelay.data.text import shakespeare
 
 __all__ = [
     "IID",
+    "ClassMixture",
+    "Compose",
     "Data",
     "Dirichlet",
     "Examples",
     "FederatedData",
     "FromFile",
+    "HorizontalFlip",
     "MapExamples",
     "Natural",
+    "Normalise",
     "Partitioner",
+    "PixelExamples",
     "QuantitySkew",
+    "RandomCrop",
     "Replicate",
     "Shards",
     "Split",
     "TensorExamples",
     "as_examples",
     "cifar10",
+    "cifar100",
     "csv_by_site",
     "digits",
+    "fashion_mnist",
+    "femnist",
+    "from_tables",
+    "hugging_face",
+    "image_folder",
     "lung",
     "mnist",
     "shakespeare",

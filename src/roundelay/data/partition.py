@@ -22,7 +22,7 @@ from roundelay.data.examples import Data
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
-__all__ = ["IID", "Dirichlet", "FromFile", "Named", "Natural", "QuantitySkew", "Replicate", "Shards"]
+__all__ = ["IID", "ClassMixture", "Dirichlet", "FromFile", "Named", "Natural", "QuantitySkew", "Replicate", "Shards"]
 """What a job file can name; the rest is for Python."""
 
 MAX_DRAWS = 1000
@@ -53,11 +53,11 @@ class IID:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
+        check_count("num_clients", self.num_clients)
 
     def split(self, data: Data, seed: int) -> Split:
         num_examples = len(data.train)
-        _check_enough("num_clients", self.num_clients, self.num_clients, num_examples)
+        check_enough("num_clients", self.num_clients, self.num_clients, num_examples)
         owners = _empty_owners(num_examples)
         owners[_shuffled(num_examples, seed)] = torch.arange(num_examples) % self.num_clients
         return Split.from_owners(client_ids(self.num_clients), owners)
@@ -70,9 +70,9 @@ class Dirichlet:
     This is the *class-wise* variant of Yurochkin et al. 2019 (Bayesian nonparametric federated learning):
     for each class k draw p_k ~ Dir_C(alpha) and give client c the share p_kc of that class; sizes are unequal too. As
     in NIID-Bench (Li et al. 2022), everything is drawn again until each client has ``min_examples``, here at most
-    ``MAX_DRAWS`` times. Two relatives are something else: Hsu et al. 2019 draw a mixture of classes for each client,
-    all of one size; and the code of NIID-Bench also gives a client that already has N/C examples nothing of the
-    classes still to come, which makes sizes a little more even.
+    ``MAX_DRAWS`` times. Two relatives are something else: that of Hsu et al. 2019, here ``ClassMixture``; and
+    the code of NIID-Bench also gives a client that already has N/C examples nothing of the classes still to come, which
+    makes sizes a little more even.
     """
 
     num_clients: int
@@ -80,23 +80,53 @@ class Dirichlet:
     min_examples: int = 10
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
-        _check_alpha(self.alpha)
-        _check_count("min_examples", self.min_examples)
+        check_count("num_clients", self.num_clients)
+        check_alpha(self.alpha)
+        check_count("min_examples", self.min_examples)
 
     def split(self, data: Data, seed: int) -> Split:
         labels = data.train.labels()
         num_examples = len(labels)
-        _check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
+        check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
         class_sizes = torch.unique(labels, return_counts=True)[1].tolist()
         counts = _draw_counts(self.num_clients, self.alpha, class_sizes, self.min_examples, seed)
-        # Shuffled within each class, the classes one after the other, as the counts are.
-        shuffled = _shuffled(num_examples, seed)
-        order = shuffled[labels[shuffled].argsort(stable=True)]
-        owners = _empty_owners(num_examples)
-        holders = torch.arange(self.num_clients).repeat(len(class_sizes))
-        owners[order] = holders.repeat_interleave(torch.from_numpy(counts).flatten())
-        return Split.from_owners(client_ids(self.num_clients), owners)
+        return _dealt(labels, counts, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMixture:
+    """Label skew, all clients of one size: each draws from a mixture of classes of its own, p_c ~ Dir_K(alpha).
+
+    This is the split of Hsu et al. 2019 (Measuring the effects of non-identical data distribution), with a uniform
+    prior over classes, and that of pfl-research's benchmarks. Clients take their examples one after another; a class
+    that is used up is left out of the mixtures from then on, so that those of the last clients are of the few classes
+    that are left. Sizes differ by at most one.
+    """
+
+    num_clients: int
+    alpha: float
+
+    def __post_init__(self) -> None:
+        check_count("num_clients", self.num_clients)
+        check_alpha(self.alpha)
+
+    def split(self, data: Data, seed: int) -> Split:
+        labels = data.train.labels()
+        num_examples = len(labels)
+        check_enough("num_clients", self.num_clients, self.num_clients, num_examples)
+        draws = np.random.Generator(np.random.PCG64(seeds.key(seed, 0, 0, "", "partition")))
+        left = torch.unique(labels, return_counts=True)[1].numpy()
+        counts = np.zeros((len(left), self.num_clients), dtype=np.int64)
+        for client in range(self.num_clients):
+            mixture = draws.dirichlet(np.full(len(left), float(self.alpha)))
+            wanted = num_examples // self.num_clients + (client < num_examples % self.num_clients)
+            while wanted:
+                shares = np.where(left > 0, mixture, 0.0)
+                shares = shares if shares.sum() > 0 else left  # what it is a mixture of is used up
+                taken = np.minimum(draws.multinomial(wanted, shares / shares.sum()), left)
+                counts[:, client] += taken
+                left, wanted = left - taken, wanted - int(taken.sum())
+        return _dealt(labels, counts, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +141,13 @@ class Shards:
     shards_per_client: int = 2
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
-        _check_count("shards_per_client", self.shards_per_client)
+        check_count("num_clients", self.num_clients)
+        check_count("shards_per_client", self.shards_per_client)
 
     def split(self, data: Data, seed: int) -> Split:
         labels = data.train.labels()
         num_examples, num_shards = len(labels), self.num_clients * self.shards_per_client
-        _check_enough("shards_per_client", self.shards_per_client, num_shards, num_examples)
+        check_enough("shards_per_client", self.shards_per_client, num_shards, num_examples)
         draws = _generator(seed)
         shuffled = torch.randperm(num_examples, generator=draws)
         order = shuffled[labels[shuffled].argsort(stable=True)]
@@ -139,13 +169,13 @@ class QuantitySkew:
     min_examples: int = 10
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
-        _check_alpha(self.alpha)
-        _check_count("min_examples", self.min_examples)
+        check_count("num_clients", self.num_clients)
+        check_alpha(self.alpha)
+        check_count("min_examples", self.min_examples)
 
     def split(self, data: Data, seed: int) -> Split:
         num_examples = len(data.train)
-        _check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
+        check_enough("min_examples", self.min_examples, self.num_clients * self.min_examples, num_examples)
         counts = _draw_counts(self.num_clients, self.alpha, [num_examples], self.min_examples, seed)
         owners = _empty_owners(num_examples)
         owners[_shuffled(num_examples, seed)] = torch.repeat_interleave(torch.from_numpy(counts[0]))
@@ -184,7 +214,7 @@ class Replicate:
     num_clients: int
 
     def __post_init__(self) -> None:
-        _check_count("num_clients", self.num_clients)
+        check_count("num_clients", self.num_clients)
 
     def split(self, data: Data, seed: int) -> Split:
         num_examples = len(data.train)
@@ -246,6 +276,18 @@ def _empty_owners(num_examples: int) -> Tensor:
     return torch.full((num_examples,), -1, dtype=torch.int64)
 
 
+def _dealt(labels: Tensor, counts: np.ndarray, seed: int) -> Split:
+    """Return a split in which client c holds ``counts[k, c]`` examples of class k, drawn at random."""
+    # Shuffled within each class, the classes one after the other, as the counts are.
+    shuffled = _shuffled(len(labels), seed)
+    order = shuffled[labels[shuffled].argsort(stable=True)]
+    owners = _empty_owners(len(labels))
+    num_classes, num_clients = counts.shape
+    holders = torch.arange(num_clients).repeat(num_classes)
+    owners[order] = holders.repeat_interleave(torch.from_numpy(counts).flatten())
+    return Split.from_owners(client_ids(num_clients), owners)
+
+
 def _cut(shares: np.ndarray, size: int) -> np.ndarray:
     """Return whole numbers that sum to ``size`` in the proportions ``shares``, each within one of the exact share."""
     ends = np.floor(np.minimum(shares.cumsum(), 1.0) * size).astype(np.int64)
@@ -272,17 +314,17 @@ def _draw_counts(
     )
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
-def _check_alpha(value: object) -> None:
+def check_alpha(value: object) -> None:
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ConfigError(f"alpha: expected a finite number above 0, got {value!r}")
 
 
-def _check_enough(name: str, value: int, needed: int, num_examples: int) -> None:
+def check_enough(name: str, value: int, needed: int, num_examples: int) -> None:
     if needed > num_examples:
         raise ConfigError(
             f"{name}: {value!r} needs at least {needed} examples in all, got a data set of {num_examples}"

@@ -5,6 +5,7 @@ A job file finds schedules and measures by the names in ``__all__``; the other n
 learners of your own.
 """
 
+from roundelay.learner.detection import CocoAP, VocAP, detection_loss
 from roundelay.learner.evaluation import Measured as Measured
 from roundelay.learner.evaluation import Measures as Measures
 from roundelay.learner.evaluation import Metric as Metric
@@ -26,6 +27,7 @@ from roundelay.learner.sequences import NextToken, sequence_cross_entropy
 
 __all__ = [
     "AUC",
+    "CocoAP",
     "Constant",
     "Cosine",
     "FunctionLearner",
@@ -33,6 +35,8 @@ __all__ = [
     "MacroF1",
     "NextToken",
     "Step",
+    "VocAP",
     "accuracy",
+    "detection_loss",
     "sequence_cross_entropy",
 ]

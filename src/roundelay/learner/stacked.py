@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 
 from roundelay.algorithms.protocol import Correct, Fit, Fitted
 from roundelay.data.examples import Examples, TensorExamples
+from roundelay.data.images.pixels import PixelExamples, normalised
 from roundelay.layout import Kind, Layout
 from roundelay.learner.local_sgd import LocalSGD, accumulation
 from roundelay.learner.protocol import Context, on_device
@@ -118,12 +119,15 @@ class Batches:
         self._in_step = str(learner.optimizer).lower() in ADAMS
         self._orders: list[list[Tensor]] = []
         self._base = _common_base(parts)
+        first = parts[0]
+        self._pixels = first if self._base is not None and isinstance(first, PixelExamples) else None
         for part, context in zip(parts, contexts, strict=True):
             size = learner.batch_size if learner.batch_size > 0 else len(part)
             generator = context.generator("shuffle")
             epochs = [torch.randperm(len(part), generator=generator) for _ in range(learner.local_epochs or 1)]
-            if self._base is not None and part.indices is not None:  # type: ignore[attr-defined]  # a common base
-                epochs = [part.indices.index_select(0, order) for order in epochs]  # type: ignore[attr-defined]
+            stored = _stored(part)
+            if self._base is not None and stored is not None and stored.indices is not None:
+                epochs = [stored.indices.index_select(0, order) for order in epochs]
             self._orders.append([batch for order in epochs for batch in torch.split(order, size)])
         self._sizes = [[len(batch) for batch in orders] for orders in self._orders]
 
@@ -145,6 +149,8 @@ class Batches:
         if self._base is not None:
             positions, shape = torch.cat(orders), (len(rows), len(orders[0]))
             inputs, targets = (whole.index_select(0, positions) for whole in (self._base.inputs, self._base.targets))
+            if self._pixels is not None:
+                inputs = normalised(inputs, self._pixels.mean, self._pixels.std)
             return inputs.view(*shape, *inputs.shape[1:]), targets.view(*shape, *targets.shape[1:])
         read = [
             next(iter(self._parts[row].batches(order, len(order)))) for row, order in zip(rows, orders, strict=True)
@@ -237,10 +243,24 @@ def _correct(correct: Correct, grad: Tensor, params: Tensor, at: Tensor | None) 
 
 
 def _common_base(parts: Sequence[Examples]) -> TensorExamples | None:
-    """Return what all parts are views of, where they are views of one."""
-    first = parts[0]
-    if not isinstance(first, TensorExamples):
+    """Return what all parts are views of, where they are views of one; pixels are then normalised alike."""
+    first, whole = parts[0], _stored(parts[0])
+    if whole is None:
         return None
-    same = (isinstance(part, TensorExamples) and part.inputs is first.inputs and part.targets is first.targets
-            for part in parts)  # fmt: skip
-    return first if all(same) else None
+    for part in parts:
+        stored = _stored(part)
+        if stored is None or stored.inputs is not whole.inputs or stored.targets is not whole.targets:
+            return None
+        if _scale(part) != _scale(first):
+            return None
+    return whole
+
+
+def _stored(part: Examples) -> TensorExamples | None:
+    """Return the tensors that a part is a view of."""
+    stored = part.pixels if isinstance(part, PixelExamples) else part
+    return stored if isinstance(stored, TensorExamples) else None
+
+
+def _scale(part: Examples) -> tuple[object, ...]:
+    return (part.mean, part.std) if isinstance(part, PixelExamples) else ()

@@ -1,10 +1,24 @@
-"""The small reference networks of the examples, tests and benchmarks: plain modules that return logits."""
+"""The small reference networks of the examples, tests and benchmarks: plain modules that return logits, and
+detectors.
+"""
 
 from roundelay.models.char_lstm import CharLSTM
 from roundelay.models.cnn import CNN
+from roundelay.models.grid_detector import GridDetector
 from roundelay.models.lenet import LeNet
 from roundelay.models.linear import Logistic
+from roundelay.models.loss_dict import LossDictDetector, torchvision_detector
 from roundelay.models.mlp import MLP
 from roundelay.models.small_cnn import SmallCNN
 
-__all__ = ["CNN", "MLP", "CharLSTM", "LeNet", "Logistic", "SmallCNN"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "CharLSTM",
+    "GridDetector",
+    "LeNet",
+    "Logistic",
+    "LossDictDetector",
+    "SmallCNN",
+    "torchvision_detector",
+]

@@ -5,6 +5,7 @@ matplotlib's object interface only: no window, no global figure, nothing to clos
 
 from roundelay.report.plots.cell_map import Place, plot_cell
 from roundelay.report.plots.costs import plot_costs
+from roundelay.report.plots.detections import plot_detections
 from roundelay.report.plots.gantt import plot_gantt
 from roundelay.report.plots.partition import plot_partition, plot_split
 from roundelay.report.plots.rounds import plot_rounds
@@ -14,6 +15,7 @@ __all__ = [
     "Place",
     "plot_cell",
     "plot_costs",
+    "plot_detections",
     "plot_gantt",
     "plot_partition",
     "plot_rounds",
