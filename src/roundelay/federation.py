@@ -14,6 +14,7 @@ from roundelay.fold import Folding
 from roundelay.guard import Refusal
 from roundelay.intake import ClientReport, Outcome
 from roundelay.layout import Layout, Vectors
+from roundelay.load import Load
 from roundelay.messages import Lost, Payload, Task, TaskKind
 from roundelay.metrics import higher_is_better
 from roundelay.stages.decoding import Heard
@@ -209,6 +210,14 @@ class Federation(Protocol):
         when nobody is left to answer. ``fold`` takes the updates in; without it, what the job says does. Calls for one
         round and ``attempt`` ask different clients.
         """
+
+    async def loads(self, number: int, attempt: int, clients: Sequence[str], within_s: float) -> Mapping[str, Load]:
+        """Ask clients how busy they are, now, before they are asked for an attempt at a round. Who does not answer
+        within so many seconds is missing.
+        """
+
+    async def rest(self, seconds: float, why: str) -> None:
+        """Let time pass before the same clients are asked again; ``why`` is for those who look on."""
 
     async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """Say that all attempts at a round have failed, which needs so many updates. Return whether to try once more:

@@ -9,7 +9,7 @@ from roundelay.errors import MetricError
 
 COLUMNS = (
     "round", "attempt", "admitted", "refused", "lost", "late", "silent", "bytes_down", "bytes_up", "seconds",
-    "virtual_s", "epsilon", "clip_norm", "gathered_bytes", "kept_model",
+    "virtual_s", "epsilon", "clip_norm", "gathered_bytes", "kept_model", "ready", "waits",
 )  # fmt: skip
 """What a round's row holds beside metrics, which must not bear these names."""
 

@@ -74,6 +74,7 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
         _check_epoch(job, job.epoch)
     if job.work.uplink is not None:
         _check_uplink(job, job.work.uplink, rehearsal, initial)
+    _check_readiness(job)
     downlink = job.work.downlink
     if downlink is not None and downlink.difference and not isinstance(job.workflow, Rounds):
         raise ConfigError("downlink difference goes on from round to round, of which each is broadcast to all; "
@@ -195,6 +196,9 @@ def _check_privacy(job: Prepared, privacy: CentralDP, layout: Layout, rehearsal:
             "privacy needs rounds whose members are drawn by chance alone, and whose result is always released: goal, "
             "over_selection, attempts and quorum would let answers decide; leave them out"
         )
+    if workflow.readiness is not None:
+        raise ConfigError("privacy is reckoned for draws by chance alone, and readiness lets clients' loads decide who "
+                          "takes part: leave it out")  # fmt: skip
     if job.aggregator is not None:
         raise ConfigError(f"privacy adds noise to a sum of clipped steps; the aggregator {job.aggregator} makes "
                           "something of unknown sensitivity: leave one of them out")  # fmt: skip
@@ -247,6 +251,19 @@ def _check_trigger(job: Prepared, uplink: Uplink, rehearsal: Rehearsal, initial:
     if uplink.on_silence == "exclude" and isinstance(workflow, Buffered):
         raise ConfigError('uplink on_silence = "exclude": a buffer waits for updates, and would ask clients that have '
                           'none to send without end; use "zero"')  # fmt: skip
+
+
+def _check_readiness(job: Prepared) -> None:
+    """Refuse what would leave out somebody who is needed, and loads that nobody asks for."""
+    workflow = job.workflow.then if isinstance(job.workflow, CrossSite) else job.workflow
+    readiness = workflow.readiness if isinstance(workflow, Rounds) else None
+    root = root_of(job.aggregator)
+    if readiness is not None and readiness.busy == "skip" and root is not None:
+        raise ConfigError(f"readiness leaves out whoever is busy, and the aggregator {job.aggregator} needs its root "
+                          f'client {root!r} in every round: set readiness busy = "ask"')  # fmt: skip
+    if readiness is None and job.simulation.load is not None:
+        raise ConfigError("simulation.load says how busy clients are, and nothing asks for it: give the workflow a "
+                          "readiness, such as Rounds(readiness=Readiness())")  # fmt: skip
 
 
 def _check_epoch(job: Prepared, epoch: Epoch) -> None:

@@ -230,6 +230,7 @@ FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "s
 FIXED_INSIDE = (
     ("simulation", "duration"),
     ("simulation", "network"),
+    ("simulation", "load"),
     ("simulation", "memory"),
     ("simulation", "num_clients"),
     ("evaluation", "client_test_fraction"),

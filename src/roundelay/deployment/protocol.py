@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from roundelay.deployment.journal.records import Verdict
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Counts changes after which a device and a server of before do not understand each other."""
 
 HELLO, JOIN, RUN, WORK, BEAT, DATA, SCALARS = (
@@ -114,6 +114,7 @@ class Poll(Message):
 class Offer(Message):
     """A task, the blob of the model that it begins from, and the task whose memory it begins from (None: none yet).
 
+    A task of kind "load" asks how busy the device is, whatever model comes with it; its answer's metrics are readings.
     What the device remembers of earlier tasks than that one it may forget. Where the model is ``enclosed``, its bytes
     follow in the same body, after a line break.
     """
@@ -121,7 +122,7 @@ class Offer(Message):
     id: TaskId
     round: Annotated[int, Field(ge=0)]
     attempt: Annotated[int, Field(ge=-1)]
-    kind: Literal["train", "evaluate", "submit"]
+    kind: Literal["train", "evaluate", "submit", "load"]
     config: dict[str, Any]  # Any: settings of a learner
     sent: Digest
     size: Annotated[int, Field(ge=0)]
