@@ -44,7 +44,7 @@ LAYERS = (
     ("run",),
     ("serving",),
     ("replaying",),
-    ("job",),
+    ("job", "tasks"),
     ("config", "report", "templates", "reclocking"),
     ("site",),
     ("cli",),

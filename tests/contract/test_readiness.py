@@ -17,6 +17,7 @@ from roundelay.errors import ConfigError, RoundelayError, VirtualDeadlock
 from roundelay.load import IDLE
 from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.loads import When
+from roundelay.simulation.network.cell import Links
 from roundelay.workflows import readiness as module
 from roundelay.workflows.readiness import Readiness
 
@@ -146,7 +147,7 @@ def test_a_run_that_is_resumed_waits_as_it_would_have(tmp_path: Path) -> None:
 
 
 def test_waiting_takes_time_over_a_modelled_network_too() -> None:
-    network = rd.Network()
+    network = rd.Network(cell=Links(uplink_bps=1e6, downlink_bps=1e6))
     times = []
     for load in (None, loaded_until({f"c{i}": 12.0 for i in range(6)})):
         given = job(simulation=rd.Simulation(executor="serial", network=network, load=load))
@@ -204,14 +205,20 @@ def test_a_client_that_does_not_answer_is_not_ready() -> None:
     check_silence()
 
 
-def test_shares_are_those_of_exact_arithmetic_and_nobody_is_enough_of_nobody() -> None:
-    names = tuple(f"c{i:02}" for i in range(30))
-    three = {name: IDLE for name in names[:3]}
-    fed = Asked(three, {**three, names[3]: IDLE})  # 0.1 of 30 is a hair more than 3 in floats
-    _, notes = asyncio.run(Readiness(share=0.1).gathered(fed, 1, 0, names, 1))  # type: ignore[arg-type]
-    assert notes == {"ready": 4.0, "waits": 1.0}
-    fed = Asked({})
-    assert asyncio.run(Readiness().gathered(fed, 1, 0, (), 1))[0] == ()  # type: ignore[arg-type]
+def check_shares(*_: object) -> None:
+    """0.29 of 100 is 29, though a hair less in floats."""
+    names = tuple(f"c{i:02}" for i in range(100))
+    fed = Asked(dict.fromkeys(names[:29], IDLE), dict.fromkeys(names[:30], IDLE))
+    _, notes = asyncio.run(Readiness(share=0.29).gathered(fed, 1, 0, names, 1))  # type: ignore[arg-type]
+    assert notes == {"ready": 30.0, "waits": 1.0}
+
+
+def test_shares_are_those_of_exact_arithmetic() -> None:
+    check_shares()
+
+
+def test_of_nobody_nobody_is_enough() -> None:
+    assert asyncio.run(Readiness().gathered(Asked({}), 1, 0, (), 1))[0] == ()  # type: ignore[arg-type]
 
 
 REST = SimulatedFederation.rest
@@ -226,6 +233,10 @@ PLANTED: dict[str, tuple[Callable[..., None], Callable[[pytest.MonkeyPatch], Non
         lambda patch: patch.setattr(SimulatedFederation, "rest", lambda self, s, why: REST(self, 0.0, why)),
     ),
     "nobody waits": (check_waiting, lambda patch: patch.setattr(Readiness, "_enough", lambda *_: True)),
+    "shares of floats": (
+        check_shares,
+        lambda patch: patch.setattr(Readiness, "_enough", lambda self, ready, of, quorum: ready > self.share * of),
+    ),
     "silence is readiness": (
         check_silence,
         lambda patch: patch.setattr(Readiness, "excess", lambda self, load: None),
@@ -269,7 +280,9 @@ def test_a_job_file_says_so_in_a_table_and_comes_back_as_it_was() -> None:
     with pytest.raises(ConfigError, match=r"workflow\.readiness\.patience.*unknown"):
         config.parts_of({"workflow": {"use": "rounds", "readiness": {"patience": 3}}})
     given = job(workflow=rd.CrossSite(then=parts["workflow"]), simulation=parts["simulation"])
-    again = config.parts_of({k: v for k, v in tomllib.loads(given.to_toml()).items() if k in ("workflow", "simulation")})
+    again = config.parts_of(
+        {k: v for k, v in tomllib.loads(given.to_toml()).items() if k in ("workflow", "simulation")}
+    )
     assert again["workflow"] == given.workflow
     assert again["simulation"].load == rd.Busy(0.2)
 
