@@ -51,31 +51,45 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """End a job early: when ``metric`` reaches ``target``, or has not improved for ``patience`` evaluations.
+    """End a job early: when ``metric`` reaches ``target``, or has not improved for ``patience`` evaluations, by more
+    than ``min_delta`` over the best one.
 
-    Whether higher is better follows from the metric's name (losses and errors fall, the rest rises).
+    ``better`` is "higher" or "lower"; without it, the metric's name says so (losses and errors fall, the rest rises).
     """
 
     metric: str = "accuracy"
     target: float | None = None
     patience: int | None = None
+    min_delta: float = 0.0
+    better: str | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"patience must be at least 1, got {self.patience!r}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ConfigError(f"stopping min_delta must be at least 0, got {self.min_delta!r}")
+        if self.better not in (None, "higher", "lower"):
+            raise ConfigError(f'stopping better must be "higher" or "lower", got {self.better!r}')
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything stops the job before its last round."""
+        return self.target is not None or self.patience is not None
 
     def reason(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Return why to stop after these rows, oldest first, or None. Rows without the metric do not count."""
-        if self.target is None and self.patience is None:
+        if not self.asked:
             return None
-        sign = 1 if higher_is_better(self.metric) else -1
+        sign = 1 if higher_is_better(self.metric, self.better) else -1
         kept = (row.get(self.metric) for row in history)  # None: what was not finite, read back from a run folder
         values = [sign * value for value in kept if value is not None and math.isfinite(value)]
         if not values:
             return None
         if self.target is not None and values[-1] >= sign * self.target:
             return f"{self.metric} reached {sign * values[-1]:.6g} (target {self.target:g})"
-        since_best = len(values) - 1 - values.index(max(values))
+        best, since_best = -math.inf, 0
+        for value in values:
+            best, since_best = (value, 0) if value > best + self.min_delta else (best, since_best + 1)
         if self.patience is not None and since_best >= self.patience:
             return f"{self.metric} has not improved for {since_best} evaluations"
         return None

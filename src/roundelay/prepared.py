@@ -84,11 +84,11 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
 
 
 def watched_metric(job: Prepared) -> str:
-    """Return the metric by which ``best.pt`` is chosen: the one that may stop the run, or the loss where that is never
-    measured.
+    """Return the metric by which ``best.pt`` is chosen: the one that was asked for, else the one that may stop the run,
+    or the loss where that is never measured.
 
     Raises:
-        ConfigError: the run shall stop by a metric that nothing measures.
+        ConfigError: the run shall stop, or the best model be chosen, by a metric that nothing measures.
     """
     measures = job.work.measures
     measured = measures.names
@@ -100,11 +100,16 @@ def watched_metric(job: Prepared) -> str:
     said = ["train_"]  # what clients report bears names of their own choice
     if job.plan.client_eval_every and isinstance(job.work.learner, ScriptLearner):
         said.append("client_")
-    if stopping.metric in known or stopping.metric.startswith(tuple(said)):
-        return stopping.metric
-    if stopping.target is not None or stopping.patience is not None:
-        raise ConfigError(unknown_message(f"stopping metric {stopping.metric!r}", stopping.metric, known))
-    return "loss"
+    best = job.tracking.best if job.tracking is not None else None
+    asked = {"tracking best": best} if best is not None else {}
+    if stopping.asked:
+        asked["stopping metric"] = stopping.metric
+    for what, metric in asked.items():
+        if metric not in known and not metric.startswith(tuple(said)):
+            raise ConfigError(unknown_message(f"{what} {metric!r}", metric, known))
+    if best is not None:
+        return best
+    return stopping.metric if stopping.metric in known or stopping.metric.startswith(tuple(said)) else "loss"
 
 
 def _check_learner(work: Work, rehearsal: Rehearsal) -> None:

@@ -5,16 +5,16 @@ The same call after a crash finds the run that was going on, by its job, and goe
 
 import errno
 import logging
+import math
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -28,7 +28,7 @@ from roundelay.deployment.front.server import Server
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.offered import offered_settings
-from roundelay.deployment.protocol import Briefing, Holding
+from roundelay.deployment.protocol import MAX_CURVES, MAX_ROUNDS, Briefing, Curves, Holding
 from roundelay.deployment.running.answers import limits_of, max_answer_bytes
 from roundelay.deployment.running.world import Deployed
 from roundelay.deployment.trust.address import Address, join_line
@@ -44,7 +44,7 @@ from roundelay.history import History, Round
 from roundelay.prepared import Prepared
 from roundelay.run import Run
 from roundelay.standing import fixed_part
-from roundelay.tracking.run_folder import JOURNAL
+from roundelay.tracking.run_folder import JOURNAL, Row
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Serving:
             self._front = Front(
                 self.board, self.roster, Doors(clients), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work)),
-                stats=self._stats, authority_pem=None if authority is None else authority.pem,
+                curves=self._curves, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
             self.join_line = self.return_line = ""
@@ -204,10 +204,9 @@ class Serving:
             site=dict(site.frame().fields), settings=offered_settings(self._job.resolved),
         )  # fmt: skip
 
-    def _stats(self) -> Mapping[str, Any]:  # Any: JSON's types nest
+    def _curves(self) -> Curves:
         rows = list(self.run.standing.rows)
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {"run": self.journal.run.id, "rounds": {name: [row.get(name) for row in rows] for name in names}}
+        return curves_of(rows, self._job.work.measures.names)
 
     def _keep_scalar(self, client: str, number: int, name: str, value: float, step: int) -> None:
         self.run.standing.keep_scalar(client, number, Scalar(name, value, step))
@@ -256,6 +255,22 @@ class Serving:
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}
         return present - self._front.told_over()
+
+
+def curves_of(rows: Sequence[Row], measured: Collection[str]) -> Curves:
+    """Return the numbers of the last rounds by name; ``measured`` are the names of what the job has clients measure.
+    Where there are too many, those are left out whose words clients chose.
+    """
+    ours = {f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile")}
+    last = rows[-MAX_ROUNDS:]
+    names = dict.fromkeys(name for row in last for name in row)
+    kept = sorted(names, key=lambda name: name.startswith(("train_", "client_")) and name not in ours)[:MAX_CURVES]
+    rounds = {name: [_finite(row.get(name)) for row in last] for name in kept}
+    return Curves(left_out=len(rows) - len(last), rounds=rounds)
+
+
+def _finite(value: object) -> float | int | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def unfinished(job: Prepared) -> Path | None:

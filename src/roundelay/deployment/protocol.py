@@ -52,6 +52,9 @@ ENCLOSED_BYTES = 2**20
 MAX_WAIT_S = 30.0
 """How long a poll for work is kept waiting at most; below what proxies and NATs take for dead."""
 
+MAX_ROUNDS, MAX_CURVES = 1_000, 200
+"""How many rounds and names the curves have at most, that whoever asks for them costs no more than this."""
+
 GONE_AFTER = 20
 """So many heartbeats of silence, and a client counts as lost in the rounds that wait for it."""
 
@@ -187,6 +190,32 @@ class Scalars(Message):
 
 class Noted(Message):
     """It was taken note of."""
+
+
+class Curves(Message):
+    """The numbers of the last rounds, one list for each name, with a value for each round: None where it has none that
+    is finite. ``left_out`` rounds came before, and are in the run folder.
+    """
+
+    left_out: Annotated[int, Field(ge=0)]
+    rounds: dict[str, list[float | int | None]]
+
+
+class Stats(Message):
+    """``silent_s`` is how long ago each client was heard of; bytes and requests are counted from the server's start."""
+
+    run: str
+    phase: str
+    reason: str
+    uptime_s: float
+    silent_s: dict[str, float]
+    gone_after_s: float
+    requests: int
+    in_flight: int
+    bytes_in: int
+    bytes_out: int
+    open_tasks: int
+    progress: Curves
 
 
 class Problem(Message):

@@ -44,17 +44,23 @@ class Tracking:
     """Where a run is kept. ``name`` names its folder under ``root``, else the job's name and the time do.
 
     ``checkpoint_every_s`` is how much real time of finished rounds a crash may cost; 0 checkpoints after every round.
-    Whatever it is, a resumed run ends in the same bits.
+    Whatever it is, a resumed run ends in the same bits. ``best.pt`` is the model with the best value of the metric
+    ``best``, by default the one that may stop the run; ``better`` is "higher" or "lower", where the metric's name does
+    not say so.
     """
 
     root: str = "runs"
     name: str | None = None
     checkpoint_every_s: float = 10.0
     tensorboard: bool = False
+    best: str | None = None
+    better: str | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_every_s >= 0:
             raise ConfigError(f"tracking checkpoint_every_s must be at least 0, got {self.checkpoint_every_s!r}")
+        if self.better not in (None, "higher", "lower"):
+            raise ConfigError(f'tracking better must be "higher" or "lower", got {self.better!r}')
 
 
 class RunFolder:
