@@ -102,6 +102,20 @@ def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
     job = (ROOT / "examples" / "digits" / "job.toml").read_text()
     (tmp_path / "job.toml").write_text(job + table)
     assert config.load(tmp_path / "job.toml").workflow.__name__ == "fedavg"
+    (table,) = re.findall(r"```toml\n(\[evaluation\].*?)```", page, flags=re.S)
+    head = re.sub(r"\[tracking\][^\[]*", "", job)
+    (tmp_path / "job.toml").write_text(head + table)
+    patient = config.load(tmp_path / "job.toml")
+    assert patient.workflow == rd.Rounds(
+        readiness=rd.Readiness(cpu_percent=40.0, first_wait_s=3.0, longest_wait_s=10.0)
+    )
+    patient.prepared()
+    shown = dict(re.findall(r"^\| .*? \| `(\w+) = (.*?)` \|$", page, flags=re.M))
+    usual = {field.name: field.default for field in fields(rd.Readiness)}
+    assert {name: str(value) for name, value in usual.items()} == {
+        "give_up_s": "None", **{name: text.strip('"') if '"' in text else str(type(usual[name])(text))
+                                for name, text in shown.items()},
+    }  # fmt: skip
 
 
 def before_and_after(diff: str) -> tuple[str, str]:
