@@ -115,6 +115,17 @@ def test_a_quorum_is_waited_for_and_other_attempts_ask_anew() -> None:
     assert (row["attempt"], row["waits"], row["virtual_s"]) == (1, 1, 5.0 + 4.0 + 4.0)
 
 
+def test_who_does_not_answer_is_waited_for_and_not_ready() -> None:
+    readiness = Readiness(answer_s=8.0)
+    history, _ = asked(
+        lambda client, when: None if client == "c2" and when.round == 1 else IDLE,
+        workflow=rd.Rounds(readiness=readiness),
+    )
+    assert [(row["ready"], row["admitted"], row["virtual_s"]) for row in history.rows] == [(5, 5, 8.0), (6, 6, 8.0)]
+    with pytest.raises(ConfigError, match=r"simulation\.load of client 'c0' is 97\.0; expected a Load"):
+        job(lambda client, when: 97.0).run()  # type: ignore[arg-type, return-value]
+
+
 def test_waiting_may_come_to_an_end_and_the_round_then_begins_with_everybody() -> None:
     impatient = Readiness(first_wait_s=5.0, give_up_s=12.0)
     history, moments = asked(

@@ -16,7 +16,7 @@ from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm, Personalised
 from roundelay.bookkeeping import Bookkeeping, Given, Traced
 from roundelay.client.launch import ScriptLearner
-from roundelay.errors import VirtualDeadlock
+from roundelay.errors import ConfigError, VirtualDeadlock
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.intake import ClientReport, Outcome
@@ -148,9 +148,22 @@ class SimulatedFederation(Bookkeeping):
         return outcome
 
     async def loads(self, number: int, attempt: int, clients: Sequence[str], within_s: float) -> Mapping[str, Load]:
-        """A simulated client answers at once, and its answer is not counted among what travels."""
-        when = When(self.seed, number, attempt, self._now_s())
-        return {client: self._load(client, when) for client in clients}
+        """A simulated client answers at once, or not at all; what it says is not counted among what travels.
+
+        Raises:
+            ConfigError: a model of loads gives something else.
+        """
+        when, said = When(self.seed, number, attempt, self._now_s()), dict[str, Load]()
+        for client in clients:
+            load = self._load(client, when)
+            if isinstance(load, Load):
+                said[client] = load
+            elif load is not None:
+                raise ConfigError(f"simulation.load of client {client!r} is {load!r}; expected a Load, or None where "
+                                  "the client does not answer")  # fmt: skip
+        if len(said) < len(clients):
+            await asyncio.sleep(within_s)
+        return said
 
     async def rest(self, seconds: float, why: str) -> None:
         """Raises:

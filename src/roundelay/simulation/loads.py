@@ -21,8 +21,10 @@ class When:
     at_s: float
 
 
-LoadModel = Callable[[str, When], Load]
-"""``load(client, when)``; of the same arguments always the same, so that a run can be repeated."""
+LoadModel = Callable[[str, When], Load | None]
+"""``load(client, when)``, None where the client does not answer; of the same arguments always the same, so that a run
+can be repeated.
+"""
 
 
 def idle(client: str, when: When) -> Load:

@@ -166,7 +166,7 @@ class Agent:
             if came is None:
                 return None
             offer, model = came
-            if offer.enclosed:
+            if offer.enclosed and offer.kind != "load":  # with which comes nothing that would be used
                 try:
                     self._device.models.keep(offer.sent, model)
                 except OSError as error:
