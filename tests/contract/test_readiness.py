@@ -14,12 +14,13 @@ from networks import Plain, small_job
 import roundelay as rd
 from roundelay import config
 from roundelay.errors import ConfigError, RoundelayError, VirtualDeadlock
+from roundelay.intake import ClientReport
 from roundelay.load import IDLE
 from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.loads import When
 from roundelay.simulation.network.cell import Links
 from roundelay.workflows import readiness as module
-from roundelay.workflows.readiness import Readiness
+from roundelay.workflows.readiness import Begun, Readiness
 
 LOADED = rd.Load(cpu_percent=97.0)
 SERIAL = rd.Simulation(executor="serial")
@@ -60,8 +61,11 @@ def without(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dic
 # ---- in virtual time ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"algorithm": rd.Scaffold()}], ids=["fedavg", "scaffold"])
-@pytest.mark.parametrize("simulation", [SERIAL, rd.Simulation(num_workers=2)], ids=["serial", "processes"])
+@pytest.mark.parametrize(
+    ("changes", "simulation"),
+    [({}, SERIAL), ({"algorithm": rd.Scaffold()}, SERIAL), ({}, rd.Simulation(num_workers=2))],
+    ids=["fedavg", "scaffold", "processes"],
+)
 def test_with_idle_clients_a_run_is_the_one_without_readiness_to_the_bit(
     changes: Mapping[str, object], simulation: rd.Simulation
 ) -> None:
@@ -96,9 +100,12 @@ def test_patience_grows_up_to_the_longest_wait() -> None:
 @pytest.mark.parametrize("busy", ["skip", "ask"])
 def test_who_is_busy_is_left_out_of_the_round_or_asked_like_everybody_else(busy: str) -> None:
     given = job(loaded_until({"c0": 1e9, "c3": 1e9}), workflow=rd.Rounds(readiness=Readiness(busy=busy)))
-    among = [sorted(report.client for report in finished.clients) for finished in given.rounds()]
-    idle = ["c1", "c2", "c4", "c5"]
-    assert among == ([idle] * 2 if busy == "skip" else [["c0", "c1", "c2", "c3", "c4", "c5"]] * 2)
+    idle, loaded = ["c1", "c2", "c4", "c5"], ["c0", "c3"]
+    for finished in given.rounds():
+        came = {status: [r.client for r in finished.clients if r.status == status] for status in ("admitted", "busy")}
+        assert came == ({"admitted": idle, "busy": loaded} if busy == "skip" else
+                        {"admitted": sorted(idle + loaded), "busy": []})  # fmt: skip
+        assert {r.reason for r in finished.clients} == ({"", "cpu_percent 97"} if busy == "skip" else {""})
     if busy == "ask":
         assert given.run().sha256 == job().run().sha256
 
@@ -206,8 +213,8 @@ class Asked:
 def check_silence(*_: object) -> None:
     """Two of four answer; who is silent is not ready, and is named."""
     fed = Asked({"a": IDLE, "b": IDLE}, {"a": IDLE, "b": IDLE, "d": rd.Load()})
-    among, notes = asyncio.run(Readiness().gathered(fed, 3, 0, ("a", "b", "c", "d"), 1))  # type: ignore[arg-type]
-    assert (among, notes) == (("a", "b", "d"), {"ready": 3.0, "waits": 1.0})
+    begun = asyncio.run(Readiness().gathered(fed, 3, 0, ("a", "b", "c", "d"), 1))  # type: ignore[arg-type]
+    assert begun == Begun(("a", "b", "d"), (ClientReport("c", "busy", "no answer"),), 3, 1)
     assert fed.whys == ["round 3: 2 of 4 clients are ready, more than 50% are needed; not ready: c (no answer), "
                         "d (no answer)"]  # fmt: skip
 
@@ -220,8 +227,8 @@ def check_shares(*_: object) -> None:
     """0.29 of 100 is 29, though a hair less in floats."""
     names = tuple(f"c{i:02}" for i in range(100))
     fed = Asked(dict.fromkeys(names[:29], IDLE), dict.fromkeys(names[:30], IDLE))
-    _, notes = asyncio.run(Readiness(share=0.29).gathered(fed, 1, 0, names, 1))  # type: ignore[arg-type]
-    assert notes == {"ready": 30.0, "waits": 1.0}
+    begun = asyncio.run(Readiness(share=0.29).gathered(fed, 1, 0, names, 1))  # type: ignore[arg-type]
+    assert (begun.num_ready, begun.num_waits) == (30, 1)
 
 
 def test_shares_are_those_of_exact_arithmetic() -> None:
@@ -229,7 +236,8 @@ def test_shares_are_those_of_exact_arithmetic() -> None:
 
 
 def test_of_nobody_nobody_is_enough() -> None:
-    assert asyncio.run(Readiness().gathered(Asked({}), 1, 0, (), 1))[0] == ()  # type: ignore[arg-type]
+    begun = asyncio.run(Readiness().gathered(Asked({}), 1, 0, (), 1))  # type: ignore[arg-type]
+    assert begun == Begun((), (), 0, 0)
 
 
 REST = SimulatedFederation.rest

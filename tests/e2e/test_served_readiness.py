@@ -79,6 +79,7 @@ def sites(line: Sequence[str]) -> list[list[str]]:
             for n in range(3)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_server_waits_for_clients_that_are_loaded_and_is_killed_while_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

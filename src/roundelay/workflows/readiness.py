@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation
+from roundelay.intake import ClientReport
 from roundelay.load import Load
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,18 @@ log = logging.getLogger(__name__)
 GROWTH = 2.0
 SHOWN = 5
 """So many clients are named where it is said for whom a round waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How a round begins: who trains, by id, and who was left out, with the reason; how many were ready, and how often
+    the server waited for that.
+    """
+
+    cohort: tuple[str, ...]
+    left_out: tuple[ClientReport, ...]
+    num_ready: int
+    num_waits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +78,22 @@ class Readiness:
         if self.busy not in ("skip", "ask"):
             raise ConfigError(f'readiness busy must be "skip" or "ask", got {self.busy!r}')
 
-    async def gathered(
-        self, fed: Federation, number: int, attempt: int, cohort: tuple[str, ...], quorum: int
-    ) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Wait until enough of a cohort are ready, and at least ``quorum``. Return who is to train, by id, and numbers
-        for the round's row: how many were ready, and how often we waited.
-        """
+    async def gathered(self, fed: Federation, number: int, attempt: int, cohort: tuple[str, ...], quorum: int) -> Begun:
+        """Wait until enough of a cohort are ready, and at least ``quorum``."""
         waited_s, wait_s = 0.0, self.first_wait_s
         for num_waits in itertools.count():
             loads = await fed.loads(number, attempt, cohort, self.answer_s)
             reasons = {client: why for client in cohort if (why := self.excess(loads.get(client))) is not None}
             ready = tuple(client for client in cohort if client not in reasons)
-            notes = {"ready": float(len(ready)), "waits": float(num_waits)}
             if self._enough(len(ready), len(cohort), quorum):
-                if reasons:
-                    log.info("round %d: not ready: %s", number, _named(reasons))
-                return (ready if self.busy == "skip" else cohort), notes
+                among = cohort if self.busy == "ask" else ready
+                left_out = tuple(ClientReport(c, "busy", why) for c, why in reasons.items() if c not in among)
+                return Begun(among, left_out, len(ready), num_waits)
             why = (f"round {number}: {len(ready)} of {len(cohort)} clients are ready, more than {self.share:.0%} are "
                    f"needed; not ready: {_named(reasons)}")  # fmt: skip
             if self.give_up_s is not None and waited_s >= self.give_up_s:
                 log.warning("%s; after %g s of waiting it begins with all of them", why, waited_s)
-                return cohort, notes
+                return Begun(cohort, (), len(ready), num_waits)
             log.log(logging.INFO if num_waits else logging.WARNING, "%s; asking again in %g s", why, wait_s)
             await fed.rest(wait_s, why)
             waited_s, wait_s = waited_s + wait_s, min(GROWTH * wait_s, self.longest_wait_s)

@@ -11,6 +11,7 @@ import torch
 from roundelay.algorithms.protocol import Algorithm, State
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Plan, Version
+from roundelay.fold import Fold
 from roundelay.intake import ClientReport, Outcome
 from roundelay.workflows.readiness import Readiness
 
@@ -104,8 +105,11 @@ class Rounds:
         for attempt in itertools.count():
             cohort = fed.sample(number, attempt, asked if left is None else min(asked, len(left)), among=left)
             if self.readiness is not None:
-                cohort, found = await self.readiness.gathered(fed, number, attempt, cohort, self.quorum)
-                notes = {**found, "waits": notes.get("waits", 0.0) + found["waits"]}
+                begun = await self.readiness.gathered(fed, number, attempt, cohort, self.quorum)
+                cohort = begun.cohort
+                notes = {"ready": begun.num_ready, "waits": notes.get("waits", 0) + begun.num_waits}
+                if begun.left_out:
+                    fed.account(Outcome(number, attempt, Fold({}), begun.left_out, {}, 0, 0))
             outcome = await fed.train(
                 algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
             )
