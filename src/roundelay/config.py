@@ -105,6 +105,10 @@ SYNONYMS: Mapping[str, tuple[str, str]] = {
     "device": ("simulation.devices", "other frameworks"),
     "partition_alpha": ("partition.alpha", "FedML"),
     "random_seed": ("seed", "FedML"),
+    "MAX_NUM_ROUNDS": ("num_rounds", "FATE's detection benchmark"),
+    "NUM_CLIENTS_CONTACTED_PER_ROUND": ("clients_per_round", "FATE's detection benchmark"),
+    "NUM_TOLERATE": ("stopping.patience", "FATE's detection benchmark"),
+    "MIN_NUM_WORKERS": ("deployment.wait_for_clients_s", "FATE's detection benchmark"),
     "federated_optimizer": ("algorithm.use", "FedML"),
     "strategy": ("algorithm.use", "Flower"),
 }

@@ -2,7 +2,7 @@
 
 As in the protocol of FATE's federated object detection benchmark, the server asks each client that was drawn for its
 load, and goes on when more than a share of them is under the limits; else it waits, ever longer, and asks again. There
-the limit is 40 % of the processors, the share is one half, and who is over the limit is left out of the round.
+a client's load average must be below 0.4, the share is one half, and who is above is left out of the round.
 """
 
 import itertools
