@@ -27,6 +27,7 @@ LAYERS = (
     ("data", "models"),
     ("learner",),
     ("trainer",),
+    ("stacking",),
     ("client",),
     ("hosting",),
     ("intake",),
