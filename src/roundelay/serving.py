@@ -5,13 +5,12 @@ The same call after a crash finds the run that was going on, by its job, and goe
 
 import errno
 import logging
-import math
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,14 @@ from roundelay.algorithms.protocol import num_groups
 from roundelay.client.exchange import Scalar, Site
 from roundelay.components import describe
 from roundelay.deployment.board import Board, Phase
+from roundelay.deployment.front.curves import curves_of
 from roundelay.deployment.front.dialling import Dialler, Dialling
 from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.server import Server
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.offered import offered_settings
-from roundelay.deployment.protocol import MAX_CURVES, MAX_ROUNDS, Briefing, Curves, Holding
+from roundelay.deployment.protocol import Briefing, Curves, Holding
 from roundelay.deployment.running.answers import limits_of, max_answer_bytes
 from roundelay.deployment.running.world import Deployed
 from roundelay.deployment.trust.address import Address, join_line
@@ -44,7 +44,7 @@ from roundelay.history import History, Round
 from roundelay.prepared import Prepared
 from roundelay.run import Run
 from roundelay.standing import fixed_part
-from roundelay.tracking.run_folder import JOURNAL, Row
+from roundelay.tracking.run_folder import JOURNAL
 
 log = logging.getLogger(__name__)
 
@@ -205,8 +205,7 @@ class Serving:
         )  # fmt: skip
 
     def _curves(self) -> Curves:
-        rows = list(self.run.standing.rows)
-        return curves_of(rows, self._job.work.measures.names)
+        return curves_of(list(self.run.standing.rows), self._job.work.measures.names)
 
     def _keep_scalar(self, client: str, number: int, name: str, value: float, step: int) -> None:
         self.run.standing.keep_scalar(client, number, Scalar(name, value, step))
@@ -255,22 +254,6 @@ class Serving:
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}
         return present - self._front.told_over()
-
-
-def curves_of(rows: Sequence[Row], measured: Collection[str]) -> Curves:
-    """Return the numbers of the last rounds by name; ``measured`` are the names of what the job has clients measure.
-    Where there are too many, those are left out whose words clients chose.
-    """
-    ours = {f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile")}
-    last = rows[-MAX_ROUNDS:]
-    names = dict.fromkeys(name for row in last for name in row)
-    kept = sorted(names, key=lambda name: name.startswith(("train_", "client_")) and name not in ours)[:MAX_CURVES]
-    rounds = {name: [_finite(row.get(name)) for row in last] for name in kept}
-    return Curves(left_out=len(rows) - len(last), rounds=rounds)
-
-
-def _finite(value: object) -> float | int | None:
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def unfinished(job: Prepared) -> Path | None:

@@ -6,18 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
 from networks import Plain, small_job
+from test_serving import attended, place
+from test_serving import job as served_job
 from torch import Tensor
 
 import roundelay as rd
 from roundelay.deployment import protocol as p
+from roundelay.deployment.front import curves as module
+from roundelay.deployment.front.curves import curves_of
 from roundelay.deployment.front.routes import openapi
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
-from roundelay.serving import curves_of
+from roundelay.serving import Serving
 from roundelay.standing import Standing
 
 # ---- stopping -------------------------------------------------------------------------------------------------------
@@ -183,9 +188,23 @@ def test_curves_are_bounded_whatever_clients_report() -> None:
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_ROUNDS", 10**6), ("MAX_CURVES", 10**6)])
 def test_curves_without_a_bound_are_found(bound: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"roundelay.serving.{bound}", value)
+    monkeypatch.setattr(module, bound, value)
     with pytest.raises(AssertionError):
         check_bounds()
+
+
+def test_a_server_tells_the_rounds_that_are_over(tmp_path: Path) -> None:
+    given = served_job(tmp_path)
+    serving = Serving(given.prepared(), place(tmp_path))
+    url = serving.join_line.split()[2]
+    with attended(serving, given):
+        told = []
+        for _ in serving.rounds():
+            with urlopen(f"{url}/stats", timeout=10) as answer:
+                told.append(p.Stats.model_validate_json(answer.read()))
+    losses = [row["loss"] for row in serving.run.history().rows]
+    assert [one.progress.rounds["loss"] for one in told] == [losses[:1], losses[:2], losses]
+    assert told[0].progress.rounds["round"] == [1]
 
 
 def test_openapi_says_what_the_statistics_are() -> None:
