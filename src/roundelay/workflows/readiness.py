@@ -83,14 +83,16 @@ class Readiness:
         waited_s, wait_s = 0.0, self.first_wait_s
         for num_waits in itertools.count():
             loads = await fed.loads(number, attempt, cohort, self.answer_s)
-            reasons = {client: why for client in cohort if (why := self.excess(loads.get(client))) is not None}
+            reasons = {client: reason for client in cohort if (reason := self.excess(loads.get(client))) is not None}
             ready = tuple(client for client in cohort if client not in reasons)
             if self._enough(len(ready), len(cohort), quorum):
-                among = cohort if self.busy == "ask" else ready
-                left_out = tuple(ClientReport(c, "busy", why) for c, why in reasons.items() if c not in among)
-                return Begun(among, left_out, len(ready), num_waits)
-            why = (f"round {number}: {len(ready)} of {len(cohort)} clients are ready, more than {self.share:.0%} are "
-                   f"needed; not ready: {_named(reasons)}")  # fmt: skip
+                if self.busy == "ask":
+                    return Begun(cohort, (), len(ready), num_waits)
+                left_out = tuple(ClientReport(client, "busy", reason) for client, reason in reasons.items())
+                return Begun(ready, left_out, len(ready), num_waits)
+            needed = f"more than {self.share:.0%} are needed" + (f", and at least {quorum}" if quorum > 1 else "")
+            why = (f"round {number}: {len(ready)} of {len(cohort)} clients are ready, {needed}; not ready: "
+                   f"{_named(reasons)}")  # fmt: skip
             if self.give_up_s is not None and waited_s >= self.give_up_s:
                 log.warning("%s; after %g s of waiting it begins with all of them", why, waited_s)
                 return Begun(cohort, (), len(ready), num_waits)
@@ -116,7 +118,7 @@ class Readiness:
         return None
 
     def _enough(self, num_ready: int, num_asked: int, quorum: int) -> bool:
-        # rounded: in floats, a share of 0.1 of 30 clients is a hair more than 3
+        # rounded: in floats, a share of 0.29 of 100 clients is a hair less than 29
         return not num_asked or (num_ready > round(self.share * num_asked, 9) and num_ready >= min(quorum, num_asked))
 
 
