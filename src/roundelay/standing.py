@@ -120,6 +120,11 @@ class Standing:
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self.rows.extend(read_rows(folder.path / "metrics.jsonl"))
+        for row in self.rows:
+            self._watch(row)
+        values = (row.get(self.watched) for row in self.rows)
+        if best_of(values, self.watched, self._better) != self._best:
+            self._best = math.nan  # best.pt was chosen by another metric, or before that was told to be another way
 
     # ---- keeping ----
 
@@ -133,9 +138,7 @@ class Standing:
                 self._folder.append_ledger(finished.network.ledger)
         self.memory.finish_round()
         self.rows.append(row)
-        stopping = self._job.plan.stopping
-        if self.watched not in row and "train_loss" in row and stopping.target is None and stopping.patience is None:
-            self.watched = "train_loss"  # what clients report shows when they do; nobody asked for the other one
+        self._watch(row)
         # what they report with their training speaks of the model that they received
         self._keep_best(row, before or self._initial() if self.watched.startswith("train_") else finished.version)
         if self._folder:
@@ -173,10 +176,25 @@ class Standing:
         if self._folder:
             self._folder.write_json(f"{name}.json", content)
 
+    def _watch(self, row: Row) -> None:
+        """Turn to what clients report, which shows when they do, where nobody asked for the other metric."""
+        tracking = self._job.tracking
+        wanted = self._job.plan.stopping.asked or (tracking is not None and tracking.best is not None)
+        if self.watched not in row and "train_loss" in row and not wanted:
+            self.watched = "train_loss"
+
+    @property
+    def _better(self) -> str | None:
+        """Which values of the watched metric are better, where the job says so."""
+        job = self._job
+        if job.tracking is not None and job.tracking.best == self.watched:
+            return job.tracking.better
+        return job.plan.stopping.better if job.plan.stopping.metric == self.watched else None
+
     def _keep_best(self, row: Row, version: Version) -> None:
         metric = self.watched
         value = row.get(metric)
-        if value is not None and value != self._best and best_of((self._best, value), metric) == value:
+        if value is not None and value != self._best and best_of((self._best, value), metric, self._better) == value:
             self._best, self._best_version = value, version
 
     def checkpoint(self) -> None:
@@ -227,6 +245,7 @@ FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "s
 FIXED_INSIDE = (
     ("simulation", "duration"),
     ("simulation", "network"),
+    ("simulation", "load"),
     ("simulation", "memory"),
     ("simulation", "num_clients"),
     ("evaluation", "client_test_fraction"),

@@ -19,6 +19,7 @@ LAYERS = (
         "sealed",
         "channel",
         "stopwatch",
+        "load",
     ),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy", "stages"),
@@ -140,6 +141,8 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "cryptography": "deployment/",
         "aiohttp": "deployment/",
         "pydantic": "deployment/",
+        "psutil": "load.py",
+        "pynvml": "load.py",
     }
     for path in SOURCE.rglob("*.py"):
         relative = path.relative_to(SOURCE).as_posix()

@@ -45,10 +45,12 @@ class Tracking:
     """Where a run is kept. ``name`` names its folder under ``root``, else the job's name and the time do.
 
     ``checkpoint_every_s`` is how much real time of finished rounds a crash may cost; 0 checkpoints after every round.
-    Whatever it is, a resumed run ends in the same bits.
 
     Beside the folder's own tables, rounds are told TensorBoard; Weights & Biases, under the project ``wandb``; MLflow,
     at the tracking URI ``mlflow``. The latter two are another's machines: one that fails is left alone, and said.
+    Whatever it is, a resumed run ends in the same bits. ``best.pt`` is the model with the best value of the metric
+    ``best``, by default the one that may stop the run; ``better`` is "higher" or "lower", where the metric's name does
+    not say so.
     """
 
     root: str = "runs"
@@ -57,6 +59,8 @@ class Tracking:
     tensorboard: bool = False
     wandb: str | None = None
     mlflow: str | None = None
+    best: str | None = None
+    better: str | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_every_s >= 0:
@@ -67,6 +71,8 @@ class Tracking:
             raise ConfigError(
                 'tracking mlflow: expected a tracking URI such as "sqlite:///runs/mlflow.db", got nothing'
             )
+        if self.better not in (None, "higher", "lower"):
+            raise ConfigError(f'tracking better must be "higher" or "lower", got {self.better!r}')
 
 
 class RunFolder:
