@@ -13,7 +13,7 @@ from typing import Any
 
 from roundelay import aggregators, algorithms, attacks, learner, models, workflows
 from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
-from roundelay.data import images, partition
+from roundelay.data import ecg, images, partition
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
@@ -43,7 +43,7 @@ FIXED = {
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "model": (namespace(models), None),
-    "data": (namespace(images), None),
+    "data": (namespace(images, ecg), None),
     "partition": (namespace(partition), None),
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),

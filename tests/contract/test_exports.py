@@ -16,6 +16,7 @@ EXTRAS = (
     "tensorboard",
     "torch.utils.tensorboard",
     "mlxtend",
+    "wfdb",
     "yaml",
     "typer",
     "rich",

@@ -128,6 +128,7 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "matplotlib": "report/plots/",
         "yaml": "simulation/devices.py",
         "mlxtend": "data/images.py",
+        "wfdb": "data/ecg.py",
         "dp_accounting": "privacy.py",
         "cryptography": "deployment/",
         "aiohttp": "deployment/",

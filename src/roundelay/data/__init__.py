@@ -1,5 +1,6 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
+from roundelay.data.ecg import ecg
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
 from roundelay.data.images import cifar10, digits, mnist
@@ -14,6 +15,7 @@ from roundelay.data.partition import (
     Shards,
 )
 from roundelay.data.split import Split
+from roundelay.data.windows import WindowExamples
 
 __all__ = [
     "IID",
@@ -30,8 +32,10 @@ __all__ = [
     "Shards",
     "Split",
     "TensorExamples",
+    "WindowExamples",
     "as_examples",
     "cifar10",
     "digits",
+    "ecg",
     "mnist",
 ]

@@ -13,9 +13,10 @@ from roundelay.learner.function import LocalFunction as LocalFunction
 from roundelay.learner.function import Weights as Weights
 from roundelay.learner.local_sgd import LocalSGD
 from roundelay.learner.local_sgd import accumulation as accumulation
+from roundelay.learner.losses import WeightedCrossEntropy
 from roundelay.learner.protocol import Context as Context
 from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
 from roundelay.learner.schedules import Constant, Cosine, Step
 
-__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "accuracy"]
+__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "WeightedCrossEntropy", "accuracy"]
