@@ -154,7 +154,7 @@ class Bookkeeping(ABC):
         return tuple(sorted(drawn if self._root is None else [*drawn, self._root]))
 
     async def evaluate(self, version: Version) -> dict[str, float]:
-        return self._trainer.evaluate_held_out(version.vectors, version.number).means()
+        return self._trainer.evaluate_held_out(version.vectors, version.number)
 
     async def evaluate_clients(self, version: Version, clients: Sequence[str]) -> dict[str, float]:
         algorithm = self._trainer.work.algorithm
@@ -162,14 +162,15 @@ class Bookkeeping(ABC):
         if isinstance(algorithm, Personalised):
             vectors = algorithm.broadcast(version.state)
         came = await self.measure(Payload(vectors, version.buffers, version.integers), version.number, clients)
-        self._reports.extend(came)
+        self._reports.extend(replace(report, rows={}) for report in came)
         table = ClientTable([r.client for r in came], [r.num_examples for r in came], [r.metrics for r in came])
         metrics = {}
         for name in table.names():
             metrics[f"client_{name}"] = table.weighted_mean(name)
             metrics[f"client_{name}_variance"] = table.variance(name)
             metrics[f"client_{name}_worst_decile"] = table.worst_decile(name, higher_is_better(name))
-        return metrics
+        pooled = self._trainer.work.measures.pooled([report.rows for report in came])
+        return metrics | {f"pooled_{name}": value for name, value in pooled.items()}
 
     def record(self, name: str, content: Mapping[str, object]) -> None:
         self._given.on_record(name, content)

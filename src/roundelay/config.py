@@ -11,7 +11,7 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any
 
-from roundelay import aggregators, algorithms, attacks, learner, models, workflows
+from roundelay import aggregators, algorithms, attacks, learner, models, tasks, workflows
 from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
 from roundelay.data import ecg, images, partition
 from roundelay.errors import ConfigError
@@ -111,12 +111,16 @@ NUM_SITES = 2
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str] = ()) -> Job:
-    """Read a job file, or the resolved one of a run folder. ``use = "module:Name"`` finds modules beside the file.
-    ``attacked`` adds attacks such as "alie:fraction=0.2" to those of the file.
+    """Read a job file, the resolved one of a run folder, or a reference task's, "task:NAME". ``use = "module:Name"``
+    finds modules beside the file. ``attacked`` adds attacks such as "alie:fraction=0.2" to those of the file.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; names it.
     """
+    if tasks.is_task(path):
+        document = tasks.document(str(path))
+        _override(document, overrides, attacked)
+        return build_job(document)
     path = Path(path)
     if path.suffix == ".py":
         raise ConfigError(f"{path} is no job file; a training script is run by: roundelay run --script {path} --model "
@@ -127,10 +131,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str
         raise ConfigError(f"cannot read the job file {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for override in overrides:
-        apply_override(document, override)
-    if attacked:
-        document["attacks"] = [*document.get("attacks", []), *map(parse_attack, attacked)]
+    _override(document, overrides, attacked)
     beside = path.resolve().parent
     import_from(beside)
     if "script" in document:
@@ -149,10 +150,7 @@ def for_script(
     ``use = "module:Name"`` finds modules beside the script.
     """
     document: dict[str, Any] = {"name": script.stem, **settings, "script": str(script)}
-    for override in overrides:
-        apply_override(document, override)
-    if attacked:
-        document["attacks"] = [parse_attack(text) for text in attacked]
+    _override(document, overrides, attacked)
     if "partition" not in document:
         document.setdefault("simulation", {}).setdefault("num_clients", NUM_SITES)
     import_from(script.resolve().parent)
@@ -187,6 +185,13 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
         else:
             parts[name] = value
     return parts
+
+
+def _override(document: dict[str, Any], overrides: Sequence[str], attacked: Sequence[str]) -> None:
+    for override in overrides:
+        apply_override(document, override)
+    if attacked:
+        document["attacks"] = [*document.get("attacks", []), *map(parse_attack, attacked)]
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:

@@ -18,7 +18,7 @@ from roundelay.errors import WireError
 from roundelay.fold import Fold, Folding, Weighting
 from roundelay.guard import Expected, Guard, Reason
 from roundelay.messages import Lost, Memory, Payload, Task, Update
-from roundelay.metrics import reported
+from roundelay.metrics import Rows, reported
 from roundelay.stages.decoding import Decoded, Decoder, Heard
 from roundelay.stages.downlink import Told
 from roundelay.trainer import Answer
@@ -32,7 +32,8 @@ WINDOW_BYTES = 64 * 2**20
 class ClientReport:
     """How one client's part in a round ended. ``status`` is admitted, silent (it has answered that it sends nothing,
     and is not folded), refused, lost or late, or evaluated where the client was asked for metrics on its own data;
-    ``reason`` says why. Who is folded without having sent anything is admitted, and ``silent``.
+    ``reason`` says why. Who is folded without having sent anything is admitted, and ``silent``. ``rows`` are those of
+    measures of whole sets, until they are put together.
     """
 
     client: str
@@ -43,6 +44,7 @@ class ClientReport:
     traceback: str = ""
     attempt: int = 0
     silent: bool = False
+    rows: Rows = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,17 @@ from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.history import History, Round
 from roundelay.layout import Layout
-from roundelay.learner import FunctionLearner, Learner, LocalFunction, LocalSGD, LossFunction, Metric, accuracy
+from roundelay.learner import (
+    FunctionLearner,
+    Learner,
+    LocalFunction,
+    LocalSGD,
+    LossFunction,
+    Measures,
+    Metric,
+    Whole,
+    accuracy,
+)
 from roundelay.prepared import Prepared, check_roles
 from roundelay.privacy import CentralDP
 from roundelay.run import Run
@@ -54,12 +64,14 @@ class Evaluation:
     every ``clients_every`` rounds (0: never), in both cases after round ``num_rounds`` too.
 
     ``client_test_fraction`` of each client's examples are kept out of its training for that; without it, clients
-    evaluate on what they train on. ``loss`` is the learner's own unless it is given.
+    evaluate on what they train on. ``loss`` is the learner's own unless it is given. A measure is a function that
+    gives one value per example, or a ``Whole`` such as ``MacroF1(num_classes=2)``; over clients, metrics of the latter
+    are told of all their examples together too, as "pooled_macro_f1".
     """
 
     every: int = 1
     clients_every: int = 0
-    measures: Sequence[Metric] = (accuracy,)
+    measures: Sequence[Metric | Whole] = (accuracy,)
     loss: LossFunction | None = None
     batch_size: int = 256
     client_test_fraction: float = 0.0
@@ -213,7 +225,7 @@ class Job:
             learner=learner,
             loss=self.evaluation.loss or train_loss,
             train_loss=train_loss,
-            measures={getattr(measure, "__name__", repr(measure)): measure for measure in self.evaluation.measures},
+            measures=Measures.of(self.evaluation.measures),
             seed=self.seed,
             eval_batch_size=self.evaluation.batch_size,
             keep_local=self.keep_local,

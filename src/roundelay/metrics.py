@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import SupportsFloat
 
+from torch import Tensor
+
 from roundelay.errors import MetricError
 
 COLUMNS = (
@@ -12,6 +14,10 @@ COLUMNS = (
     "virtual_s", "epsilon", "clip_norm", "gathered_bytes", "kept_model",
 )  # fmt: skip
 """What a round's row holds beside metrics, which must not bear these names."""
+
+
+Rows = Mapping[str, Tensor]
+"""What measures of whole sets keep of a part, by measure: (R, K) float64 each, to be put together with other parts'."""
 
 
 def scalar(name: str, value: object) -> float:

@@ -89,10 +89,12 @@ def watched_metric(job: Prepared) -> str:
     Raises:
         ConfigError: the run shall stop by a metric that nothing measures.
     """
-    measured = ["loss", *job.work.measures]
+    measures = job.work.measures
+    measured = measures.names
     known = measured if job.plan.eval_every and job.work.data.held_out is not None else []
     if job.plan.client_eval_every:
         known = [*known, *(f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile"))]
+        known += [f"pooled_{name}" for name in measures.names_of_whole_sets]
     stopping = job.plan.stopping
     said = ["train_"]  # what clients report bears names of their own choice
     if job.plan.client_eval_every and isinstance(job.work.learner, ScriptLearner):

@@ -97,7 +97,7 @@ class Serving:
             expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))
             self._front = Front(
                 self.board, self.roster, Doors(clients), run=self.journal.run.id,
-                briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work.uplink)),
+                briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work)),
                 stats=self._stats, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip

@@ -17,9 +17,9 @@ from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
 from roundelay.errors import ConfigError
 from roundelay.layout import Bound, Layout, Vectors
-from roundelay.learner import Context, Learner, LossFunction, Metric, evaluate
+from roundelay.learner import Context, Learner, LossFunction, Measured, Measures, evaluate
 from roundelay.messages import Lost, Memory, Payload, Task, Update
-from roundelay.metrics import Sums, scalars
+from roundelay.metrics import Rows, scalars
 from roundelay.stages.downlink import Downlink
 from roundelay.stages.uplink import Uplink, apart, coded, for_training, kept
 
@@ -47,10 +47,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A client's answer to an evaluation task."""
+    """A client's answer to an evaluation task: its metrics, and the rows of measures of whole sets."""
 
     task: Task
-    sums: Sums
+    num_examples: float
+    metrics: Mapping[str, float]
+    rows: Rows = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Work:
     learner: Learner
     loss: LossFunction
     train_loss: LossFunction
-    measures: Mapping[str, Metric]
+    measures: Measures
     seed: int
     eval_batch_size: int = 256
     keep_local: Sequence[str] = ()
@@ -184,8 +186,8 @@ class Trainer:
         for params in ask.models:
             bound.load_params(params)
             seeds.seed_globals(Context(task, work.seed).key("losses"))  # the same draws for every model, if it draws
-            sums = evaluate(bound, self._part(task.client), work.train_loss, {}, work.eval_batch_size)
-            means.append(sums.means()["loss"])
+            found = evaluate(bound, self._part(task.client), work.train_loss, Measures(), work.eval_batch_size)
+            means.append(found.sums.means()["loss"])
         bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
         return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)
 
@@ -210,19 +212,20 @@ class Trainer:
         else:
             bound.load_params(received.vectors["params"])
         seeds.seed_globals(Context(task, self.work.seed).key("evaluate"))
-        return Evaluated(task, self._evaluate(data.train(task.client) if own is None else own))
+        found = self._evaluate(data.train(task.client) if own is None else own)
+        return Evaluated(task, float(found.sums.count), self.work.measures.metrics(found), found.rows)
 
-    def evaluate_held_out(self, vectors: Vectors, round: int) -> Sums:
-        """Evaluate on the server's held-out data; of none, the sums are empty. What clients keep for themselves is as
+    def evaluate_held_out(self, vectors: Vectors, round: int) -> dict[str, float]:
+        """Return the metrics on the server's held-out data; of none, nothing. What clients keep for themselves is as
         it was at first.
         """
         if self.work.data.held_out is None:
-            return Sums({}, 0)
+            return {}
         self.bound.load(vectors)
         self.bound.load_local(self._first_local)
         with seeds.preserved_globals():
             seeds.seed_globals(seeds.key(self.work.seed, round, 0, "", "evaluate"))
-            return self._evaluate(self.work.data.held_out)
+            return self.work.measures.metrics(self._evaluate(self.work.data.held_out))
 
     def _load_local(self, memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
         """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its
@@ -242,7 +245,7 @@ class Trainer:
     def _local(self) -> Memory:
         return local_memory(self.bound.local()) if self.layout.local_names else {}
 
-    def _evaluate(self, examples: Examples) -> Sums:
+    def _evaluate(self, examples: Examples) -> Measured:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
 

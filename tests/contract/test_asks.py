@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import roundelay as rd
 from roundelay.algorithms.protocol import ClientHalf, Fit, Losses, Reply, State
 from roundelay.layout import Vectors
-from roundelay.learner import evaluate
+from roundelay.learner import Measures, evaluate
 from roundelay.messages import Memory, Payload, Task
 from roundelay.trainer import Trainer
 
@@ -85,7 +85,7 @@ def test_losses_are_those_that_evaluation_gives_batch_by_batch() -> None:
     trainer = Trainer(job.prepared().work)
     bound, work = trainer.bound, trainer.work
     sent = Payload({"params": bound.params().clone()}, bound.buffers().clone(), bound.integers().clone())
-    expected = evaluate(bound, work.data.train("c3"), work.loss, {}, 5).means()["loss"]
+    expected = evaluate(bound, work.data.train("c3"), work.loss, Measures(), 5).sums.means()["loss"]
     told = trainer.train(Task(1, "c3", 1), sent, {}).memory["before"]
     assert told[0].item() == pytest.approx(expected, rel=1e-6)
     assert told[0] != told[1]

@@ -16,6 +16,7 @@ from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.running.asking import Asking
 from roundelay.deployment.running.federation import DeployedFederation
 from roundelay.errors import RoundelayError
+from roundelay.learner import MacroF1
 from roundelay.messages import Memory, Task
 
 
@@ -50,6 +51,7 @@ JOBS: dict[str, dict[str, object]] = {
     "hierarchical": {"workflow": rd.Hierarchical(EDGES, edge_rounds=2), "clients_per_round": 2},
     "own workflow": {"workflow": fedavg, "algorithm": rd.Scaffold()},
     "settings by client": {"client_config": slower_at_first},
+    "measures of whole sets": {"evaluation": rd.Evaluation(clients_every=1, measures=(MacroF1(num_classes=3),))},
     "private": {"privacy": rd.CentralDP(delta=1e-3, noise_multiplier=0.5, clip_norm=1.0), "model": Plain},
     "one client": {"data": partial(federated, 1), "clients_per_round": 1},
 }

@@ -88,7 +88,7 @@ def check_same(done: Done, came: Result) -> None:
     assert answered.memory == {}
     if isinstance(came, Evaluated):
         assert (answered.payload, done.memory) == (None, {})
-        assert (answered.num_examples, dict(answered.metrics)) == (came.sums.count, came.sums.means())
+        assert (answered.num_examples, dict(answered.metrics)) == (came.num_examples, dict(came.metrics))
         return
     update = came.update
     assert answered.payload is not None

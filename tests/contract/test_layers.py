@@ -43,7 +43,7 @@ LAYERS = (
     ("run",),
     ("serving",),
     ("replaying",),
-    ("job",),
+    ("job", "tasks"),
     ("config", "report", "templates", "reclocking"),
     ("site",),
     ("cli",),

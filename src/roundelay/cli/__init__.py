@@ -9,7 +9,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 import roundelay as rd
-from roundelay.cli import doctor, jobs, members, runs, sites
+from roundelay.cli import doctor, jobs, members, runs, sites, tasks
 from roundelay.cli.common import console
 from roundelay.errors import RoundelayError
 
@@ -20,6 +20,7 @@ app.add_typer(members.kits)
 app.add_typer(doctor.app)
 app.add_typer(members.app, name="clients")
 app.add_typer(runs.app, name="runs")
+app.add_typer(tasks.app, name="tasks")
 
 
 def _show_version(wanted: bool) -> None:

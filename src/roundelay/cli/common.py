@@ -14,7 +14,7 @@ from roundelay.run import Run
 
 console = Console()
 
-JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).")]
+JobFile = Annotated[Path, typer.Argument(help="A job file (TOML), or task:NAME.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key: learner.lr=0.05")
 ]

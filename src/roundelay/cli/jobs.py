@@ -1,6 +1,7 @@
 """Begin a project; run, resume and sweep jobs."""
 
 import itertools
+import json
 import math
 import shlex
 import statistics
@@ -12,13 +13,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from roundelay import config, templates
+from roundelay import config, tasks, templates
 from roundelay.cli.common import SERVER_FOLDER, JobFile, Metric, Overrides, concluded, console, say
 from roundelay.cli.sites import served
 from roundelay.errors import ConfigError
 from roundelay.history import History
 from roundelay.job import Job
-from roundelay.report.progress import shown
+from roundelay.report.progress import beside, shown
 from roundelay.report.runs import require_metric
 from roundelay.run import Run
 from roundelay.tracking.run_folder import require_run_folder
@@ -45,8 +46,9 @@ def new(
 
 @app.command()
 def run(
-    job: Annotated[Path | None, typer.Argument(help="A job file (TOML).")] = None,
+    job: Annotated[Path | None, typer.Argument(help="A job file (TOML), or task:NAME.")] = None,
     set: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="The folder with its data: data.folder.")] = None,
     attack: Attacks = None,
     script: Annotated[
         Path | None,
@@ -89,14 +91,19 @@ def run(
             job = replay / "job.toml"
         if job is None:
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
-        made = config.load(job, set or [], attack or [])
+        found = [] if data is None else [f"data.folder={json.dumps(str(data.absolute()))}"]
+        made = config.load(job, [*(set or []), *found], attack or [])
         if replay is not None:
             _shown(made.replayed(replay))
         elif workers is not None:
             run_on_workers(made, workers.split(","), folder, insecure, simulate)
         else:
-            _train(made, None)
+            history = _train(made, None)
+            if tasks.is_task(job):
+                say(beside(tasks.card(str(job)), history))
         return
+    if data is not None:
+        raise ConfigError("--data is for the loader of a job file; a script is told by --script-args where its data is")
     if workers is not None:
         raise ConfigError("workers bring their scripts themselves (roundelay worker --script): give a job file")
     if model is None:

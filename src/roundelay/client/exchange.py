@@ -26,11 +26,11 @@ from roundelay.errors import WireError
 from roundelay.header import DTYPE_NAMES, DTYPES
 from roundelay.layout import Kind, Layout, Spec
 from roundelay.messages import Memory, Payload, Task
-from roundelay.metrics import Sums
+from roundelay.metrics import Rows
 from roundelay.wire import Frame
 
 BUFFERS, INTEGERS = "buffers", "integers"
-VECTOR, MEMORY = "vector ", "memory "
+VECTOR, MEMORY, ROWS = "vector ", "memory ", "rows "
 """Prefixes of tensor names, so that an algorithm may call its vectors what it likes."""
 
 
@@ -102,7 +102,8 @@ def read_model(frame: Frame) -> Payload:
 @dataclass(frozen=True, slots=True)
 class Answered:
     """What a script came to. An evaluation has no ``payload``; ``weighted`` says that the script told its number of
-    examples, which counts as 1 where it did not. ``silent`` and ``fresh`` are those of an ``Update``.
+    examples, which counts as 1 where it did not. ``silent`` and ``fresh`` are those of an ``Update``, ``rows`` those of
+    measures of whole sets.
     """
 
     task_id: int
@@ -114,12 +115,7 @@ class Answered:
     group: int = 0
     silent: bool = False
     fresh: bool = False
-
-    @property
-    def sums(self) -> Sums:
-        """The metrics as sums over the examples, or over one where the script did not say how many they are."""
-        count = max(1, round(self.num_examples))
-        return Sums({name: value * count for name, value in self.metrics.items()}, count)
+    rows: Rows = field(default_factory=dict)
 
     def frame(self) -> Frame:
         fields = {
@@ -129,7 +125,7 @@ class Answered:
         # a script never says either
         fields |= {name: True for name, said in (("silent", self.silent), ("fresh", self.fresh)) if said}
         tensors = _tensors(self.payload) if self.payload is not None else {}
-        return Frame("answer", fields, {**tensors, **_prefixed(MEMORY, self.memory)})
+        return Frame("answer", fields, {**tensors, **_prefixed(MEMORY, self.memory), **_prefixed(ROWS, self.rows)})
 
     @staticmethod
     def read(frame: Frame) -> "Answered":
@@ -156,6 +152,7 @@ class Answered:
             fields["group"],
             fields.get("silent") is True,
             fields.get("fresh") is True,
+            _named(ROWS, frame),
         )
 
 

@@ -5,7 +5,10 @@ A job file finds schedules and measures by the names in ``__all__``; the other n
 learners of your own.
 """
 
+from roundelay.learner.evaluation import Measured as Measured
+from roundelay.learner.evaluation import Measures as Measures
 from roundelay.learner.evaluation import Metric as Metric
+from roundelay.learner.evaluation import Whole as Whole
 from roundelay.learner.evaluation import accuracy
 from roundelay.learner.evaluation import evaluate as evaluate
 from roundelay.learner.function import FunctionLearner
@@ -14,9 +17,20 @@ from roundelay.learner.function import Weights as Weights
 from roundelay.learner.local_sgd import LocalSGD
 from roundelay.learner.local_sgd import accumulation as accumulation
 from roundelay.learner.losses import WeightedCrossEntropy
+from roundelay.learner.measures import MacroF1
+from roundelay.learner.protocol import Augment as Augment
 from roundelay.learner.protocol import Context as Context
 from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
 from roundelay.learner.schedules import Constant, Cosine, Step
 
-__all__ = ["Constant", "Cosine", "FunctionLearner", "LocalSGD", "Step", "WeightedCrossEntropy", "accuracy"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "FunctionLearner",
+    "LocalSGD",
+    "MacroF1",
+    "Step",
+    "WeightedCrossEntropy",
+    "accuracy",
+]

@@ -1,9 +1,11 @@
 """Local training by a torch optimiser."""
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from roundelay.data.examples import Examples
 from roundelay.errors import ConfigError, DataError
 from roundelay.layout import Bound
 from roundelay.learner.cursor import EPOCH, LEFT, Cursor, Stretch
-from roundelay.learner.protocol import Context, LossFunction, on_device
+from roundelay.learner.protocol import Augment, Context, LossFunction, on_device
 from roundelay.learner.schedules import Constant
 from roundelay.messages import Task
 
@@ -32,7 +34,8 @@ class LocalSGD:
     With ``local_batches`` a client goes on in its epoch where its last update that counted stopped, and
     ``when_exhausted`` says what happens where it has fewer batches left: "continue" begins its next epoch within the
     task; under "stop" and "skip" the task ends with the epoch, and a client that has no batch left ends the epoch for
-    everybody, or is not asked until nobody has one.
+    everybody, or is not asked until nobody has one. ``augment(inputs, targets, generator)`` changes each batch before
+    it is trained on; what it draws is keyed by the task.
     ``optimizer`` is the name of a class in ``torch.optim`` or a factory ``(params, lr) -> optimizer``;
     ``optimizer_args`` go to the named class beside lr, momentum and weight_decay. ``schedule(round)`` scales lr, rounds
     count from 1. ``loss(outputs, targets)`` is a mean over the batch. A task's ``config`` may override any plain field.
@@ -50,6 +53,7 @@ class LocalSGD:
     clip_norm: float | None = None
     schedule: Callable[[int], float] = Constant()
     loss: LossFunction = F.cross_entropy
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -97,7 +101,10 @@ class LocalSGD:
         step = self._step(trained, lr)
         losses: list[tuple[Tensor, int]] = []  # read when all steps are done: on an accelerator, reading waits
         stretches = self._stretches(len(examples), context)
-        for inputs, targets in self._batches(examples, stretches, context):
+        batches = self._batches(examples, stretches, context)
+        if self.augment is not None:
+            batches = itertools.starmap(partial(self.augment, generator=context.generator("augment")), batches)
+        for inputs, targets in batches:
             for parameter in trained:
                 parameter.grad = None
             loss = self.loss(module(on_device(inputs, device)), on_device(targets, device))

@@ -16,6 +16,13 @@ from roundelay.messages import Memory, Task
 LossFunction = Callable[[Any, Any], Tensor]  # Any: whatever the user's model returns and the user's data holds
 
 
+class Augment(Protocol):
+    """Changes what is trained on, such as a random crop."""
+
+    def __call__(self, inputs: Any, targets: Any, generator: torch.Generator) -> tuple[Any, Any]:  # Any: see Examples
+        """Return a batch in place of that one, and change nothing in place: a batch may be a view of the data."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What a learner may know beside model and data: the task, the job's seed, which fit of the task it is, and what it

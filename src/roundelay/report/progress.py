@@ -1,12 +1,15 @@
 """The live display of a run in a terminal, and the table at its end."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from roundelay.history import History, Round
+from roundelay.metrics import COLUMNS
+from roundelay.tasks import Card
 from roundelay.tracking.run_folder import Row
 
 
@@ -34,10 +37,30 @@ def summary(row: Row) -> str:
     """Return the numbers that one looks at while training, on one line."""
     # a round without a measurement on the server: what the clients report says how it goes
     reported = sorted(name for name in row if name.startswith("train_"))[:3]
-    names = ("accuracy", "loss") if row.get("loss") is not None else reported
+    names = measured(row)[:3] or reported
     parts = [f"{name} {row[name]:.4f}" for name in names if row.get(name) is not None]
     parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late", "silent") if row.get(name)]
     return ", ".join(parts)
+
+
+OF_CLIENTS = ("client_", "pooled_", "train_")
+BESIDE = ("uplink_bits", "downlink_bits", "joules")
+"""What a network adds to a row."""
+
+
+def measured(row: Mapping[str, object]) -> list[str]:
+    """Return the names of what the server measured, in their order."""
+    other = {*COLUMNS, *BESIDE}
+    return [name for name, value in row.items()
+            if isinstance(value, float) and name not in other and not name.startswith(OF_CLIENTS)]  # fmt: skip
+
+
+def beside(card: Card, history: History) -> str:
+    """Return what a run came to by its task's own metric, beside what is known of the task."""
+    best = history.best(card.metric)
+    reached = "never measured" if math.isnan(best) else f"{best:.4f} at best"
+    return (f"{card.metric}: {reached}, in {len(history.rows)} rounds\nreference: {card.reference}\n"
+            f"measured by us: {card.ours}\nmore: {card.page}")  # fmt: skip
 
 
 def final_table(history: History) -> Table:
@@ -45,7 +68,8 @@ def final_table(history: History) -> Table:
     table = Table(show_header=False, title="result", title_justify="left")
     last, rows = history.metrics, history.rows
     table.add_row("rounds", f"{len(rows)} ({history.stopped})")
-    for name in sorted(n for n in last if n in ("accuracy", "loss") or n.startswith(("client_", "train_"))):
+    of_clients = [name for name in last if name.startswith(OF_CLIENTS) and name not in COLUMNS]
+    for name in sorted([*measured(last), *of_clients]):
         table.add_row(name, f"{last[name]:.4f} (best {history.best(name):.4f})")
     table.add_row("bytes down", f"{sum(row['bytes_down'] for row in rows):,}")
     table.add_row("bytes up", f"{sum(row['bytes_up'] for row in rows):,}")

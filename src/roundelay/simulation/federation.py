@@ -257,8 +257,8 @@ class SimulatedFederation(Bookkeeping):
         for task in tasks:
             result = self._executor.result(task.id)
             if isinstance(result, Evaluated):
-                sums = result.sums
-                came.append(ClientReport(task.client, "evaluated", "", float(sums.count), sums.means()))
+                came.append(ClientReport(task.client, "evaluated", "", result.num_examples, result.metrics,
+                                         rows=result.rows))  # fmt: skip
             elif isinstance(result, Lost):
                 log.warning("client %s could not evaluate: %s\n%s", task.client, result.reason, result.traceback)
             self._executor.release(task.id)

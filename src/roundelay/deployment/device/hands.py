@@ -126,8 +126,7 @@ class TrainerHands:
                 except _Interrupted:
                     raise CannotDo("interrupted") from None
                 if isinstance(outcome, Evaluated):
-                    sums = outcome.sums
-                    return Done(Answered(task.id, float(sums.count), True, sums.means()), {})
+                    return Done(Answered(task.id, outcome.num_examples, True, outcome.metrics, rows=outcome.rows), {})
                 if not isinstance(outcome, str):
                     update = outcome.update
                     answered = Answered(task.id, update.num_examples, True, update.metrics, update.payload,
@@ -174,8 +173,8 @@ class ScriptHands:
             if isinstance(outcome, Lost):
                 raise CannotDo("interrupted") if self._stop.asked() else _cannot(outcome)
         if task.kind == "evaluate":
-            sums = outcome.sums
-            return Done(Answered(task.id, float(sums.count), outcome.weighted, sums.means()), {})
+            num_examples = max(1.0, outcome.num_examples)
+            return Done(Answered(task.id, num_examples, outcome.weighted, outcome.metrics), {})
         outcome = on_the_air(self._uplink, self._site.seed, task, received, outcome, beside)
         return Done(replace(outcome, memory={}), outcome.memory)
 

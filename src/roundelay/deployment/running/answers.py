@@ -14,8 +14,7 @@ from roundelay.errors import WireError
 from roundelay.guard import Expected
 from roundelay.header import ALIGNMENT, PREFIX, Limits
 from roundelay.messages import Task, Update
-from roundelay.stages.uplink import Uplink
-from roundelay.trainer import Answer
+from roundelay.trainer import Answer, Work
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +24,19 @@ commits the memory commits the claim to it.
 """
 
 
-def limits_of(expected: Expected, uplink: Uplink | None = None) -> Limits:
+MAX_ROWS_BYTES = 32 * 2**20
+"""What a client's rows of one measure of whole sets may take."""
+
+
+def limits_of(expected: Expected, work: Work) -> Limits:
     """Return what an answer's frame may cost: the vectors whose lengths the server knows, and their names. An encoding
-    may be longer than what it encodes; values that have none come as they are, to be refused.
+    may be longer than what it encodes; values that have none come as they are, to be refused. Evaluations hold rows.
     """
-    num_tensors, beyond = len(expected.vectors) + 2, 0
+    num_tensors, uplink = len(expected.vectors) + 2 + len(work.measures.whole), work.uplink
+    beyond = len(work.measures.whole) * MAX_ROWS_BYTES
     if uplink is not None:
         size = expected.dtype.itemsize
-        beyond = sum(max(0, uplink.codec.max_bytes(n) - n * size) for n in expected.vectors.values())
+        beyond += sum(max(0, uplink.codec.max_bytes(n) - n * size) for n in expected.vectors.values())
     return Limits(MAX_HEADER_BYTES, expected.num_bytes + beyond + num_tensors * ALIGNMENT, num_tensors)
 
 

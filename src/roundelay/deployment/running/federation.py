@@ -17,7 +17,7 @@ from roundelay.deployment.journal.records import Fate, Opening, RoundState, Task
 from roundelay.deployment.running.answers import CLAIM, Answers, Shelf, limits_of
 from roundelay.deployment.running.asking import Asking
 from roundelay.deployment.running.calls import Calls
-from roundelay.errors import JournalMismatch, WireError
+from roundelay.errors import JournalMismatch, MetricError, WireError
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.guard import Reason, Refusal
@@ -54,7 +54,7 @@ class DeployedFederation(Bookkeeping):
         self._run_s = now_s
         self._board, self._calls, self._journal, self._wait_s = board, calls, board.journal, wait_s
         self._answers, self._asking = (
-            Answers(board.journal, limits_of(self._expected, given.trainer.work.uplink)),
+            Answers(board.journal, limits_of(self._expected, given.trainer.work)),
             Asking(board),
         )
         self._restored_flights = flights
@@ -285,14 +285,16 @@ class DeployedFederation(Bookkeeping):
             return None
         try:
             answered = self._answers.read(task)
-        except WireError as error:
+            rows = self._trainer.work.measures.checked(answered.rows) if answered.rows else {}
+        except (WireError, MetricError) as error:
             log.warning("client %s sent what is no evaluation: %s", task.client, error)
             return None
         if not 0 <= answered.num_examples <= self._guard.max_num_examples:  # as NaN is not
             log.warning("client %s claims to have evaluated %r examples; expected up to %g: left out", task.client,
                         answered.num_examples, self._guard.max_num_examples)  # fmt: skip
             return None
-        return ClientReport(task.client, "evaluated", "", answered.num_examples, answered.metrics)
+        return ClientReport(task.client, "evaluated", "", answered.num_examples, answered.metrics,
+                            rows={name: found.clone() for name, found in rows.items()})  # fmt: skip
 
     # ---- steps ------------------------------------------------------------------------------------------------------
 

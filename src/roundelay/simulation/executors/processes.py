@@ -277,8 +277,9 @@ class Processes:
             self.release(done.task_id)
         elif done.failure:
             self._failed(job, done.failure)
-        elif done.sums is not None:
-            job.result = Evaluated(job.task, done.sums)
+        elif done.rows is not None:
+            rows = {name: torch.from_numpy(found) for name, found in done.rows.items()}
+            job.result = Evaluated(job.task, done.num_examples, done.metrics or {}, rows)
         else:
             job.result = self._answer(job, done)
 

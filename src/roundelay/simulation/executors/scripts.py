@@ -213,7 +213,7 @@ class Scripts:
 
     def _result(self, task: Task, answered: Answered) -> Answer | Evaluated:
         if task.kind == "evaluate":
-            return Evaluated(task, answered.sums)
+            return Evaluated(task, max(1.0, answered.num_examples), answered.metrics)
         assert answered.payload is not None
         if task.kind == "train":
             with self._lock:

@@ -70,7 +70,8 @@ class Ready(NamedTuple):
 
 class Done(NamedTuple):
     """From a worker: how a task ended. Vectors lie in the task's slot as ``names`` (pickled) says; ``inline`` carries
-    them where they did not fit. ``failure`` is a traceback, ``sums`` the answer to an evaluation.
+    them where they did not fit. ``failure`` is a traceback. ``rows`` are numpy arrays; only evaluations
+    have them, and be it none.
     """
 
     task_id: int
@@ -80,7 +81,7 @@ class Done(NamedTuple):
     num_examples: float = 0.0
     group: int = 0
     metrics: Mapping[str, float] | None = None
-    sums: Any = None  # Any: metrics.Sums, which NamedTuple would otherwise have to import for its annotation alone
+    rows: Mapping[str, Any] | None = None  # Any: see inline
     inline: tuple[Any, ...] | None = None
     silent: bool = False
     fresh: bool = False
@@ -128,7 +129,9 @@ class _Worker:
         if isinstance(outcome, str):
             return Done(task.id, time.perf_counter() - started, failure=outcome)
         if isinstance(outcome, Evaluated):
-            return Done(task.id, time.perf_counter() - started, sums=outcome.sums)
+            rows = {name: found.numpy() for name, found in outcome.rows.items()}
+            return Done(task.id, time.perf_counter() - started, num_examples=outcome.num_examples,
+                        metrics=outcome.metrics, rows=rows)  # fmt: skip
         assert slot is not None
         return self._hand_over(outcome, slot, started)
 
