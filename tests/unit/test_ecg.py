@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heartbeats import FREQUENCY, RR, peaks_of, wfdb, write_patients, write_record
+from wfdb_records import FREQUENCY, RR, peaks_of, wfdb, write_patients, write_record
 from support import data_folder
 
-from roundelay.data.ecg import ecg
+from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Examples
 from roundelay.data.windows import WindowExamples
 from roundelay.errors import ConfigError, DataError, MissingExtra
@@ -24,7 +24,7 @@ LENGTH = 50
 
 
 def read(folder: Path, **settings: object):
-    return ecg(folder, **{"before_s": BEFORE, "after_s": AFTER, **settings})
+    return heartbeats(folder, **{"before_s": BEFORE, "after_s": AFTER, **settings})
 
 
 def all_of(examples: Examples) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,7 +77,7 @@ def test_the_first_part_in_time_trains_and_no_sample_of_it_is_tested_on(tmp_path
 
 def test_beats_whose_window_leaves_the_record_are_left_out(tmp_path):
     write_record(tmp_path, "7", ["N"] * 5)
-    data = ecg(tmp_path, before_s=0.5, after_s=0.3, test_fraction=0.0)  # the first peak is at 0.4 s
+    data = heartbeats(tmp_path, before_s=0.5, after_s=0.3, test_fraction=0.0)  # the first peak is at 0.4 s
     assert len(data.train("7")) == 4
     assert int(starts_of(data.train("7")).min()) == peaks_of("NN")[1] - 50
 
@@ -184,7 +184,7 @@ def test_a_record_of_another_kind_is_named(tmp_path):
         read(tmp_path)
     write_record(tmp_path, "7", list("NV"))
     with pytest.raises(DataError, match=r"\.hea: none of 60 beats has its window .* too short, leave it out"):
-        ecg(tmp_path, before_s=30.0, after_s=30.0)
+        heartbeats(tmp_path, before_s=30.0, after_s=30.0)
     record = wfdb.rdrecord(str(tmp_path / "7"), physical=False)
     wfdb.wrsamp("7", fs=100, units=["mV"], sig_name=["lead"], d_signal=0 * record.d_signal, fmt=["16"],
                 adc_gain=[1.0], baseline=[0], write_dir=str(tmp_path))  # fmt: skip
@@ -228,13 +228,13 @@ def test_without_wfdb_the_extra_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=r"'wfdb' is not installed; .* pip install 'roundelay\[ecg\]'"):
-        ecg(tmp_path)
+        heartbeats(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_records_at_hand_are_read_whole(tmp_path):
     folder = data_folder("mitbih")
-    data = ecg(folder)
+    data = heartbeats(folder)
     assert len(data.clients) == 12
     for client in data.clients:
         codes = np.array(wfdb.rdann(str(folder / client), "atr").symbol)
@@ -245,4 +245,4 @@ def test_the_records_at_hand_are_read_whole(tmp_path):
     for suffix in (".hea", ".dat"):
         shutil.copyfile(folder / f"100{suffix}", tmp_path / f"100{suffix}")
     with pytest.raises(DataError, match=r"100\.atr: no such file"):
-        ecg(tmp_path)
+        heartbeats(tmp_path)

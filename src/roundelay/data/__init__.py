@@ -1,6 +1,6 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
-from roundelay.data.ecg import ecg
+from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
 from roundelay.data.images import cifar10, digits, mnist
@@ -36,6 +36,6 @@ __all__ = [
     "as_examples",
     "cifar10",
     "digits",
-    "ecg",
+    "heartbeats",
     "mnist",
 ]

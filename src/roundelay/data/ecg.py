@@ -21,7 +21,7 @@ from roundelay.data.federated import FederatedData
 from roundelay.data.windows import WindowExamples
 from roundelay.errors import ConfigError, DataError, MissingExtra
 
-__all__ = ["ecg"]
+__all__ = ["heartbeats"]
 
 CLASSES = ("other", "PVC")
 
@@ -36,7 +36,7 @@ _REPLACE = "it is truncated or damaged, replace it with a fresh copy"
 Patients = Sequence[str] | Mapping[str, Sequence[str]]
 
 
-def ecg(
+def heartbeats(
     folder: str | os.PathLike[str],
     patients: Patients | None = None,
     held_out: Sequence[str] = (),

@@ -22,9 +22,11 @@ from roundelay.learner.protocol import Augment as Augment
 from roundelay.learner.protocol import Context as Context
 from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
+from roundelay.learner.rates import ClassRates
 from roundelay.learner.schedules import Constant, Cosine, Step
 
 __all__ = [
+    "ClassRates",
     "Constant",
     "Cosine",
     "FunctionLearner",
