@@ -4,6 +4,7 @@ matplotlib's object interface only: no window, no global figure, nothing to clos
 """
 
 from roundelay.report.plots.cell_map import Place, plot_cell
+from roundelay.report.plots.clients import plot_clients
 from roundelay.report.plots.costs import plot_costs
 from roundelay.report.plots.gantt import plot_gantt
 from roundelay.report.plots.partition import plot_partition, plot_split
@@ -13,6 +14,7 @@ from roundelay.report.plots.staleness import plot_staleness
 __all__ = [
     "Place",
     "plot_cell",
+    "plot_clients",
     "plot_costs",
     "plot_gantt",
     "plot_partition",
