@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from wfdb_records import FREQUENCY, RR, peaks_of, wfdb, write_patients, write_record
 from support import data_folder
+from wfdb_records import FREQUENCY, RR, peaks_of, wfdb, write_patients, write_record
 
 from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Examples
@@ -196,7 +196,9 @@ def test_without_any_pvc_there_is_nothing_to_learn_but_one_patient_may_have_none
     write_record(tmp_path, "6", list("NNLN"))
     assert read(tmp_path).train("6").labels().tolist() == [0, 0]
     write_record(tmp_path, "7", list("NNNN"))
-    with pytest.raises(DataError, match=r"none of its 2 records has a PVC, code V in its \.atr; the codes there are LN"):
+    with pytest.raises(
+        DataError, match=r"none of its 2 records has a PVC, code V in its \.atr; the codes there are LN"
+    ):
         read(tmp_path)
 
 
@@ -208,7 +210,7 @@ def test_a_folder_without_records_and_settings_that_mean_nothing_are_refused(tmp
     write_patients(tmp_path, {"6": 0.5, "7": 0.5})
     for settings, says in (
         ({"test_fraction": 1.0}, "test_fraction: expected"),
-        ({"before_s": -1.0}, "has no length"),
+        ({"before_s": -1.0}, "is empty"),
         ({"patients": ["6"], "held_out": ["6"]}, "patient '6' is named twice"),
         ({"patients": ["6", "6"]}, "patient '6' is named twice"),
         ({"patients": {"a": ["6"], "b": ["6"]}}, "patient '6' is named twice"),

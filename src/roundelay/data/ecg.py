@@ -47,11 +47,12 @@ def heartbeats(
     """Read the records of a folder: a patient is a client, and ``held_out`` patients are the server's test data.
 
     ``patients`` lists the records of the clients, all others unless given; a table, such as ``{clinic = ["100",
-    "102"]}``, gives several to one client. The first lead is cut into windows from ``before_s`` before each R peak to
-    ``after_s`` after it; beats whose window leaves the record are left out. In each record the last ``test_fraction``
-    of the beats is the client's test: neighbouring beats are nearly alike, so that any other choice would test what was
-    trained on. No sample of the signal is in windows of both parts. Inputs are float32 (B, 1, length), less the mean
-    of the record's first five minutes and in units of their deviation; missing samples lie at the mean.
+    "102"]}``, gives several to one client; an empty list is for a server whose clients have them all. The first lead is
+    cut into windows from ``before_s`` before each R peak to ``after_s`` after it; beats whose window leaves the record
+    are left out. In each record the last ``test_fraction`` of the beats is the client's test: neighbouring beats are
+    nearly alike, so that any other choice would test what was trained on. No sample of the signal is in windows of both
+    parts. Inputs are float32 (B, 1, length), less the mean of the record's first five minutes and in units of their
+    deviation; missing samples lie at the mean.
 
     One float32 signal a record is in memory, 4 bytes a sample; clients, their parts and the server hold views of it.
 
@@ -64,7 +65,9 @@ def heartbeats(
     if not 0.0 <= test_fraction < 1.0:
         raise ConfigError(f"test_fraction: expected a number in [0, 1), got {test_fraction!r}")
     if before_s < 0 or after_s <= 0:
-        raise ConfigError(f"a window from before_s = {before_s!r} to after_s = {after_s!r} around R peaks has no length")
+        raise ConfigError(f"a window from before_s = {before_s!r} to after_s = {after_s!r} around R peaks is empty")
+    if patients is not None and not (patients or held_out):
+        return FederatedData.elsewhere(())
     path, reader = Path(folder), _wfdb()
     clients = _clients(path, patients, held_out)
     names = [record for records in clients.values() for record in records] + list(held_out)
@@ -201,7 +204,9 @@ def _samples(record: Path, reader: ModuleType) -> np.ndarray:
         raise DataError(f"{error.filename}: no such file, but {record.name}.hea names it; put the signal of record "
                         f"{record.name} there") from error  # fmt: skip
     except (ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{file}: cannot read the signal that {record.name}.hea tells of ({error}); {_REPLACE}") from error
+        raise DataError(
+            f"{file}: cannot read the signal that {record.name}.hea tells of ({error}); {_REPLACE}"
+        ) from error
     (told,) = read.checksum or [None]
     if told is not None and [told] != read.calc_checksum():
         raise DataError(f"{file}: expected the checksum {told} of {record.name}.hea, got {read.calc_checksum()[0]}; "
@@ -237,7 +242,7 @@ def _beats(record: Path, reader: ModuleType, num_samples: int, before: int, afte
 def _normalised(record: Path, samples: np.ndarray, calibration: int) -> Tensor:
     first = samples[:calibration][np.isfinite(samples[:calibration])]
     if not len(first) or first.std() == 0:
-        raise DataError(f"{record}.dat: its first lead is flat or missing for the first {NORMALISED_BY_S / 60:g} minutes,"
-                        " by which it is normalised; leave the record out")  # fmt: skip
+        raise DataError(f"{record}.dat: its first lead is flat or missing in the first {NORMALISED_BY_S / 60:g} "
+                        "minutes, by which it is normalised; leave the record out")  # fmt: skip
     scaled = (samples - first.mean()) / first.std()
     return torch.from_numpy(np.nan_to_num(scaled, nan=0.0).astype(np.float32))

@@ -20,7 +20,8 @@ class WindowExamples:
         DataError: a window would leave the signal.
 
     >>> import torch
-    >>> examples = WindowExamples(torch.arange(10.0), 3, TensorExamples(torch.tensor([0, 1, 7]), torch.tensor([0, 1, 0])))
+    >>> places = TensorExamples(torch.tensor([0, 1, 7]), torch.tensor([0, 1, 0]))
+    >>> examples = WindowExamples(torch.arange(10.0), 3, places)
     >>> [inputs.tolist() for inputs, _ in examples.select(torch.tensor([2, 0])).batches(torch.arange(2), 1)]
     [[[[7.0, 8.0, 9.0]]], [[[0.0, 1.0, 2.0]]]]
     """
