@@ -26,6 +26,7 @@ class Population:
         self.seed = reaches[0].seed
         self.past = Past()
         self._computing_s = slowed(self._modelled_s)
+        self._asked: tuple[str, Task, Spent] | None = None
         self._site = {client: site for site, reach in enumerate(reaches) for client in reach.clients}
 
     def site(self, client: str) -> int:
@@ -69,8 +70,9 @@ class Population:
 
     def computing(self, task: Task) -> tuple[int, float]:
         """Return the nanoseconds and the joules of a task's computing."""
+        ns = round(self._computing_s(task.client, task) * NS)
         spent = self._spent(task.client, task)
-        return round(self._computing_s(task.client, task) * NS), 0.0 if spent is None else self._factor * spent.energy_j
+        return ns, 0.0 if spent is None else self._factor * spent.energy_j
 
     def hearing(self, site: int, trips: Sequence[Trip], now_ns: int) -> Sequence[Sequence[Trip]]:
         """Return who gets one message together. Who hears nothing at this moment would hold a broadcast up for all."""
@@ -90,4 +92,8 @@ class Population:
         device = self._network.computing
         if device is None:
             return None
-        return device.spent(self.seed, task.round, task.attempt, client, self._workload.samples(task))
+        if self._asked is not None and self._asked[:2] == (client, task):  # seconds, then joules of the same
+            return self._asked[2]
+        spent = device.spent(self.seed, task.round, task.attempt, client, self._workload.samples(task))
+        self._asked = client, task, spent
+        return spent

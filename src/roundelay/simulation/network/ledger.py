@@ -8,7 +8,8 @@ goes on from a hash that was kept.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from operator import add
 from typing import Any, Literal
 
 from roundelay.errors import ConfigError
@@ -62,9 +63,10 @@ class Computation:
 Row = Message | Computation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Totals:
-    """What a round came to, or all rounds up to it. ``until_ns`` is when it was over.
+    """What a round came to, or all rounds up to it. ``until_ns`` is when it was over. Those in a ledger grow with its
+    rows; a ledger hands out copies.
 
     ``computing_ns``, ``queueing_ns`` and ``on_air_ns`` are sums over clients, who do these things side by side.
     """
@@ -89,10 +91,32 @@ class Totals:
     def and_then(self, later: "Totals") -> "Totals":
         """Return both together."""
         until_ns = max(self.until_ns, later.until_ns)
-        return Totals(until_ns, *(getattr(self, name) + getattr(later, name) for name in _SUMS))
+        return Totals(until_ns, *map(add, astuple(self)[1:], astuple(later)[1:]))
 
+    def count(self, row: Row) -> None:
+        self.until_ns = max(self.until_ns, row.end_ns)
+        if isinstance(row, Computation):
+            self.compute_j += row.energy_j
+            self.computing_ns += row.end_ns - row.start_ns
+        elif row.kind != "haul":
+            self._count_on_air(row)
 
-_SUMS = tuple(f.name for f in fields(Totals))[1:]
+    def _count_on_air(self, row: Message) -> None:
+        if row.direction == "up":
+            self.uplink_bits += row.bits
+        else:
+            self.downlink_bits += row.bits
+        self.retransmitted_bits += row.retransmitted_bits
+        self.radio_j += row.energy_j
+        if row.outcome != "arrived":
+            self.lost += 1
+        elif row.kind == "update":
+            self.updates += 1
+        elif row.kind == "skip":
+            self.skips += 1
+        first_ns = row.last_bit_ns if row.first_bit_ns is None else row.first_bit_ns
+        self.queueing_ns += first_ns - row.queued_ns
+        self.on_air_ns += row.last_bit_ns - first_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +143,7 @@ class Ledger:
         self._digest = hashlib.sha256(self._digest + canonical(row)).digest()
         self.rows.append(row)
         self.num_rows += 1
-        self._totals[row.round] = self.of_round(row.round).and_then(_counted(row))
+        self._totals.setdefault(row.round, Totals()).count(row)
 
     def take(self) -> list[dict[str, Any]]:  # Any: text and numbers
         """Return the rows that were not taken yet, as they go into a table; forget them."""
@@ -128,10 +152,10 @@ class Ledger:
 
     def finish_round(self, round: int, now_ns: int) -> None:
         """Say when a round was over: a deadline may be later than its last message."""
-        self._totals[round] = replace(self.of_round(round), until_ns=now_ns)
+        self._totals.setdefault(round, Totals()).until_ns = now_ns
 
     def of_round(self, round: int) -> Totals:
-        return self._totals.get(round, Totals())
+        return replace(self._totals.get(round, Totals()))
 
     def up_to(self, round: int) -> Totals:
         """Return what all rounds up to this one came to."""
@@ -189,21 +213,6 @@ def trace_hash(rows: Sequence[Row], before: str = "00" * 32) -> str:
     for row in rows:
         digest = hashlib.sha256(digest + canonical(row)).digest()
     return digest.hex()
-
-
-def _counted(row: Row) -> Totals:
-    if isinstance(row, Computation):
-        return Totals(row.end_ns, compute_j=row.energy_j, computing_ns=row.end_ns - row.start_ns)
-    if row.kind == "haul":
-        return Totals(row.last_bit_ns)
-    first_ns, up = row.last_bit_ns if row.first_bit_ns is None else row.first_bit_ns, row.direction == "up"
-    arrived = row.outcome == "arrived"
-    return Totals(
-        row.last_bit_ns, uplink_bits=row.bits * up, downlink_bits=row.bits * (not up),
-        retransmitted_bits=row.retransmitted_bits, updates=arrived and row.kind == "update",
-        skips=arrived and row.kind == "skip", lost=not arrived, radio_j=row.energy_j,
-        queueing_ns=first_ns - row.queued_ns, on_air_ns=row.last_bit_ns - first_ns,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

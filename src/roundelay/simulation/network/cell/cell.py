@@ -88,7 +88,9 @@ class Cell:
         self._expected: dict[int, Expected] = {}
         self._stale, self._untimed, self._block = False, False, 0
         self._due_ns: int | None = None
+        self._next: tuple[int | None] | None = None  # the next event, as long as nothing has changed since
         self._outlook = rates if outlook is None else outlook
+        self._block_ns, self._outlook_block_ns = self._rates.block_ns or 0, self._outlook.block_ns or 0
         self._inverse = self._outlook.band_hz if isinstance(self._outlook, Invertible) else None
 
     @property
@@ -106,7 +108,7 @@ class Cell:
         """
         self._pass_to(now_ns)
         self._expected[flow] = Expected(client, bits, ready_ns)
-        self._stale = True
+        self._stale, self._next = True, None
 
     def start(self, flow: int, clients: int | Sequence[int], bits: int, now_ns: int) -> None:
         """Ask for the band. Several ``clients`` receive one broadcast, at the rate of the slowest of them.
@@ -119,6 +121,7 @@ class Cell:
             raise RoundelayError(f"flow {flow} of {bits} bits to {len(receivers)} clients cannot start: it needs an id "
                                  "that is not under way, a client and a bit at least")  # fmt: skip
         self._pass_to(now_ns)
+        self._next = None
         self._expected.pop(flow, None)
         self._sequence += 1
         self._flows[self._sequence] = _Flow(flow, receivers, int(bits), now_ns)
@@ -131,15 +134,9 @@ class Cell:
 
         That is the next end of a flow, end of a delay or end of a fading block: not every one of them ends a flow.
         """
-        if self._due_ns is not None and self._due_ns <= self._now_ns:
-            return self._now_ns
-        self._settle()
-        times = [time for time in (self._due_ns, self._boundary_ns()) if time is not None]
-        if self._granted:
-            times.append(self._granted[0][0])
-        if self._patience_ns is not None and (left_ns := self._air.patience_ns(self._patience_ns)) is not None:
-            times.append(self._now_ns + left_ns)
-        return min(times, default=None)
+        if self._next is None:
+            self._next = (self._find_next_ns(),)
+        return self._next[0]
 
     def advance(self, to_ns: int) -> list[Flown]:
         """Let time pass; return the flows that are through by then, in the order in which they ended."""
@@ -161,6 +158,7 @@ class Cell:
             RoundelayError: something is due before ``now_ns``, which ``advance`` has to tell first.
         """
         self._pass_to(now_ns)
+        self._next = None
         if self._expected.pop(flow, None) is not None:
             self._stale = True
         sequence = self._sequences.get(flow)
@@ -186,7 +184,7 @@ class Cell:
         }  # fmt: skip
 
     def restore(self, kept: Mapping[str, Any]) -> None:  # Any: see snapshot
-        self._now_ns, self._sequence = kept["now_ns"], kept["sequence"]
+        self._now_ns, self._sequence, self._next = kept["now_ns"], kept["sequence"], None
         self._block, self._due_ns = kept["block"], kept["due_ns"]
         self._stale, self._untimed = kept["stale"], kept["untimed"]
         self._flows = {s: _Flow(flow, tuple(clients), bits, at) for s, flow, clients, bits, at in kept["flows"]}
@@ -196,6 +194,17 @@ class Cell:
         self._queue = deque(kept["queue"])
         self._air.restore(kept["air"])
         self._expected = {flow: Expected(*rest) for flow, *rest in kept["expected"]}
+
+    def _find_next_ns(self) -> int | None:
+        if self._due_ns is not None and self._due_ns <= self._now_ns:
+            return self._now_ns
+        self._settle()
+        times = [time for time in (self._due_ns, self._boundary_ns()) if time is not None]
+        if self._granted:
+            times.append(self._granted[0][0])
+        if self._patience_ns is not None and (left_ns := self._air.patience_ns(self._patience_ns)) is not None:
+            times.append(self._now_ns + left_ns)
+        return min(times, default=None)
 
     def _pass_to(self, to_ns: int) -> None:
         if to_ns == self._now_ns:
@@ -210,7 +219,7 @@ class Cell:
         """Send until then; rates stand still up to there."""
         if len(self._air):
             self._air.pass_time(to_ns - self._now_ns)
-        self._now_ns = to_ns
+        self._now_ns, self._next = to_ns, None
 
     def _settle(self) -> None:
         """Let in who may come on the air by now, and give new rates where anything changed."""
@@ -222,7 +231,7 @@ class Cell:
             entering = [self._queue.popleft() for _ in range(free)]
             self._air.enter([(s, self._flows[s].clients[0], self._flows[s].bits) for s in entering], self._now_ns)
             self._stale = True
-        block = _block(self._rates, self._now_ns)
+        block = self._now_ns // self._block_ns if self._block_ns else 0
         if len(self._air) and (self._stale or block != self._block):
             self._block, self._stale, self._untimed = block, False, True
             self._air.set_rates(self._rate())
@@ -230,7 +239,8 @@ class Cell:
             self._due_ns, self._untimed = self._air.due_ns(self._now_ns) if len(self._air) else None, False
 
     def _rate(self) -> Floats:
-        clients, block, inverse = self._air.client, _block(self._outlook, self._now_ns), self._inverse
+        clients, inverse = self._air.client, self._inverse
+        block = self._now_ns // self._outlook_block_ns if self._outlook_block_ns else 0
         if inverse is not None:
             inverse = partial(inverse, block=block, direction=self._direction)
         air = Air(
@@ -251,9 +261,9 @@ class Cell:
         return self._rates.bps(clients, bands, self._block, self._direction)
 
     def _boundary_ns(self) -> int | None:
-        if not len(self._air) or not self._rates.block_ns:
+        if not self._block_ns or not len(self._air):
             return None
-        return (self._block + 1) * self._rates.block_ns
+        return (self._block + 1) * self._block_ns
 
     def _end(self, sequence: int, *, through: bool = False) -> Flown:
         first_ns, silent_ns, left = self._air.leave(sequence)
@@ -267,7 +277,3 @@ class Cell:
         sent = 0 if first_ns is None else (flow.bits * GRAINS_PER_BIT - left) // GRAINS_PER_BIT
         airtime = 0 if first_ns is None else self._now_ns - first_ns - silent_ns
         return Flown(flow.id, flow.clients, flow.bits, sent, flow.queued_ns, first_ns, self._now_ns, airtime, through)
-
-
-def _block(rates: Rates, now_ns: int) -> int:
-    return now_ns // rates.block_ns if rates.block_ns else 0
