@@ -199,6 +199,7 @@ def _source(word: str) -> Any:  # Any: data, or a function that returns some
         config.import_from(Path.cwd())
         return resolve(word, "--data") if rest else find(word, known, "--data")
     component = find(name, known, "--data")
+    table: Mapping[str, Any]
     takes_folder = bool(rest) and "folder" in inspect.signature(component).parameters
     if takes_folder and rest.startswith(FOLDER):  # which is text, also where it is called 100
         folder, *more = config.top_level_commas(rest.removeprefix(FOLDER))
