@@ -40,10 +40,10 @@ def settings(folder: str, patients: str) -> list[str]:
     return [f'data.folder="{folder}"', f"data.patients={patients}", 'data.held_out=["4"]', *window, *SMALL]
 
 
-def simulated(folder: Path) -> Outcome:
+def simulated(folder: Path, executor: str) -> Outcome:
     own = settings(str(folder / "whole"), '{pi-1=["1", "2"], 3=["3"]}')
-    config.load("task:ecg", [*own, "simulation.executor=serial", f"tracking.root={folder / 'simulated'}"]).run()
-    return outcome(only(folder / "simulated"))
+    config.load("task:ecg", [*own, f"simulation.executor={executor}", f"tracking.root={folder / executor}"]).run()
+    return outcome(only(folder / executor))
 
 
 def brought() -> list[list[str]]:
@@ -84,7 +84,8 @@ def test_local_only_is_each_patient_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_sites_that_listen_or_join_with_their_own_patients_end_in_the_bits_of_a_simulation(tmp_path: Path) -> None:
     shared_out(tmp_path)
-    serial = simulated(tmp_path)
+    serial = simulated(tmp_path, "serial")
+    assert simulated(tmp_path, "processes") == serial
     of_server = settings(str(tmp_path / "server"), "[]")
     assert on_workers(tmp_path, "task:ecg", "listening", brought(), *of_server) == serial
     command = [*serve("task:ecg", "joined", *of_server), "--clients", "pi-1,3"]

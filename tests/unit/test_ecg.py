@@ -192,13 +192,13 @@ def test_a_record_of_another_kind_is_named(tmp_path):
         read(tmp_path)
 
 
-def test_without_any_pvc_there_is_nothing_to_learn_but_one_patient_may_have_none(tmp_path):
+def test_without_any_pvc_there_is_nothing_to_learn_but_one_client_may_have_none(tmp_path):
     write_record(tmp_path, "6", list("NNLN"))
     assert read(tmp_path).train("6").labels().tolist() == [0, 0]
     write_record(tmp_path, "7", list("NNNN"))
-    with pytest.raises(
-        DataError, match=r"none of its 2 records has a PVC, code V in its \.atr; the codes there are LN"
-    ):
+    assert read(tmp_path, patients={"site": ["6", "7"]}).clients == ("site",)
+    says = r"none of its 2 records has a PVC, code V in its \.atr; the codes there are LN"
+    with pytest.raises(DataError, match=says):
         read(tmp_path)
 
 

@@ -58,8 +58,8 @@ def heartbeats(
 
     Raises:
         ConfigError: ``test_fraction`` is not in [0, 1), a window has no length, or a patient is named twice.
-        DataError: a file is absent, damaged or too short, a record has no beats, no record has a PVC, or records differ
-            in their sampling frequency; the message names the file.
+        DataError: a file is absent, damaged or too short, a record has no beats, no client of several has a PVC, or
+            records differ in their sampling frequency; the message names the file.
         MissingExtra: wfdb is not installed.
     """
     if not 0.0 <= test_fraction < 1.0:
@@ -85,7 +85,8 @@ def heartbeats(
         own.copy_(_normalised(path / name, _samples(path / name, reader), round(NORMALISED_BY_S * frequency)))
         beats[name] = _beats(path / name, reader, header.sig_len, before, after).moved(offset)
         offset += header.sig_len
-    _require_pvc(path, list(beats.values()))
+    if len(clients) > 1:  # one client, a site's own, may well have none
+        _require_pvc(path, list(beats.values()))
     every = WindowExamples(signal, before + after, _places(list(beats.values())))
     return _given_out(every, clients, held_out, beats, test_fraction)
 
@@ -164,7 +165,7 @@ def _places(beats: Sequence[_Beats]) -> TensorExamples:
 
 
 def _require_pvc(path: Path, beats: Sequence[_Beats]) -> None:
-    if len(beats) > 1 and not any(int(own.targets.sum()) for own in beats):  # one patient may well have none
+    if not any(int(own.targets.sum()) for own in beats):
         codes = "".join(sorted(frozenset().union(*(own.codes for own in beats))))
         raise DataError(f"{path}: none of its {len(beats)} records has a PVC, code {PVC} in its .atr; the codes there "
                         f"are {codes}: add a patient who has some, or annotate them")  # fmt: skip
