@@ -17,6 +17,7 @@ from roundelay.data import (
     augment,
     augment_boxes,
     detection,
+    ecg,
     images,
     ncctg,
     partition,
@@ -54,7 +55,7 @@ FIXED = {
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "model": (namespace(models), None),
-    "data": (namespace(detection, images, ncctg, tabular, text), None),
+    "data": (namespace(detection, ecg, images, ncctg, tabular, text), None),
     "partition": (namespace(partition, partition_boxes), None),
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),

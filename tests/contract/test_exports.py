@@ -18,6 +18,7 @@ EXTRAS = (
     "mlxtend",
     "PIL",
     "datasets",
+    "wfdb",
     "yaml",
     "h5py",
     "typer",

@@ -135,6 +135,7 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "mlxtend": "data/images/digits.py",
         "PIL": "data/",
         "datasets": "data/images/hub.py",
+        "wfdb": "data/ecg.py",
         "dp_accounting": "privacy.py",
         "pycocotools": "learner/detection.py",
         "torchvision": "models/loss_dict.py",

@@ -1,6 +1,7 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
 from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCrop
+from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
 from roundelay.data.images import (
@@ -30,6 +31,7 @@ from roundelay.data.partition import (
 from roundelay.data.split import Split
 from roundelay.data.tabular import csv_by_site
 from roundelay.data.text import shakespeare
+from roundelay.data.windows import WindowExamples
 
 __all__ = [
     "IID",
@@ -52,6 +54,7 @@ __all__ = [
     "Shards",
     "Split",
     "TensorExamples",
+    "WindowExamples",
     "as_examples",
     "cifar10",
     "cifar100",
@@ -60,6 +63,7 @@ __all__ = [
     "fashion_mnist",
     "femnist",
     "from_tables",
+    "heartbeats",
     "hugging_face",
     "image_folder",
     "lung",

@@ -35,9 +35,7 @@ class MacroF1:
         return True
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return a confusion matrix (1, C * C), a row of it for each target."""
-        pairs = targets * self.num_classes + outputs.argmax(-1)
-        return torch.bincount(pairs, minlength=self.width).double()[None]
+        return confusion(outputs, targets, self.num_classes)
 
     def result(self, rows: Tensor) -> Mapping[str, float]:
         counts = rows.sum(0).view(self.num_classes, self.num_classes)
@@ -93,3 +91,9 @@ class AUC:
         ranks = (sizes.cumsum(0) - (sizes - 1) / 2)[groups]
         wins = float(ranks[positive].sum()) - num_positive * (num_positive + 1) / 2
         return {"auc": wins / (num_positive * num_negative)}
+
+
+def confusion(outputs: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+    """Return a batch's confusion matrix, (1, C * C) float64, a row of it for each target."""
+    pairs = targets * num_classes + outputs.argmax(-1)
+    return torch.bincount(pairs, minlength=num_classes**2).double()[None]

@@ -2,6 +2,7 @@
 detectors.
 """
 
+from roundelay.models.beat_cnn import BeatCNN
 from roundelay.models.char_lstm import CharLSTM
 from roundelay.models.cnn import CNN
 from roundelay.models.grid_detector import GridDetector
@@ -14,6 +15,7 @@ from roundelay.models.small_cnn import SmallCNN
 __all__ = [
     "CNN",
     "MLP",
+    "BeatCNN",
     "CharLSTM",
     "GridDetector",
     "LeNet",
