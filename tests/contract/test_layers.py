@@ -26,6 +26,7 @@ LAYERS = (
     ("data", "models"),
     ("learner",),
     ("trainer",),
+    ("stacking",),
     ("client",),
     ("hosting",),
     ("intake",),

@@ -11,6 +11,7 @@ from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError
 from roundelay.layout import Kind
 from roundelay.learner import Learner
+from roundelay.learner.stacked import ELSEWHERE
 from roundelay.messages import Task
 from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
@@ -18,10 +19,11 @@ from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
+from roundelay.simulation.executors.vectorized import Vectorized
 from roundelay.simulation.network.network import Network
 from roundelay.trainer import Trainer, Work
 
-EXECUTORS = ("processes", "serial", "threads")
+EXECUTORS = ("processes", "serial", "vectorized", "threads")
 MEMORIES = ("process", "disk")
 
 
@@ -33,6 +35,10 @@ class Simulation:
     either, answers arrive at once. ``memory`` says
     where what clients remember is kept: in the server's "process", or on "disk" (in the run folder), for populations
     whose memories together are larger than the machine's.
+
+    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib``: for models so
+    small that calling torch takes longer than its arithmetic. It comes to what the others come to up to rounding, and
+    to its own bits again. What it cannot stack (BatchNorm, LSTM, a loop of your own) it refuses by name.
 
     The rest is for jobs whose clients are scripts. There are ``num_clients`` of them, "site-1" and so on, unless the
     job's data is split among clients. Each is a process, or with executor "threads" a thread of this one, so that a
@@ -52,6 +58,7 @@ class Simulation:
     max_concurrent: int | None = None
     keep_alive: int = 16
     task_timeout_s: float | None = None
+    block_mib: float = 256.0
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -60,7 +67,7 @@ class Simulation:
             raise ConfigError(f"simulation memory {self.memory!r} is unknown; known are {', '.join(MEMORIES)}")
         if self.duration is not None and self.network is not None:
             raise ConfigError("give simulation.duration or simulation.network, not both: each says how long tasks take")
-        for name in ("num_clients", "max_concurrent", "keep_alive", "task_timeout_s"):
+        for name in ("num_clients", "max_concurrent", "keep_alive", "task_timeout_s", "block_mib"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"simulation {name} must be positive, got {value!r}")
@@ -108,6 +115,12 @@ class Simulation:
                 timeout_s=self.task_timeout_s,
             )  # fmt: skip
         devices = self.worker_devices()
+        if self.executor == "vectorized":
+            if rehearsal.losses:
+                raise ConfigError(f"clients cannot be trained side by side: {type(work.algorithm).__name__} asks "
+                                  f"clients for losses; {ELSEWHERE}")  # fmt: skip
+            own = server if devices == ("cpu",) else Trainer(work, torch.device(devices[0]))
+            return Vectorized(own, int(self.block_mib * 2**20))
         if self.executor == "serial":
             return Serial(server if devices == ("cpu",) else Trainer(work, torch.device(devices[0])))
         layout = server.layout

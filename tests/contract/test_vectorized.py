@@ -1,0 +1,233 @@
+"""Clients that are trained side by side come to what they come to alone, up to rounding."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from networks import Awkward, Plain, examples, federated, small_job
+from torch import Tensor, nn
+
+import roundelay as rd
+from roundelay.algorithms.protocol import rehearse
+from roundelay.errors import ConfigError
+from roundelay.learner import stacked
+from roundelay.messages import Lost, Payload, Task
+from roundelay.simulation.executors.vectorized import Vectorized
+from roundelay.trainer import Answer, Trainer
+
+SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized")
+FEW = replace(STACKED, block_mib=0.01)
+"""Room for two or three clients at a time."""
+
+
+class Convolving(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(1, 4, 3, padding=1), nn.Linear(28, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.conv(x[:, None])).flatten(1))
+        return out
+
+
+def answers(simulation: rd.Simulation, job: rd.Job, backwards: bool = False) -> dict[str, Answer]:
+    """Return each client's answer to one task."""
+    work = job.prepared().work
+    server = Trainer(work)
+    start = server.bound.params().clone()
+    sent = work.algorithm.broadcast(work.algorithm.init(start, 6))
+    received = Payload(sent, server.bound.buffers().clone(), server.bound.integers().clone())
+    memory = work.algorithm.first_memory(start)
+    tasks = [Task(i, client, 1) for i, client in enumerate(work.data.clients)]
+    executor = simulation.start(work, server, rehearse(work.algorithm, start, 6))
+    came = {}
+    try:
+        executor.submit(tasks, received, {task.client: memory for task in tasks})
+        for task in reversed(tasks) if backwards else tasks:
+            answer = executor.result(task.id)
+            assert isinstance(answer, Answer), answer
+            vectors = {name: vector.clone() for name, vector in answer.update.payload.vectors.items()}
+            update = replace(answer.update, payload=replace(answer.update.payload, vectors=vectors))
+            came[task.client] = Answer(update, {name: kept.clone() for name, kept in answer.memory.items()})
+            executor.release(task.id)
+    finally:
+        executor.close()
+    return came
+
+
+def check_same(given: rd.Job, simulation: rd.Simulation = STACKED) -> None:
+    alone, together = answers(SERIAL, given), answers(simulation, given)
+    assert alone.keys() == together.keys()
+    for client, one in alone.items():
+        other = together[client]
+        assert other.update.num_examples == one.update.num_examples
+        assert other.update.metrics == pytest.approx(one.update.metrics, rel=1e-5)
+        for ours, theirs in ((other.update.payload.vectors, one.update.payload.vectors), (other.memory, one.memory)):
+            assert ours.keys() == theirs.keys()
+            for name, vector in theirs.items():
+                torch.testing.assert_close(ours[name], vector, rtol=1e-4, atol=1e-6, msg=f"{client}: {name}")
+
+
+ALGORITHMS = [
+    rd.FedAvg(),
+    rd.FedProx(mu=0.1),
+    rd.Scaffold(),
+    rd.FedNova(),
+    rd.FedDyn(alpha=0.1),
+    rd.Ditto(strength=0.1),
+]
+
+
+@pytest.mark.parametrize("simulation", [STACKED, FEW], ids=["one block", "small blocks"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda one: type(one).__name__)
+def test_every_client_comes_to_its_own_whatever_the_algorithm(algorithm: rd.FedAvg, simulation: rd.Simulation) -> None:
+    check_same(small_job(model=Plain, algorithm=algorithm), simulation)
+
+
+LEARNERS: Mapping[str, rd.LocalSGD] = {
+    "momentum and decay": rd.LocalSGD(lr=0.1, batch_size=4, local_epochs=3, momentum=0.9, weight_decay=0.01),
+    "adam": rd.LocalSGD(lr=0.01, batch_size=4, local_epochs=2, optimizer="Adam", weight_decay=0.01),
+    "adam of other betas": rd.LocalSGD(lr=0.01, batch_size=4, optimizer="Adam", optimizer_args={"betas": (0.5, 0.9)}),
+    "adamw": rd.LocalSGD(lr=0.01, batch_size=3, local_epochs=2, optimizer="AdamW"),
+    "clipped": rd.LocalSGD(lr=0.1, batch_size=3, clip_norm=0.1),
+    "full batches": rd.LocalSGD(lr=0.1, batch_size=0, local_epochs=3),
+    "single examples": rd.LocalSGD(lr=0.1, batch_size=1),
+    "a schedule": rd.LocalSGD(lr=0.1, batch_size=4, schedule=rd.Cosine(num_rounds=9)),
+}
+
+
+@pytest.mark.parametrize("learner", LEARNERS.values(), ids=LEARNERS)
+def test_every_client_comes_to_its_own_whatever_the_learner(learner: rd.LocalSGD) -> None:
+    check_same(small_job(model=Plain, learner=learner))
+    check_same(small_job(model=Plain, learner=learner, algorithm=rd.FedProx(mu=0.1)))
+
+
+def test_convolutions_and_views_of_one_data_set() -> None:
+    given = small_job(model=Convolving, data=rd.Data(examples(90), examples(9)), clients_per_round=6,
+                      partition=rd.Dirichlet(num_clients=6, alpha=0.5, min_examples=3))  # fmt: skip
+    check_same(given)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda correct, grad, params, at: correct(grad, params) if at is None else None,
+        lambda correct, grad, params, at: correct(grad, params[: len(grad)]),
+    ],
+    ids=["remainders are not corrected", "corrected by other rows"],
+)
+def test_the_check_catches_corrections(wrong: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacked, "_correct", wrong)
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_same(small_job(model=Plain, algorithm=rd.FedProx(mu=0.5)))
+
+
+def test_the_check_catches_steps_that_reach_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = stacked.Descent.step
+    monkeypatch.setattr(stacked.Descent, "step", lambda self, grad, at, steps: step(
+        self, grad, None if at is None else at.flip(0), steps))  # fmt: skip
+    with pytest.raises(AssertionError):
+        check_same(small_job(model=Plain))
+
+
+def test_a_whole_run_is_repeatable_and_near_the_serial_one() -> None:
+    given = small_job(model=Plain, algorithm=rd.Scaffold(), evaluation=rd.Evaluation(clients_every=1))
+    serial, first, second = given.run(), given.run(STACKED), given.run(STACKED)
+    assert first.sha256 == second.sha256
+    for ours, theirs in zip(first.model.state_dict().values(), serial.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert first.metrics["client_accuracy"] == pytest.approx(serial.metrics["client_accuracy"])
+
+
+def test_encoded_updates_are_those_of_the_same_step() -> None:
+    given = small_job(model=Plain, uplink=rd.Uplink(codec=rd.TopK(fraction=0.2), feedback="error"))
+    serial, stacked_run = given.run(), given.run(STACKED)
+    assert [row["bytes_up"] for row in serial.rows] == [row["bytes_up"] for row in stacked_run.rows]
+    for ours, theirs in zip(stacked_run.model.state_dict().values(), serial.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_is_drawn_for_each_client_and_the_same_again() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.drop = nn.Linear(7, 3), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.drop(self.line(x))
+            return out
+
+    alike = {f"c{i}": examples(12) for i in range(4)}
+    given = small_job(model=Dropping, data=rd.FederatedData.from_datasets(alike),
+                      learner=rd.LocalSGD(lr=0.1, batch_size=0))  # fmt: skip
+    first, second = (answers(STACKED, given) for _ in range(2))
+    ends = [answer.update.payload.vectors["params"] for answer in first.values()]
+    assert not any(torch.equal(ends[0], other) for other in ends[1:])
+    for client, answer in second.items():
+        assert torch.equal(answer.update.payload.vectors["params"], first[client].update.payload.vectors["params"])
+
+
+def test_a_block_is_as_large_as_its_bytes_allow_on_any_machine() -> None:
+    trainer = Trainer(small_job(model=Plain).prepared().work)
+    one = Vectorized(trainer, 0)
+    assert one.block == 1
+    assert Vectorized(trainer, 10 * one._stack.bytes_a_client()).block == 10
+
+
+def test_whose_data_raises_is_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            raise OSError("disk gone")
+
+    parts: dict[str, object] = {f"c{i}": federated().train(f"c{i}") for i in range(5)}
+    given = small_job(model=Plain, data=rd.FederatedData.from_datasets({**parts, "c5": Broken()}),
+                      clients_per_round=6, num_rounds=1)  # fmt: skip
+    *_, last = replace(given, simulation=STACKED).rounds()
+    assert {r.client: r.status for r in last.clients} == {**dict.fromkeys(parts, "admitted"), "c5": "lost"}
+    assert "side by side failed (OSError: disk gone)" in caplog.text
+
+
+def test_an_answer_that_nobody_waits_for_is_left_out_of_its_block() -> None:
+    work = small_job(model=Plain).prepared().work
+    trainer = Trainer(work)
+    executor = Vectorized(trainer, 2**28)
+    tasks = [Task(i, client, 1) for i, client in enumerate(work.data.clients)]
+    received = Payload({"params": trainer.bound.params().clone()}, torch.empty(0), torch.empty(0, dtype=torch.int64))
+    executor.submit(tasks, received, {})
+    executor.cancel([0, 3])
+    assert isinstance(executor.result(1), Answer)
+    assert not isinstance(executor.result(5), Lost)
+    executor.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        executor.result(4)
+    executor.close()
+
+
+OBSTACLES: Mapping[str, tuple[dict[str, object], str]] = {
+    "batch norm": ({"model": Awkward}, r"layer 'norm' \(BatchNorm1d\) has buffers"),
+    "recurrent": ({"model": partial(nn.LSTM, 7, 3)}, r"layer .* \(LSTM\) has no stacked form"),
+    "another loop": ({"learner": lambda model, data, task: (1, {})}, "FunctionLearner, whose own loop"),
+    "part of an epoch": ({"learner": rd.LocalSGD(lr=0.1, local_batches=2)}, "local_batches goes through"),
+    "another optimiser": ({"learner": rd.LocalSGD(lr=0.1, optimizer="Adagrad")}, "optimizer is adagrad"),
+    "what stays at home": ({"keep_local": ["second.*"]}, "keep_local keeps 'second"),
+    "losses": ({"algorithm": rd.QFedAvg(q=1.0, lipschitz=10.0)}, "QFedAvg asks clients for losses"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), OBSTACLES.values(), ids=OBSTACLES)
+def test_what_cannot_be_stacked_is_refused_by_name_with_what_to_use(changes: dict[str, object], message: str) -> None:
+    given = small_job(**{"model": Plain, "simulation": STACKED, **changes})
+    with pytest.raises(ConfigError, match=message) as refused:
+        given.run()
+    assert 'simulation.executor = "processes"' in str(refused.value)
+
+
+def test_the_callers_random_state_stays() -> None:
+    before = torch.get_rng_state()
+    small_job(model=Plain, simulation=STACKED).run()
+    assert torch.equal(before, torch.get_rng_state())
