@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from roundelay import tasks
 from roundelay.errors import MissingExtra
 from roundelay.history import History
 from roundelay.report.clients import last_evaluations, worst_table
 from roundelay.report.detections import draw_detections
-from roundelay.report.progress import final_table
+from roundelay.report.progress import beside, final_table
 from roundelay.report.runs import plot_run
 from roundelay.run import Run
 
@@ -39,6 +40,12 @@ def say_clients(folder: Path, metric: str) -> None:
     evaluated = last_evaluations(folder)
     if evaluated is not None:
         console.print(worst_table(evaluated, evaluated.like(metric)))
+
+
+def remind(job: Path, history: History) -> None:
+    """Show what is known of a reference task beside what a run of it came to."""
+    if tasks.is_task(job):
+        say(beside(tasks.card(str(job)), history))
 
 
 def concluded(run: Run, pictures: bool = True) -> History:

@@ -13,13 +13,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from roundelay import config, tasks, templates
-from roundelay.cli.common import SERVER_FOLDER, JobFile, Metric, Overrides, concluded, console, say
+from roundelay import config, templates
+from roundelay.cli.common import SERVER_FOLDER, JobFile, Metric, Overrides, concluded, console, remind, say
 from roundelay.cli.sites import served
 from roundelay.errors import ConfigError
 from roundelay.history import History
 from roundelay.job import Job
-from roundelay.report.progress import beside, shown
+from roundelay.report.progress import shown
 from roundelay.report.runs import require_metric
 from roundelay.run import Run
 from roundelay.tracking.run_folder import require_run_folder
@@ -95,12 +95,12 @@ def run(
         made = config.load(job, [*(set or []), *found], attack or [])
         if replay is not None:
             _shown(made.replayed(replay))
-        elif workers is not None:
-            run_on_workers(made, workers.split(","), folder, insecure, simulate)
-        else:
+            return
+        if workers is None:
             history = _train(made, None)
-            if tasks.is_task(job):
-                say(beside(tasks.card(str(job)), history))
+        else:
+            history = run_on_workers(made, workers.split(","), folder, insecure, simulate)
+        remind(job, history)
         return
     if data is not None:
         raise ConfigError("--data is for the loader of a job file; a script is told by --script-args where its data is")
@@ -156,7 +156,7 @@ def sweep(
     console.print(table)
 
 
-def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> None:
+def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: bool, simulate: bool) -> History:
     from roundelay.deployment.greeting import Worker
     from roundelay.deployment.trust.place import Place
     from roundelay.serving import Serving
@@ -166,9 +166,8 @@ def run_on_workers(job: Job, workers: Sequence[str], folder: Path, insecure: boo
     names = [worker.client for worker in there]
     named = simulated(job, names)
     if simulate:
-        _train(named, None)
-        return
-    served(lambda: Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
+        return _train(named, None)
+    return served(lambda: Serving(named.prepared(names), Place(folder, insecure=insecure, workers=there)))
 
 
 def _train(job: Job, folder: Path | None, pictures: bool = True) -> History:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from roundelay import config
-from roundelay.cli.common import SERVER_FOLDER, JobFile, Overrides, ServerFolder, concluded, console, say
+from roundelay.cli.common import SERVER_FOLDER, JobFile, Overrides, ServerFolder, concluded, console, remind, say
 from roundelay.client.launch import arguments_of
 from roundelay.errors import ConfigError
+from roundelay.history import History
 from roundelay.report.progress import shown
 
 if TYPE_CHECKING:  # what these are made of comes with an extra, which other commands do without
@@ -88,7 +89,7 @@ def serve(
         gc.freeze()  # what was imported stays: no collection, while clients wait, need walk over all of it again
         return serving
 
-    served(opened)
+    remind(job, served(opened))
 
 
 def _say_who_may_join(serving: "Serving") -> None:
@@ -208,7 +209,7 @@ async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels
     return await agent.run()
 
 
-def served(opened: "Callable[[], Serving]") -> None:
+def served(opened: "Callable[[], Serving]") -> History:
     """Open the door, train, show how it goes, and come to an orderly end on SIGTERM too."""
     before, serving = signal.signal(signal.SIGTERM, signal.default_int_handler), None
     try:
@@ -225,7 +226,7 @@ def served(opened: "Callable[[], Serving]") -> None:
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-    concluded(serving.run)
+    return concluded(serving.run)
 
 
 def _until_stopped(work: Callable[[], Awaitable[None]]) -> None:

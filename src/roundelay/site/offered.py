@@ -15,6 +15,7 @@ from roundelay.errors import ConfigError
 from roundelay.job import Job
 from roundelay.stages.downlink import Downlink
 from roundelay.stages.uplink import Uplink
+from roundelay.tasks import is_task
 
 Settings = Mapping[str, Any]  # Any: what TOML can hold
 
@@ -120,12 +121,12 @@ def _tables(value: Any) -> Iterator[Settings]:  # Any: what TOML can hold
 
 
 def installed_job(word: str) -> Job:
-    """Return the job of a job file, or of "module:NAME", which may be a function that returns one.
+    """Return the job of a job file, of a reference task, or of "module:NAME", which may be a function that returns one.
 
     Raises:
         ConfigError: there is none.
     """
-    if ":" not in word or Path(word).exists():
+    if ":" not in word or is_task(word) or Path(word).exists():
         return config.load(word)
     config.import_from(Path.cwd())
     found = resolve(word, "--job")
