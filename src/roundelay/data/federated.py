@@ -180,8 +180,10 @@ class FederatedData:
 
     def label_counts(self) -> list[list[int]] | None:
         """Return how many training examples of each class each client has, (C, K) in order of id; None where there are
-        no classes, or every item would have to be read to find them.
+        no classes, every item would have to be read to find them, or the data is with the clients.
         """
+        if isinstance(self._train, Elsewhere):
+            return None
         counts: list[Tensor] = []
         for client in self.clients:
             part = self.train(client)
