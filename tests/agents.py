@@ -23,6 +23,7 @@ from roundelay.deployment.device.device import Device
 from roundelay.deployment.device.hands import CannotDo, Done
 from roundelay.deployment.device.link import Limits, Link
 from roundelay.deployment.trust.address import Address
+from roundelay.load import IDLE, Load
 from roundelay.messages import Memory, Payload, Task
 
 
@@ -100,6 +101,7 @@ class Party:
     said: list[str] = field(default_factory=list)
     briefings: list[p.Briefing] = field(default_factory=list)
     limits: Limits = Limits(5.0, 5.0)
+    load: Callable[[], Load] = lambda: IDLE
     agent: Agent | None = None
 
     @staticmethod
@@ -131,7 +133,14 @@ class Party:
             return self.hands
 
         self.agent = Agent(
-            link, device, hands, self.said.append, sleep=self.clock.sleep, now_s=self.clock, draw=lambda: 0.5
+            link,
+            device,
+            hands,
+            self.said.append,
+            sleep=self.clock.sleep,
+            now_s=self.clock,
+            draw=lambda: 0.5,
+            load=self.load,
         )
         return self.agent
 

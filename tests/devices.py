@@ -11,7 +11,7 @@ import torch
 
 import roundelay as rd
 from roundelay import wire
-from roundelay.client.exchange import Site, read_model
+from roundelay.client.exchange import Answered, Site, read_model
 from roundelay.components import describe
 from roundelay.deployment.board import Board
 from roundelay.deployment.device.hands import CannotDo, TrainerHands
@@ -19,6 +19,7 @@ from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.running.world import Deployed
+from roundelay.load import IDLE
 from roundelay.messages import Memory
 from roundelay.prepared import Prepared
 from roundelay.run import Run
@@ -56,6 +57,7 @@ class Device:
         )
         self._hands = TrainerHands(work, site)
         self._board, self._client, self._memories, self._answering = board, client, memories, answering
+        self.load: Callable[[], Mapping[str, float]] = lambda: IDLE.readings
         self._posted = threading.Event()
         self._left = False
         self.accepted: Callable[[KeptTask], None] = _nobody_asks
@@ -90,6 +92,9 @@ class Device:
 
     def _do(self, kept: KeptTask) -> None:
         journal, task = self._board.journal, kept.task
+        if task.kind == "load":
+            self._send(kept, wire.to_bytes(Answered(task.id, 1.0, False, self.load()).frame()))
+            return
         assert kept.sent is not None
         with journal.blobs.open(kept.sent) as file:
             received = read_model(wire.decode(bytearray(file.read())))
@@ -101,7 +106,11 @@ class Device:
             self._board.came(task.id)
             return
         self._memories[task.id] = {name: value.clone() for name, value in done.memory.items()}
-        raw = self._answering(kept, wire.to_bytes(done.answered.frame()))
+        self._send(kept, wire.to_bytes(done.answered.frame()))
+
+    def _send(self, kept: KeptTask, answer: bytes) -> None:
+        journal, task = self._board.journal, kept.task
+        raw = self._answering(kept, answer)
         if raw is None:
             self._silent.add(task.id)
             return

@@ -28,11 +28,11 @@ def load(partition: Mapping[str, Any], folder: str = "", limit: int | None = Non
     return tuple(part_of(examples, mine, limit) for examples in (data.train, data.test))
 
 
-def part_of(examples: rd.data.TensorExamples, mine: slice, limit: int | None) -> TensorDataset:
-    images, labels = examples.inputs[mine], examples.targets[mine]
-    if limit is not None and limit < len(labels):
-        chosen = torch.linspace(0, len(labels) - 1, limit).long()  # from all over: digits lie sorted by class
-        images, labels = images[chosen], labels[chosen]
+def part_of(examples: rd.data.Examples, mine: slice, limit: int | None) -> TensorDataset:
+    chosen = torch.arange(len(examples))[mine]
+    if limit is not None and limit < len(chosen):
+        chosen = chosen[torch.linspace(0, len(chosen) - 1, limit).long()]  # from all over: digits lie sorted by class
+    images, labels = next(iter(examples.batches(chosen, len(chosen))))
     if images.shape[1] == 1:  # a digit, 28x28 in grey: into the size and the channels that the network takes
         images = functional.pad(images, (2, 2, 2, 2), value=float(images.min())).repeat(1, 3, 1, 1)
     return TensorDataset(images, labels)

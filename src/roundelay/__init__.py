@@ -45,10 +45,12 @@ from roundelay.guard import Guard
 from roundelay.history import History, Round
 from roundelay.job import Evaluation, Job
 from roundelay.learner import Constant, Context, Cosine, Learner, LocalSGD, Step
+from roundelay.load import Load
 from roundelay.messages import FLModel, Task
 from roundelay.privacy import CentralDP
 from roundelay.report.plots import plot_split
 from roundelay.simulation import network
+from roundelay.simulation.loads import Busy
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
 from roundelay.stages.codecs import (
@@ -72,6 +74,7 @@ from roundelay.stages.triggers import Always, Lag, MaxSilence, SendOnDelta, Trig
 from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
 from roundelay.workflows import Buffered, CrossSite, Cyclic, Hierarchical, Rounds
+from roundelay.workflows.readiness import Readiness
 from roundelay.workflows.server import Aggregate, GlobalModel, Result, Server
 from roundelay.world import Deployment
 
@@ -93,6 +96,7 @@ __all__ = [
     "Always",
     "Bucketing",
     "Buffered",
+    "Busy",
     "CentralDP",
     "CentredClipping",
     "ClassMixture",
@@ -133,6 +137,7 @@ __all__ = [
     "Krum",
     "Lag",
     "Learner",
+    "Load",
     "LocalSGD",
     "Losses",
     "MaxSilence",
@@ -145,6 +150,7 @@ __all__ = [
     "QFedAvg",
     "QuantitySkew",
     "RandK",
+    "Readiness",
     "Replicate",
     "Reply",
     "Result",

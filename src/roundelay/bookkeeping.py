@@ -229,7 +229,8 @@ class Bookkeeping(ABC):
         tasks, tell = [], self._given.client_config
         for client in clients:
             self._last_task += 1
-            config = {**(tell(number, client) if tell and kind != "evaluate" else {}), **(told or {})}
+            own = tell(number, client) if tell and kind in ("train", "submit") else {}
+            config = {**own, **(told or {})}
             tasks.append(Task(self._last_task, client, number, attempt, kind, config))
         return tasks
 

@@ -13,19 +13,31 @@ from typing import Any
 
 from roundelay import aggregators, algorithms, attacks, learner, models, tasks, workflows
 from roundelay.components import Namespace, Table, build, call, checked, find, namespace, unknown_message
-from roundelay.data import augment, augment_boxes, detection, images, partition, partition_boxes
+from roundelay.data import (
+    augment,
+    augment_boxes,
+    detection,
+    ecg,
+    images,
+    ncctg,
+    partition,
+    partition_boxes,
+    tabular,
+    text,
+)
 from roundelay.errors import ConfigError
 from roundelay.federation import Stopping
 from roundelay.guard import Guard
 from roundelay.job import Evaluation, Job
 from roundelay.privacy import CentralDP
-from roundelay.simulation import network
+from roundelay.simulation import loads, network
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.settings import Simulation
 from roundelay.stages import codecs, triggers
 from roundelay.stages.downlink import Downlink
 from roundelay.stages.uplink import Uplink
 from roundelay.tracking.run_folder import Tracking
+from roundelay.workflows.readiness import Readiness
 from roundelay.world import Deployment
 
 FIXED = {
@@ -43,7 +55,7 @@ FIXED = {
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "model": (namespace(models), None),
-    "data": (namespace(images, detection), None),
+    "data": (namespace(detection, ecg, images, ncctg, tabular, text), None),
     "partition": (namespace(partition, partition_boxes), None),
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),
@@ -56,9 +68,15 @@ ON_THE_AIR = namespace(codecs, triggers)
 LINKS = {"uplink": ("codec", "trigger"), "downlink": ("codec",)}
 """Where codecs and triggers are looked up, and in which keys of which tables."""
 
-INSIDE, NESTING = namespace(learner, augment, augment_boxes), {"aggregator", "partition"}
-"""Where short names inside a table are looked up: schedules, measures, losses, augmentations. Those that nest know
-their own kind instead.
+INSIDE = namespace(learner, augment, augment_boxes)
+NESTING: Mapping[str, Namespace] = {
+    **{name: CHOSEN[name][0] for name in ("aggregator", "partition")},
+    "workflow": {**CHOSEN["workflow"][0], "Readiness": Readiness},
+    "simulation": namespace(loads),
+    **dict.fromkeys(LINKS, ON_THE_AIR),
+}
+"""Where short names inside a table are looked up: schedules, measures, losses, augmentations; for some tables somewhere
+else.
 """
 
 SYNONYMS: Mapping[str, tuple[str, str]] = {
@@ -100,6 +118,10 @@ SYNONYMS: Mapping[str, tuple[str, str]] = {
     "device": ("simulation.devices", "other frameworks"),
     "partition_alpha": ("partition.alpha", "FedML"),
     "random_seed": ("seed", "FedML"),
+    "MAX_NUM_ROUNDS": ("num_rounds", "FATE's detection benchmark"),
+    "NUM_CLIENTS_CONTACTED_PER_ROUND": ("clients_per_round", "FATE's detection benchmark"),
+    "NUM_TOLERATE": ("stopping.patience", "FATE's detection benchmark"),
+    "MIN_NUM_WORKERS": ("deployment.wait_for_clients_s", "FATE's detection benchmark"),
     "federated_optimizer": ("algorithm.use", "FedML"),
     "strategy": ("algorithm.use", "Flower"),
 }
@@ -183,7 +205,7 @@ def parts_of(document: Mapping[str, Any]) -> dict[str, Any]:
                          for key, use in table.items()}  # fmt: skip
             if name == "simulation" and isinstance(table.get("network"), Mapping):
                 table = {**table, "network": _network(table["network"])}
-            parts[name] = call(FIXED[name], table, ON_THE_AIR if name in LINKS else INSIDE, name)
+            parts[name] = call(FIXED[name], table, NESTING.get(name, INSIDE), name)
         else:
             parts[name] = value
     return parts
@@ -263,7 +285,9 @@ def _chosen(name: str, table: Table) -> Any:  # Any: a component of any class
     if name in ("model", "data"):  # built when the job runs, in every process that needs it
         return partial(component, **checked(component, arguments, INSIDE, name))
     if isclass(component):
-        return call(component, arguments, known if name in NESTING else INSIDE, name)
+        if name == "workflow" and isinstance(arguments.get("readiness"), Mapping):
+            arguments["readiness"] = {"use": "readiness", **arguments["readiness"]}
+        return call(component, arguments, NESTING.get(name, INSIDE), name)
     parameters = inspect.signature(component).parameters  # of a user's own function, which is the component itself
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         _explain_unknown(arguments, list(parameters), f"[{name}]")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from roundelay.load import Load
 from roundelay.messages import Task, TaskKind
 
 Ask = tuple[int, int, str, TaskKind]
@@ -28,9 +29,11 @@ ADMITTED = End("admitted")
 @dataclass(frozen=True, slots=True)
 class Course:
     """``ends`` by what was asked, the last one where the same was asked again. ``told`` is whose answers a workflow was
-    told of outside of rounds, in order. ``num_rounds`` were finished.
+    told of outside of rounds, in order; ``loads`` is what clients said of theirs, each time that they were asked.
+    ``num_rounds`` were finished.
     """
 
     ends: Mapping[Ask, End]
     told: Sequence[Ask]
     num_rounds: int
+    loads: Sequence[Mapping[str, Load]] = ()

@@ -14,6 +14,7 @@ from roundelay.fold import Folding
 from roundelay.guard import Refusal
 from roundelay.intake import ClientReport, Outcome
 from roundelay.layout import Layout, Vectors
+from roundelay.load import Load
 from roundelay.messages import Lost, Payload, Task, TaskKind
 from roundelay.metrics import higher_is_better
 from roundelay.stages.decoding import Heard
@@ -50,31 +51,45 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """End a job early: when ``metric`` reaches ``target``, or has not improved for ``patience`` evaluations.
+    """End a job early: when ``metric`` reaches ``target``, or has not improved for ``patience`` evaluations, by more
+    than ``min_delta`` over the best one.
 
-    Whether higher is better follows from the metric's name (losses and errors fall, the rest rises).
+    ``better`` is "higher" or "lower"; without it, the metric's name says so (losses and errors fall, the rest rises).
     """
 
     metric: str = "accuracy"
     target: float | None = None
     patience: int | None = None
+    min_delta: float = 0.0
+    better: str | None = None
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"patience must be at least 1, got {self.patience!r}")
+        if not 0 <= self.min_delta < math.inf:
+            raise ConfigError(f"stopping min_delta must be at least 0, got {self.min_delta!r}")
+        if self.better not in (None, "higher", "lower"):
+            raise ConfigError(f'stopping better must be "higher" or "lower", got {self.better!r}')
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything stops the job before its last round."""
+        return self.target is not None or self.patience is not None
 
     def reason(self, history: Sequence[Mapping[str, float]]) -> str | None:
         """Return why to stop after these rows, oldest first, or None. Rows without the metric do not count."""
-        if self.target is None and self.patience is None:
+        if not self.asked:
             return None
-        sign = 1 if higher_is_better(self.metric) else -1
+        sign = 1 if higher_is_better(self.metric, self.better) else -1
         kept = (row.get(self.metric) for row in history)  # None: what was not finite, read back from a run folder
         values = [sign * value for value in kept if value is not None and math.isfinite(value)]
         if not values:
             return None
         if self.target is not None and values[-1] >= sign * self.target:
             return f"{self.metric} reached {sign * values[-1]:.6g} (target {self.target:g})"
-        since_best = len(values) - 1 - values.index(max(values))
+        best, since_best = -math.inf, 0
+        for value in values:
+            best, since_best = (value, 0) if value > best + self.min_delta else (best, since_best + 1)
         if self.patience is not None and since_best >= self.patience:
             return f"{self.metric} has not improved for {since_best} evaluations"
         return None
@@ -209,6 +224,14 @@ class Federation(Protocol):
         when nobody is left to answer. ``fold`` takes the updates in; without it, what the job says does. Calls for one
         round and ``attempt`` ask different clients.
         """
+
+    async def loads(self, number: int, attempt: int, clients: Sequence[str], within_s: float) -> Mapping[str, Load]:
+        """Ask clients how busy they are, now, before they are asked for an attempt at a round. Who does not answer
+        within so many seconds is missing.
+        """
+
+    async def rest(self, seconds: float, why: str) -> None:
+        """Let time pass before the same clients are asked again; ``why`` is for those who look on."""
 
     async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """Say that all attempts at a round have failed, which needs so many updates. Return whether to try once more:

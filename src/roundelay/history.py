@@ -74,7 +74,7 @@ class History:
         return read_rows(self.run_folder / "clients.jsonl")
 
 
-def best_of(values: Any, metric: str) -> float:  # Any: an iterable of floats, NaN and None among them
+def best_of(values: Any, metric: str, better: str | None = None) -> float:  # Any: floats, NaN and None among them
     """Return the best finite value, by the metric's direction; NaN of none."""
     finite = [float(v) for v in values if v is not None and math.isfinite(v)]
-    return (max if higher_is_better(metric) else min)(finite) if finite else math.nan
+    return (max if higher_is_better(metric, better) else min)(finite) if finite else math.nan

@@ -31,9 +31,9 @@ WINDOW_BYTES = 64 * 2**20
 @dataclass(frozen=True, slots=True)
 class ClientReport:
     """How one client's part in a round ended. ``status`` is admitted, silent (it has answered that it sends nothing,
-    and is not folded), refused, lost or late, or evaluated where the client was asked for metrics on its own data;
-    ``reason`` says why. Who is folded without having sent anything is admitted, and ``silent``. ``rows`` are those of
-    measures of whole sets, until they are put together.
+    and is not folded), refused, lost or late; busy where it was drawn and left out, as it was not ready; or evaluated
+    where it was asked for metrics on its own data. ``reason`` says why. Who is folded without having sent anything is
+    admitted, and ``silent``. ``rows`` are those of measures of whole sets, until they are put together.
     """
 
     client: str

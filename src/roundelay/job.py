@@ -335,7 +335,7 @@ class Job:
         if isinstance(data, FederatedData):
             if self.partition is not None:
                 raise ConfigError("this data is already split among clients; leave partition out")
-            return data, None, None
+            return data, None, data.label_counts()
         if data is None:
             raise ConfigError("data is missing: a Data, a FederatedData, or a function that returns one")
         if not isinstance(data, Data):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 Config = Mapping[str, bool | int | float | str]
-TaskKind = Literal["train", "evaluate", "submit"]
+TaskKind = Literal["train", "evaluate", "submit", "load"]
 Memory = Mapping[str, Tensor]
 """What a client remembers between its tasks: named vectors, kept by the framework, not by the algorithm."""
 
@@ -40,7 +40,7 @@ class Task:
     """One piece of work for one client. ``id`` is unique within a run; ``round`` counts from 1 and names the model
     version that the work starts from; ``attempt`` counts the draws of the round; ``config`` overrides learner
     settings for this task. "submit" asks for the model that the client would show to others: without one of its own, it
-    trains once more.
+    trains once more. "load" asks a real device how busy it is.
     """
 
     id: int

@@ -11,7 +11,7 @@ from roundelay.errors import MetricError
 
 COLUMNS = (
     "round", "attempt", "admitted", "refused", "lost", "late", "silent", "bytes_down", "bytes_up", "seconds",
-    "virtual_s", "epsilon", "clip_norm", "gathered_bytes", "kept_model",
+    "virtual_s", "epsilon", "clip_norm", "gathered_bytes", "kept_model", "ready", "waits",
 )  # fmt: skip
 """What a round's row holds beside metrics, which must not bear these names."""
 
@@ -135,10 +135,13 @@ def _has(row: Mapping[str, float], name: str) -> bool:
     return name in row and math.isfinite(row[name])
 
 
-def higher_is_better(metric: str) -> bool:
-    """Tell by the name: losses, errors and distances are better when lower, everything else when higher.
+def higher_is_better(metric: str, better: str | None = None) -> bool:
+    """Tell which values of a metric are better: as ``better`` says, "higher" or "lower"; None: by the name. Losses,
+    errors and distances are better when lower, everything else when higher.
 
-    >>> higher_is_better("accuracy"), higher_is_better("val_loss")
-    (True, False)
+    >>> higher_is_better("accuracy"), higher_is_better("val_loss"), higher_is_better("seconds", "lower")
+    (True, False, False)
     """
+    if better is not None:
+        return better == "higher"
     return not any(word in metric.lower() for word in ("loss", "error", "perplexity", "mae", "mse", "rmse"))

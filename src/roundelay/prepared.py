@@ -74,6 +74,7 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
         _check_epoch(job, job.epoch)
     if job.work.uplink is not None:
         _check_uplink(job, job.work.uplink, rehearsal, initial)
+    _check_readiness(job)
     downlink = job.work.downlink
     if downlink is not None and downlink.difference and not isinstance(job.workflow, Rounds):
         raise ConfigError("downlink difference goes on from round to round, of which each is broadcast to all; "
@@ -83,11 +84,11 @@ def check(job: Prepared, layout: Layout, rehearsal: Rehearsal, initial: Tensor) 
 
 
 def watched_metric(job: Prepared) -> str:
-    """Return the metric by which ``best.pt`` is chosen: the one that may stop the run, or the loss where that is never
-    measured.
+    """Return the metric by which ``best.pt`` is chosen: the one that was asked for, else the one that may stop the run,
+    or the loss where that is never measured.
 
     Raises:
-        ConfigError: the run shall stop by a metric that nothing measures.
+        ConfigError: the run shall stop, or the best model be chosen, by a metric that nothing measures.
     """
     measures = job.work.measures
     measured = measures.names
@@ -99,11 +100,16 @@ def watched_metric(job: Prepared) -> str:
     said = ["train_"]  # what clients report bears names of their own choice
     if job.plan.client_eval_every and isinstance(job.work.learner, ScriptLearner):
         said.append("client_")
-    if stopping.metric in known or stopping.metric.startswith(tuple(said)):
-        return stopping.metric
-    if stopping.target is not None or stopping.patience is not None:
-        raise ConfigError(unknown_message(f"stopping metric {stopping.metric!r}", stopping.metric, known))
-    return "loss"
+    best = job.tracking.best if job.tracking is not None else None
+    asked = {"tracking best": best} if best is not None else {}
+    if stopping.asked:
+        asked["stopping metric"] = stopping.metric
+    for what, metric in asked.items():
+        if metric not in known and not metric.startswith(tuple(said)):
+            raise ConfigError(unknown_message(f"{what} {metric!r}", metric, known))
+    if best is not None:
+        return best
+    return stopping.metric if stopping.metric in known or stopping.metric.startswith(tuple(said)) else "loss"
 
 
 def _check_learner(work: Work, rehearsal: Rehearsal) -> None:
@@ -197,6 +203,9 @@ def _check_privacy(job: Prepared, privacy: CentralDP, layout: Layout, rehearsal:
             "privacy needs rounds whose members are drawn by chance alone, and whose result is always released: goal, "
             "over_selection, attempts and quorum would let answers decide; leave them out"
         )
+    if workflow.readiness is not None:
+        raise ConfigError("privacy is reckoned for draws by chance alone, and readiness lets clients' loads decide who "
+                          "takes part: leave it out")  # fmt: skip
     if job.aggregator is not None:
         raise ConfigError(f"privacy adds noise to a sum of clipped steps; the aggregator {job.aggregator} makes "
                           "something of unknown sensitivity: leave one of them out")  # fmt: skip
@@ -249,6 +258,19 @@ def _check_trigger(job: Prepared, uplink: Uplink, rehearsal: Rehearsal, initial:
     if uplink.on_silence == "exclude" and isinstance(workflow, Buffered):
         raise ConfigError('uplink on_silence = "exclude": a buffer waits for updates, and would ask clients that have '
                           'none to send without end; use "zero"')  # fmt: skip
+
+
+def _check_readiness(job: Prepared) -> None:
+    """Refuse what would leave out somebody who is needed, and loads that nobody asks for."""
+    workflow = job.workflow.then if isinstance(job.workflow, CrossSite) else job.workflow
+    readiness = workflow.readiness if isinstance(workflow, Rounds) else None
+    root = root_of(job.aggregator)
+    if readiness is not None and readiness.busy == "skip" and root is not None:
+        raise ConfigError(f"readiness leaves out whoever is busy, and the aggregator {job.aggregator} needs its root "
+                          f'client {root!r} in every round: set readiness busy = "ask"')  # fmt: skip
+    if readiness is None and job.simulation.load is not None:
+        raise ConfigError("simulation.load says how busy clients are, and nothing asks for it: give the workflow a "
+                          "readiness, such as Rounds(readiness=Readiness())")  # fmt: skip
 
 
 def _check_epoch(job: Prepared, epoch: Epoch) -> None:

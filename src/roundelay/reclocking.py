@@ -97,7 +97,13 @@ def _timeless(job: Job) -> Network:
     if not isinstance(workflow, Rounds):
         raise ConfigError(f"in workflow {type(workflow).__name__}, time decides what is trained on which model; "
                           "expected synchronous rounds: train the job anew")  # fmt: skip
-    for name, usual in (("goal", None), ("deadline_s", None), ("over_selection", 0.0), ("attempts", 1)):
+    for name, usual in (
+        ("goal", None),
+        ("deadline_s", None),
+        ("over_selection", 0.0),
+        ("attempts", 1),
+        ("readiness", None),
+    ):
         if getattr(workflow, name) != usual:
             raise ConfigError(f"workflow {name} = {getattr(workflow, name)!r} lets time decide who belongs to a round; "
                               "train the job anew")  # fmt: skip

@@ -1,12 +1,14 @@
 """What the journal of a run on devices tells of its course, for a simulation that keeps to it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from roundelay.course import ADMITTED, Ask, Course, End, ask_of
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Fate, KeptTask, Received, TaskState
-from roundelay.deployment.running.federation import ARRIVAL, FINISHED
+from roundelay.deployment.running.told import ARRIVAL, FINISHED, LOADS, read_loads
 from roundelay.errors import ConfigError
+from roundelay.load import Load
 from roundelay.tracking.run_folder import JOURNAL
 
 
@@ -23,8 +25,12 @@ def course_of(run_folder: Path) -> Course:
         updates = {received.task_id: received for received in journal.updates()}
         tasks = {kept.task.id: kept for kept in journal.tasks.all()}
         told: list[Ask] = []
+        loads: list[Mapping[str, Load]] = []
         num_rounds = 0
         for answer in journal.recorded():
+            if answer.kind == LOADS:
+                loads.append(read_loads(answer.content))
+                continue
             assert isinstance(answer.content, int)
             if answer.kind == ARRIVAL:
                 told.append(ask_of(tasks[answer.content].task))
@@ -33,7 +39,7 @@ def course_of(run_folder: Path) -> Course:
     if not num_rounds:
         raise ConfigError(f"the run in {run_folder} has finished no round yet: there is nothing to replay")
     ends = {ask_of(kept.task): _end(kept, updates.get(task_id)) for task_id, kept in tasks.items()}
-    return Course(ends, told, num_rounds)
+    return Course(ends, told, num_rounds, loads)
 
 
 def _end(kept: KeptTask, received: Received | None) -> End:

@@ -10,11 +10,10 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
@@ -22,13 +21,14 @@ from roundelay.algorithms.protocol import num_groups
 from roundelay.client.exchange import Scalar, Site
 from roundelay.components import describe
 from roundelay.deployment.board import Board, Phase
+from roundelay.deployment.front.curves import curves_of
 from roundelay.deployment.front.dialling import Dialler, Dialling
 from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.server import Server
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.offered import offered_settings
-from roundelay.deployment.protocol import Briefing, Holding
+from roundelay.deployment.protocol import Briefing, Curves, Holding
 from roundelay.deployment.running.answers import limits_of, max_answer_bytes
 from roundelay.deployment.running.world import Deployed
 from roundelay.deployment.trust.address import Address, join_line
@@ -98,7 +98,7 @@ class Serving:
             self._front = Front(
                 self.board, self.roster, Doors(clients), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work)),
-                stats=self._stats, authority_pem=None if authority is None else authority.pem,
+                curves=self._curves, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
             self.join_line = self.return_line = ""
@@ -204,10 +204,8 @@ class Serving:
             site=dict(site.frame().fields), settings=offered_settings(self._job.resolved),
         )  # fmt: skip
 
-    def _stats(self) -> Mapping[str, Any]:  # Any: JSON's types nest
-        rows = list(self.run.standing.rows)
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {"run": self.journal.run.id, "rounds": {name: [row.get(name) for row in rows] for name in names}}
+    def _curves(self) -> Curves:
+        return curves_of(list(self.run.standing.rows), self._job.work.measures.names)
 
     def _keep_scalar(self, client: str, number: int, name: str, value: float, step: int) -> None:
         self.run.standing.keep_scalar(client, number, Scalar(name, value, step))

@@ -20,7 +20,7 @@ from roundelay.prepared import Prepared
 from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
 from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
-from roundelay.tracking.tensorboard import TensorBoard
+from roundelay.tracking.trackers import Trackers
 
 
 class Standing:
@@ -48,13 +48,11 @@ class Standing:
         self.records: dict[str, Mapping[str, object]] = {}
         self._best, self._best_version = math.nan, None  # type: float, Version | None
         self.memory: ClientMemory
+        self._trackers = Trackers(job.tracking)
         self._folder = self._open_folder(resume)
         self._clock = Clock(job.tracking.checkpoint_every_s if job.tracking else math.inf)
-        self._board = (
-            TensorBoard(self._folder.path / "tensorboard", first_round=self.num_rounds_done + 1)
-            if self._folder and job.tracking and job.tracking.tensorboard
-            else None
-        )
+        if self._folder:
+            self._trackers.open(self._folder.path, job.resolved, self.rows)
         self._held: dict[str, tuple[int, Sequence[int] | None]] = {}
         self._scalars = threading.Lock()  # of what clients say while the run goes on
 
@@ -122,6 +120,11 @@ class Standing:
         folder.write_text("job.toml", self._job.resolved)
         folder.open_tables(keep_rounds=self.num_rounds_done)
         self.rows.extend(read_rows(folder.path / "metrics.jsonl"))
+        for row in self.rows:
+            self._watch(row)
+        values = (row.get(self.watched) for row in self.rows)
+        if best_of(values, self.watched, self._better) != self._best:
+            self._best = math.nan  # best.pt was chosen by another metric, or before that was told to be another way
 
     # ---- keeping ----
 
@@ -135,15 +138,12 @@ class Standing:
                 self._folder.append_ledger(finished.network.ledger)
         self.memory.finish_round()
         self.rows.append(row)
-        stopping = self._job.plan.stopping
-        if self.watched not in row and "train_loss" in row and stopping.target is None and stopping.patience is None:
-            self.watched = "train_loss"  # what clients report shows when they do; nobody asked for the other one
+        self._watch(row)
         # what they report with their training speaks of the model that they received
         self._keep_best(row, before or self._initial() if self.watched.startswith("train_") else finished.version)
         if self._folder:
             self._folder.append(row, (_client_row(row["round"], report) for report in finished.reports))
-            if self._board:
-                self._board.append(row)
+            self._trackers.append(row)
             if self._clock.due():
                 self.checkpoint()
                 return True
@@ -154,8 +154,7 @@ class Standing:
         with self._scalars:
             if self._folder:
                 self._folder.append_scalar({"round": number, "client": client, **asdict(scalar)})
-            if self._board:
-                self._board.append_scalar(client, scalar.name, scalar.value, scalar.step)
+                self._trackers.append_scalar(client, scalar.name, scalar.value, scalar.step)
 
     def keep_data(self, client: str, holding: "Held") -> None:
         """Note what a client tells of its data; when all have told their label counts, they make the usual table."""
@@ -177,10 +176,25 @@ class Standing:
         if self._folder:
             self._folder.write_json(f"{name}.json", content)
 
+    def _watch(self, row: Row) -> None:
+        """Turn to what clients report, which shows when they do, where nobody asked for the other metric."""
+        tracking = self._job.tracking
+        wanted = self._job.plan.stopping.asked or (tracking is not None and tracking.best is not None)
+        if self.watched not in row and "train_loss" in row and not wanted:
+            self.watched = "train_loss"
+
+    @property
+    def _better(self) -> str | None:
+        """Which values of the watched metric are better, where the job says so."""
+        job = self._job
+        if job.tracking is not None and job.tracking.best == self.watched:
+            return job.tracking.better
+        return job.plan.stopping.better if job.plan.stopping.metric == self.watched else None
+
     def _keep_best(self, row: Row, version: Version) -> None:
         metric = self.watched
         value = row.get(metric)
-        if value is not None and value != self._best and best_of((self._best, value), metric) == value:
+        if value is not None and value != self._best and best_of((self._best, value), metric, self._better) == value:
             self._best, self._best_version = value, version
 
     def checkpoint(self) -> None:
@@ -207,11 +221,12 @@ class Standing:
             self.checkpoint()
             trace = {} if self.trace_hash is None else {"trace_hash": self.trace_hash}
             self.note(state, reason=reason, sha256=self._layout.sha256(self.latest().vectors), **trace)
-            if self._board:
-                self._board.close()
         finally:
-            if self._folder:
-                self._folder.close()
+            try:
+                self._trackers.close(state)
+            finally:
+                if self._folder:
+                    self._folder.close()
 
 
 class Held(Protocol):
@@ -230,6 +245,7 @@ FREE_TO_CHANGE = {"name", "num_rounds", "evaluation", "stopping", "tracking", "s
 FIXED_INSIDE = (
     ("simulation", "duration"),
     ("simulation", "network"),
+    ("simulation", "load"),
     ("simulation", "memory"),
     ("simulation", "num_clients"),
     ("evaluation", "client_test_fraction"),

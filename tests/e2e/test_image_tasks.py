@@ -112,10 +112,10 @@ def test_the_published_setting_is_the_task() -> None:
 @pytest.mark.slow
 def test_cifar10_learns_on_the_real_images(tmp_path):
     run = commanded(
-        "cifar10", data_folder("cifar-10-batches-bin"), tmp_path, "--set", "num_rounds=20",
+        "cifar10", data_folder("cifar-10-batches-bin"), tmp_path, "--set", "num_rounds=10",
         "--set", "partition.num_clients=200", "--set", "simulation.num_workers=2",
     )  # fmt: skip
-    assert read_rows(run / "metrics.jsonl")[-1]["accuracy"] > 0.33
+    assert read_rows(run / "metrics.jsonl")[-1]["accuracy"] > 0.27
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from roundelay.deployment.device.trouble import Unreachable
 from roundelay.deployment.journal.records import Fate, TaskState
 from roundelay.deployment.protocol import Briefing, Offer
 from roundelay.errors import DeviceError
+from roundelay.load import Load
 from roundelay.messages import Task
 
 
@@ -117,6 +118,34 @@ def test_a_memory_that_was_lost_is_said_to_be_so(tmp_path: Path) -> None:
         within(beside(party.take_part(), script))
     assert party.hands.memories == [{}, {}]
     assert party.heard("what this client remembered of task 1 is not in")
+
+
+# ---- loads ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_tells_its_own_load_and_nothing_of_it_is_remembered(tmp_path: Path) -> None:
+    loads = iter([Load(cpu_percent=97.5, memory_percent=40.0), Load()])
+    with place(members="a") as here:
+        party = Party.of(here, tmp_path)
+        party.load = lambda: next(loads)
+        digest = here.journal.blobs.put(model(0))
+        here.journal.tasks.open([Task(1, "a", 1, kind="load"), Task(2, "a", 1, kind="load")], digest)
+
+        async def script() -> None:
+            await answered(here, 1, 2)
+            here.open_round(1, "a", 3, model())
+            await answered(here, 3)
+            over(here)
+
+        within(beside(party.take_part(), script))
+        answers = [answer_in(here, task) for task in (1, 2)]
+    assert [answer.metrics for answer in answers] == [{"cpu_percent": 97.5, "memory_percent": 40.0}, {}]
+    assert [answer.payload for answer in answers] == [None, None]
+    assert [task.kind for task in party.hands.begun] == ["train"], "hands know nothing of loads"
+    assert party.heard("load, round 1: cpu_percent 97.5, memory_percent 40")
+    assert party.heard("pip install 'roundelay[load]'"), "where nothing is known it is said why"
+    with Device(tmp_path) as device:
+        assert [tensors(device.memories.read(RUN, task)) for task in (1, 2, 3)] == [None, None, {"num_done": 1.0}]
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
@@ -363,10 +392,10 @@ def _offer(data: bytes) -> Offer:
 
 
 def test_a_server_of_another_protocol_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "PROTOCOL", 2)
+    monkeypatch.setattr(agent, "PROTOCOL", 99)
     with place(members="a") as here:
         party = Party.of(here, tmp_path)
-        with pytest.raises(DeviceError, match="speaks version 1 of the protocol, this device 2; install roundelay"):
+        with pytest.raises(DeviceError, match="speaks version 2 of the protocol, this device 99; install roundelay"):
             within(party.take_part())
 
 

@@ -517,7 +517,7 @@ def test_what_anybody_may_ask() -> None:
             assert (await device.send("GET", p.READY)).json()["ready"] is True
             told = (await device.send("GET", p.STATS)).json()
             assert (told["run"], told["phase"], told["open_tasks"]) == (RUN, "running", 3)
-            assert told["progress"] == {"loss": [0.5]}
+            assert told["progress"] == {"left_out": 0, "rounds": {"loss": [0.5, None], "round": [1, 2]}}
             assert told["silent_s"].keys() == {"a"}
             assert told["requests"] == 4
             assert (await device.send("GET", p.OPENAPI)).json()["openapi"] == "3.1.0"

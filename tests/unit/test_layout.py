@@ -54,6 +54,22 @@ def test_bind_keeps_values_parameters_and_alignment_and_loads_by_vector(model: t
     assert layout.sha256(layout.flatten(module.state_dict())) == layout.sha256(layout.flatten(other.state_dict()))
 
 
+def test_statistics_of_one_layer_do_not_spoil_the_backward_pass_of_another() -> None:
+    torch.manual_seed(1)
+    plain = nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4), nn.BatchNorm1d(4))
+    bound = Layout.of(plain).bind(copy.deepcopy(plain))
+    inputs = torch.randn(6, 7)
+    for module in (plain, bound.module):
+        for _ in range(2):
+            module(inputs).pow(2).sum().backward()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(bound.module.state_dict()[name], value), name
+    for one, other in zip(plain.parameters(), bound.module.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+    assert torch.equal(bound.buffers(), torch.cat([plain[at].state_dict()[name] for at in (1, 4)
+                                                   for name in ("running_mean", "running_var")]))  # fmt: skip
+
+
 def test_tied_weights_are_one_tensor_and_stay_tied() -> None:
     module = Tied()
     layout = Layout.of(module)

@@ -16,13 +16,13 @@ from roundelay import config
 from roundelay.client.exchange import Site
 from roundelay.client.session import _algorithm
 from roundelay.components import describe
-from roundelay.data.examples import Examples
+from roundelay.data.examples import Examples, as_examples
 from roundelay.data.federated import FederatedData
 from roundelay.deployment.device.hands import Hands, ScriptHands, TrainerHands
 from roundelay.deployment.offered import offered_settings
 from roundelay.deployment.protocol import Briefing, Holding
 from roundelay.errors import ClientError, ConfigError, DataError, LayoutError, WireError
-from roundelay.site import Brought, hands_for, holding, simulated
+from roundelay.site import Brought, hands_for, holding, making, simulated
 from roundelay.site.offered import LOSSES, read_settings
 from roundelay.trainer import Trainer
 
@@ -434,3 +434,23 @@ def test_what_has_no_classes_has_no_counts() -> None:
     made.examples = rd.data.examples.as_examples((torch.zeros(3, 7), torch.zeros(3)))
     assert holding(made, True) == Holding(num_examples=3)
     assert read_settings("has_init = 1")["has_init"] is False
+
+
+def test_a_folder_with_settings_behind_it_is_text_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads(folder: str, patients: object = None, before_s: float = 0.0) -> rd.FederatedData:
+        given.append((folder, patients, before_s))
+        return rd.FederatedData.elsewhere(())
+
+    given: list[object] = []
+    monkeypatch.setitem(config.CHOSEN, "data", ({"Reads": reads}, None))
+    for word in ("reads:3", "reads:a=b", "reads:folder=100,before_s=0.2", 'reads:folder=a:b,patients={pi=["1","2"]}'):
+        making._source(word)()
+    assert given == [("3", None, 0.0), ("a=b", None, 0.0), ("100", None, 0.2), ("a:b", {"pi": ("1", "2")}, 0.0)]
+
+
+def test_a_server_that_has_held_out_data_only_takes_its_clients_from_their_names() -> None:
+    held_out = as_examples((torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)))
+    mine = replace(logistic(), data=rd.FederatedData.elsewhere((), held_out), partition=None)
+    job = simulated(mine, ["bob", "ann"])
+    assert job.data.clients == ("ann", "bob")
+    assert job.data.held_out is held_out

@@ -57,7 +57,7 @@ def test_curves_stay_in_the_run_folder_when_a_script_in_a_thread_has_another_wor
     (tmp_path / "site-1").mkdir()
     monkeypatch.chdir(tmp_path / "site-1")
     board.append_scalar("site-1", "loss", 3.0, step=0)
-    board.close()
+    board.close("finished")
     assert curves(tmp_path / "board") == {"loss": [(1, 2.0)]}
     assert curves(tmp_path / "board" / "site-1") == {"loss": [(0, 3.0)]}
 

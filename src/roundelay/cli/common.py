@@ -8,6 +8,7 @@ from rich.console import Console
 
 from roundelay.errors import MissingExtra
 from roundelay.history import History
+from roundelay.report.clients import last_evaluations, worst_table
 from roundelay.report.detections import draw_detections
 from roundelay.report.progress import final_table
 from roundelay.report.runs import plot_run
@@ -33,11 +34,19 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
+def say_clients(folder: Path, metric: str) -> None:
+    """Show what the model is to each client, where clients evaluated it on their own data."""
+    evaluated = last_evaluations(folder)
+    if evaluated is not None:
+        console.print(worst_table(evaluated, evaluated.like(metric)))
+
+
 def concluded(run: Run, pictures: bool = True) -> History:
     """Show what a run has come to, draw its pictures, and print its hash."""
     history = run.history()
     console.print(final_table(history))
     if history.run_folder is not None:
+        say_clients(history.run_folder, run.watched)
         say(f"run folder: {history.run_folder}")
         if (history.run_folder / "sites").is_dir():
             say(f"what each script wrote and printed: {history.run_folder / 'sites'}")

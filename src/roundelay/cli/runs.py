@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from roundelay.cli.common import ACCURACIES, Metric, Overrides, console, say
+from roundelay.cli.common import ACCURACIES, Metric, Overrides, console, say, say_clients
 from roundelay.errors import ConfigError, MissingExtra
 from roundelay.reclocking import reclocked
 from roundelay.report.comparing import Told, parse_target, scaled_apart
@@ -44,6 +44,7 @@ def runs_show(folder: Path, last: Annotated[int, typer.Option(help="How many rou
     for row in record.rows[-last:]:
         table.add_row(*("" if row.get(n) is None else f"{row[n]:.6g}" for n in shown_names))
     console.print(table)
+    say_clients(folder, "accuracy")
     told = told_of(record, "accuracy")
     if told.account is not None:
         console.print(account_table([told]))

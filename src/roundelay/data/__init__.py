@@ -1,6 +1,7 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
 from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCrop
+from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
 from roundelay.data.images import (
@@ -15,6 +16,7 @@ from roundelay.data.images import (
     image_folder,
     mnist,
 )
+from roundelay.data.ncctg import lung
 from roundelay.data.partition import (
     IID,
     ClassMixture,
@@ -27,6 +29,9 @@ from roundelay.data.partition import (
     Shards,
 )
 from roundelay.data.split import Split
+from roundelay.data.tabular import csv_by_site
+from roundelay.data.text import shakespeare
+from roundelay.data.windows import WindowExamples
 
 __all__ = [
     "IID",
@@ -49,14 +54,19 @@ __all__ = [
     "Shards",
     "Split",
     "TensorExamples",
+    "WindowExamples",
     "as_examples",
     "cifar10",
     "cifar100",
+    "csv_by_site",
     "digits",
     "fashion_mnist",
     "femnist",
     "from_tables",
+    "heartbeats",
     "hugging_face",
     "image_folder",
+    "lung",
     "mnist",
+    "shakespeare",
 ]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
-from roundelay.errors import ConfigError, DataError
+from roundelay.data.checks import check_batch_size, check_positions, checked_index
+from roundelay.errors import DataError
 
 BLOCK_BYTES = 4 * 2**20
 """One gather brings at most about this much input (always at least one batch); it stays in the processor's cache."""
@@ -87,24 +88,24 @@ class TensorExamples:
             got = f"{self.inputs.device} and {self.targets.device}"
             raise DataError(f"inputs and targets: expected one device, got {got}; move them with .to(...)")
         if self.indices is not None:
-            _check_positions(self.indices, len(self.inputs), "indices")
+            check_positions(self.indices, len(self.inputs), "indices")
 
     def __len__(self) -> int:
         return (self.inputs if self.indices is None else self.indices).shape[0]  # a tensor's len() is slow Python
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        position = _checked_index(index, len(self))
+        position = checked_index(index, len(self))
         base = position if self.indices is None else int(self.indices[position])
         return self.inputs[base], self.targets[base]
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         check_batch_size(batch_size)
         if self.indices is None or order.dtype != torch.int64 or order.ndim != 1:
-            _check_positions(order, len(self), "order")
+            check_positions(order, len(self), "order")
         try:
             return self._gather(self._base(order), batch_size)
         except IndexError:  # torch has looked at every position: a second look is for the message
-            _check_positions(order, len(self), "order")
+            check_positions(order, len(self), "order")
             raise
 
     def labels(self) -> Tensor:
@@ -115,7 +116,7 @@ class TensorExamples:
         return targets.to("cpu", torch.int64)
 
     def select(self, indices: Tensor) -> "TensorExamples":
-        _check_positions(indices, len(self), "indices")
+        check_positions(indices, len(self), "indices")
         return TensorExamples(self.inputs, self.targets, self._base(indices))
 
     def __reduce__(self) -> tuple[Callable[..., "TensorExamples"], tuple[Tensor, Tensor]]:
@@ -151,18 +152,18 @@ class MapExamples:
 
     def __post_init__(self) -> None:
         if self.indices is not None:
-            _check_positions(self.indices, len(self.dataset), "indices")
+            check_positions(self.indices, len(self.dataset), "indices")
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
 
     def __getitem__(self, index: int, /) -> tuple[Any, Any]:  # Any: see MapStyle
-        position = _checked_index(index, len(self))
+        position = checked_index(index, len(self))
         return self._item(position if self.indices is None else int(self.indices[position]))
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         check_batch_size(batch_size)
-        _check_positions(order, len(self), "order")
+        check_positions(order, len(self), "order")
         return (self._collate(group) for group in torch.split(self._base(order), batch_size) if len(group))
 
     def labels(self) -> Tensor:
@@ -178,7 +179,7 @@ class MapExamples:
         return torch.tensor([self._label(position) for position in positions], dtype=torch.int64)
 
     def select(self, indices: Tensor) -> "MapExamples":
-        _check_positions(indices, len(self), "indices")
+        check_positions(indices, len(self), "indices")
         return MapExamples(self.dataset, self._base(indices))
 
     def _base(self, positions: Tensor) -> Tensor:
@@ -298,27 +299,6 @@ def _tensor(array: Tensor | np.ndarray, name: str) -> Tensor:
 
 def _own(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _check_positions(positions: Tensor, num_examples: int, name: str) -> None:
-    if positions.dtype != torch.int64 or positions.ndim != 1:
-        got = f"{positions.dtype} of shape {tuple(positions.shape)}"
-        raise DataError(f"{name}: expected int64 positions of shape (N,), got {got}")
-    if len(positions):
-        low, high = (int(bound) for bound in positions.aminmax())
-        if low < 0 or high >= num_examples:
-            raise DataError(f"{name}: expected positions from 0 to {num_examples - 1}, got {low if low < 0 else high}")
-
-
-def _checked_index(index: int, num_examples: int) -> int:
-    if not -num_examples <= index < num_examples:
-        raise IndexError(f"example {index} of {num_examples}")  # what Python's own loop over a sequence ends with
-    return index % num_examples
-
-
-def check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: expected at least 1, got {batch_size!r}")
 
 
 def _name(dataset: object) -> str:

@@ -5,69 +5,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from roundelay import seeds
-from roundelay.data.examples import Data, Examples, as_examples
+from roundelay.data.examples import Data, Examples, MapExamples, as_examples
+from roundelay.data.parts import Elsewhere, Parts, Pooled, Seen, Separate, Stretches
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
 __all__ = ["Data", "FederatedData"]
-
-
-class _Parts(Protocol):
-    def part(self, number: int) -> Examples | None:
-        """Return what client ``number``, in order of id, holds."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pooled:
-    """Parts of one data set: client i holds ``indices[offsets[i]:offsets[i + 1]]``, a view made when asked for."""
-
-    examples: Examples
-    indices: Tensor
-    offsets: Tensor
-
-    def part(self, number: int) -> Examples | None:
-        start, stop = self.offsets[number : number + 2].tolist()
-        return self.examples.select(self.indices[start:stop]) if stop > start else None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Separate:
-    """One data set for each client."""
-
-    examples: tuple[Examples | None, ...]
-
-    def part(self, number: int) -> Examples | None:
-        return self.examples[number]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Elsewhere:
-    """Parts that only the clients themselves have."""
-
-    clients: tuple[str, ...]
-
-    def part(self, number: int) -> Examples | None:
-        raise DataError(f"client {self.clients[number]!r}: its data is with its script, not here")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Seen:
-    """Parts seen through a function of client id and part."""
-
-    clients: tuple[str, ...]
-    parts: _Parts
-    change: Callable[[str, Examples], Examples]
-
-    def part(self, number: int) -> Examples | None:
-        part = self.parts.part(number)
-        return None if part is None else self.change(self.clients[number], part)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +33,8 @@ class FederatedData:
 
     clients: tuple[str, ...]
     held_out: Examples | None
-    _train: _Parts
-    _test: _Parts | None
+    _train: Parts
+    _test: Parts | None
 
     @classmethod
     def from_split(cls, data: Data, split: Split, client_test_fraction: float = 0.0, seed: int = 0) -> "FederatedData":
@@ -109,9 +57,9 @@ class FederatedData:
         for client, size in zip(split.clients, split.sizes().tolist(), strict=True):
             _check_size(client, size)
         if client_test_fraction == 0.0:
-            return cls(split.clients, data.test, _Pooled(data.train, split.indices, split.offsets), None)
+            return cls(split.clients, data.test, Pooled(data.train, split.indices, split.offsets), None)
         tested = _keep_for_test(split, client_test_fraction, seed)
-        train, test = (_Pooled(data.train, split.indices[mask], _offsets(split, mask)) for mask in (~tested, tested))
+        train, test = (Pooled(data.train, split.indices[mask], _offsets(split, mask)) for mask in (~tested, tested))
         return cls(split.clients, data.test, train, test)
 
     @classmethod
@@ -142,15 +90,41 @@ class FederatedData:
         return cls(
             clients,
             None if held_out is None else as_examples(held_out),
-            _Separate(train),
-            None if test is None else _Separate(test),
+            Separate(train),
+            None if test is None else Separate(test),
         )
+
+    @classmethod
+    def from_sizes(cls, examples: Examples, sizes: Mapping[str, tuple[int, int]]) -> "FederatedData":
+        """Return ``examples`` in the hands of clients who stand in them one after the other, in order of id: first what
+        a client trains on, then what it is tested on, as many as ``sizes`` says. The server holds out what all are
+        tested on.
+
+        A client costs its id and two numbers.
+
+        Raises:
+            DataError: an id is no string or out of order, a client trains on nothing, or sizes do not add up.
+        """
+        clients = tuple(sizes)
+        if not clients or not all(isinstance(client, str) and client for client in clients):
+            raise DataError(f"sizes: expected client ids, at least one, to be non-empty strings, got {_some(clients)}")
+        if list(clients) != sorted(clients):
+            raise DataError(f"sizes: expected client ids in ascending order, got {_some(clients)}")
+        for client, (num_train, _) in sizes.items():
+            _check_size(client, num_train)
+        ends = torch.tensor(list(sizes.values())).flatten().cumsum(0)
+        if int(ends[-1]) != len(examples):
+            raise DataError(f"sizes: they add up to {int(ends[-1])}, but there are {len(examples)} examples")
+        starts = torch.cat([ends.new_zeros(1), ends[1:-1:2]])
+        train, test = Stretches(examples, starts, ends[::2]), Stretches(examples, ends[::2], ends[1::2])
+        held_out = test.whole()
+        return cls(clients, held_out if len(held_out) else None, train, test)
 
     @classmethod
     def elsewhere(cls, clients: Sequence[str], held_out: Examples | None = None) -> "FederatedData":
         """Return what a server knows of clients that keep their data: their ids, and its own held-out examples."""
         ids = tuple(sorted(clients))
-        return cls(ids, held_out, _Elsewhere(ids), None)
+        return cls(ids, held_out, Elsewhere(ids), None)
 
     def train(self, client: str) -> Examples:
         """Return what the client trains on, at least one example.
@@ -189,9 +163,36 @@ class FederatedData:
         own = self.test(holder)
         return self.from_datasets({client: self.train(holder)}, self.held_out, None if own is None else {client: own})
 
+    def pooled(self, client: str = "all") -> "FederatedData":
+        """Return data in which one ``client`` has what all have here, for centralised training: their parts one after
+        the other, in order of id, as views; held-out examples stay with the server.
+
+        Raises:
+            DataError: the data is with the clients.
+        """
+        test = None if self._test is None else self._test.whole()
+        own = {client: test} if test is not None and len(test) else None
+        return self.from_datasets({client: self._train.whole()}, self.held_out, own)
+
     def seen_through(self, change: Callable[[str, Examples], Examples]) -> "FederatedData":
         """Return data whose clients train on ``change(client, part)``; what they are tested on stays."""
-        return replace(self, _train=_Seen(self.clients, self._train, change))
+        return replace(self, _train=Seen(self.clients, self._train, change))
+
+    def label_counts(self) -> list[list[int]] | None:
+        """Return how many training examples of each class each client has, (C, K) in order of id; None where there are
+        no classes, or every item would have to be read to find them.
+        """
+        counts: list[Tensor] = []
+        for client in self.clients:
+            part = self.train(client)
+            if isinstance(part, MapExamples):
+                return None
+            try:
+                counts.append(torch.bincount(part.labels()))
+            except (DataError, RuntimeError):  # regression, or text: nothing to count; or a class below 0
+                return None
+        width = max(map(len, counts))
+        return [[*row.tolist(), *[0] * (width - len(row))] for row in counts]
 
     def _number(self, client: str) -> int:
         number = bisect_left(self.clients, client)

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from roundelay.deployment.journal.records import Verdict
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Counts changes after which a device and a server of before do not understand each other."""
 
 HELLO, JOIN, RUN, WORK, BEAT, DATA, SCALARS = (
@@ -51,6 +51,9 @@ ENCLOSED_BYTES = 2**20
 
 MAX_WAIT_S = 30.0
 """How long a poll for work is kept waiting at most; below what proxies and NATs take for dead."""
+
+MAX_ROUNDS, MAX_CURVES = 1_000, 200
+"""How many rounds and names the curves have at most, that whoever asks for them costs no more than this."""
 
 GONE_AFTER = 20
 """So many heartbeats of silence, and a client counts as lost in the rounds that wait for it."""
@@ -114,6 +117,7 @@ class Poll(Message):
 class Offer(Message):
     """A task, the blob of the model that it begins from, and the task whose memory it begins from (None: none yet).
 
+    A task of kind "load" asks how busy the device is, whatever model comes with it; its answer's metrics are readings.
     What the device remembers of earlier tasks than that one it may forget. Where the model is ``enclosed``, its bytes
     follow in the same body, after a line break.
     """
@@ -121,7 +125,7 @@ class Offer(Message):
     id: TaskId
     round: Annotated[int, Field(ge=0)]
     attempt: Annotated[int, Field(ge=-1)]
-    kind: Literal["train", "evaluate", "submit"]
+    kind: Literal["train", "evaluate", "submit", "load"]
     config: dict[str, Any]  # Any: settings of a learner
     sent: Digest
     size: Annotated[int, Field(ge=0)]
@@ -186,6 +190,32 @@ class Scalars(Message):
 
 class Noted(Message):
     """It was taken note of."""
+
+
+class Curves(Message):
+    """The numbers of the last rounds, one list for each name, with a value for each round: None where it has none that
+    is finite. ``left_out`` rounds came before, and are in the run folder.
+    """
+
+    left_out: Annotated[int, Field(ge=0)]
+    rounds: dict[str, list[float | int | None]]
+
+
+class Stats(Message):
+    """``silent_s`` is how long ago each client was heard of; bytes and requests are counted from the server's start."""
+
+    run: str
+    phase: str
+    reason: str
+    uptime_s: float
+    silent_s: dict[str, float]
+    gone_after_s: float
+    requests: int
+    in_flight: int
+    bytes_in: int
+    bytes_out: int
+    open_tasks: int
+    progress: Curves
 
 
 class Problem(Message):

@@ -55,9 +55,10 @@ class Bound:
             if isinstance(tensor, nn.Parameter):
                 tensor.data = view
             else:
+                buffer = view.data  # counts its own changes: else one layer's statistics would spoil another's backward
                 for name in (spec.name, *spec.aliases):
                     owner, _, leaf = name.rpartition(".")
-                    owners[owner]._buffers[leaf] = view
+                    owners[owner]._buffers[leaf] = buffer
         shared, local = (self.layout.of_kind(Kind.PARAMETER, local) for local in (False, True))
         self.parameters = [state[spec.name] for spec in (*shared, *local)]
         self._num_shared = len(shared)

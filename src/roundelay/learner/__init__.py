@@ -17,22 +17,30 @@ from roundelay.learner.function import LocalFunction as LocalFunction
 from roundelay.learner.function import Weights as Weights
 from roundelay.learner.local_sgd import LocalSGD
 from roundelay.learner.local_sgd import accumulation as accumulation
-from roundelay.learner.measures import MacroF1
+from roundelay.learner.losses import WeightedCrossEntropy
+from roundelay.learner.measures import AUC, MacroF1
 from roundelay.learner.protocol import Augment as Augment
 from roundelay.learner.protocol import Context as Context
 from roundelay.learner.protocol import Learner as Learner
 from roundelay.learner.protocol import LossFunction as LossFunction
+from roundelay.learner.rates import ClassRates
 from roundelay.learner.schedules import Constant, Cosine, Step
+from roundelay.learner.sequences import NextToken, sequence_cross_entropy
 
 __all__ = [
+    "AUC",
+    "ClassRates",
     "CocoAP",
     "Constant",
     "Cosine",
     "FunctionLearner",
     "LocalSGD",
     "MacroF1",
+    "NextToken",
     "Step",
     "VocAP",
+    "WeightedCrossEntropy",
     "accuracy",
     "detection_loss",
+    "sequence_cross_entropy",
 ]

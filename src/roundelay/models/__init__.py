@@ -2,6 +2,8 @@
 detectors.
 """
 
+from roundelay.models.beat_cnn import BeatCNN
+from roundelay.models.char_lstm import CharLSTM
 from roundelay.models.cnn import CNN
 from roundelay.models.grid_detector import GridDetector
 from roundelay.models.lenet import LeNet
@@ -10,4 +12,15 @@ from roundelay.models.loss_dict import LossDictDetector, torchvision_detector
 from roundelay.models.mlp import MLP
 from roundelay.models.small_cnn import SmallCNN
 
-__all__ = ["CNN", "MLP", "GridDetector", "LeNet", "Logistic", "LossDictDetector", "SmallCNN", "torchvision_detector"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "BeatCNN",
+    "CharLSTM",
+    "GridDetector",
+    "LeNet",
+    "Logistic",
+    "LossDictDetector",
+    "SmallCNN",
+    "torchvision_detector",
+]

@@ -39,7 +39,7 @@ def summary(row: Row) -> str:
     reported = sorted(name for name in row if name.startswith("train_"))[:3]
     names = measured(row)[:3] or reported
     parts = [f"{name} {row[name]:.4f}" for name in names if row.get(name) is not None]
-    parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late", "silent") if row.get(name)]
+    parts += [f"{row[name]} {name}" for name in ("refused", "lost", "late", "silent", "waits") if row.get(name)]
     return ", ".join(parts)
 
 

@@ -10,7 +10,8 @@ import torch
 
 from roundelay.components import unknown_message
 from roundelay.errors import ConfigError
-from roundelay.report.plots import plot_partition, plot_rounds
+from roundelay.report.clients import last_evaluations
+from roundelay.report.plots import plot_clients, plot_partition, plot_rounds
 from roundelay.tracking.run_folder import Row, read_rows, require_run_folder
 
 
@@ -61,13 +62,17 @@ def require_metric(tables: Sequence[Sequence[Row]], metric: str) -> None:
 
 
 def plot_run(path: str | Path, metric: str = "accuracy") -> list[Path]:
-    """Draw a run's pictures into its folder: the metric against rounds, and who holds which labels. Returns their
-    paths.
+    """Draw a run's pictures into its folder: the metric against rounds, and client by client; who holds which labels.
+    Returns their paths.
     """
     run, pictures = read_run(path), []
     if run.last(metric) is not None:
         pictures.append(run.path / f"{metric}.png")
         plot_rounds({run.path.name: run.rows}, metric, pictures[-1])
+    evaluated = last_evaluations(run.path)
+    if evaluated is not None and (values := evaluated.by_client(own := evaluated.like(metric))):
+        pictures.append(run.path / "clients.png")
+        plot_clients(values, own, pictures[-1])
     counts = json_of(run.path / "label_counts.json")
     if counts:
         pictures.append(run.path / "partition.png")

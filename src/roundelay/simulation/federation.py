@@ -16,18 +16,24 @@ from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm, Personalised
 from roundelay.bookkeeping import Bookkeeping, Given, Traced
 from roundelay.client.launch import ScriptLearner
+from roundelay.errors import ConfigError, VirtualDeadlock
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.intake import ClientReport, Outcome
+from roundelay.load import Load
 from roundelay.messages import Lost, Memory, Payload, Task, TaskKind
 from roundelay.simulation.delivery import Delivery, Sent
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.kept import Kept
+from roundelay.simulation.loads import LoadModel, When, idle
 from roundelay.simulation.loop import NS, Order, VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.trainer import Answer, Evaluated
 
 log = logging.getLogger(__name__)
+
+MAX_RESTS = 100_000
+"""After so many in a row, nothing that is modelled will ever end them."""
 
 
 class SimulatedFederation(Bookkeeping):
@@ -40,6 +46,7 @@ class SimulatedFederation(Bookkeeping):
         memory: ClientMemory,
         flights: Sequence[tuple[Flight, int]],
         delivery: Delivery,
+        load: LoadModel = idle,
         traced: Mapping[str, Any] | None = None,
     ) -> None:
         """``flights`` were under way when the restored version was kept, with their nanoseconds of arrival; ``traced``
@@ -48,6 +55,7 @@ class SimulatedFederation(Bookkeeping):
         super().__init__(given)
         self._executor, self._loop, self._memory, self._delivery = executor, loop, memory, delivery
         self._restored_flights, self._restored = flights, traced
+        self._load, self._num_rests = load, 0
         self._flights: dict[int, Flight] = {}  # by task id
         self._landed: deque[int] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -97,7 +105,7 @@ class SimulatedFederation(Bookkeeping):
         deadline_s: float | None,
         fold: Folding | None = None,
     ) -> Outcome:
-        number = version.number + 1
+        number, self._num_rests = version.number + 1, 0
         tasks, cast, intake = self._opened(
             algorithm, version, cohort, attempt=attempt, goal=goal, fold=fold, release=self._release
         )
@@ -138,6 +146,34 @@ class SimulatedFederation(Bookkeeping):
         outcome = self.account(self._with_told(intake.close(), cast))
         self._despair_of([(report.reason, report.traceback) for report in outcome.reports])
         return outcome
+
+    async def loads(self, number: int, attempt: int, clients: Sequence[str], within_s: float) -> Mapping[str, Load]:
+        """A simulated client answers at once, or not at all; what it says is not counted among what travels.
+
+        Raises:
+            ConfigError: a model of loads gives something else.
+        """
+        when, said = When(self.seed, number, attempt, self._now_s()), dict[str, Load]()
+        for client in clients:
+            load = self._load(client, when)
+            if isinstance(load, Load):
+                said[client] = load
+            elif load is not None:
+                raise ConfigError(f"simulation.load of client {client!r} is {load!r}; expected a Load, or None where "
+                                  "the client does not answer")  # fmt: skip
+        if len(said) < len(clients):
+            await asyncio.sleep(within_s)
+        return said
+
+    async def rest(self, seconds: float, why: str) -> None:
+        """Raises:
+        VirtualDeadlock: clients are busy for ever, as far as can be told.
+        """
+        self._num_rests += 1
+        if self._num_rests > MAX_RESTS:
+            raise VirtualDeadlock(f"{why}; it is now {self._now_s():.6g} s, after {MAX_RESTS} waits: does the load "
+                                  "that simulation.load models ever fall?")  # fmt: skip
+        await asyncio.sleep(seconds)
 
     async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """A simulated client that is lost does not come back: the round is over."""

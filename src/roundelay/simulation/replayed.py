@@ -1,7 +1,7 @@
 """A run on real devices once more, simulated: whoever was in time there is in time here, and nobody else."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from roundelay.algorithms.protocol import Algorithm
@@ -11,6 +11,7 @@ from roundelay.errors import ConfigError
 from roundelay.federation import Arrived, Version
 from roundelay.fold import Folding
 from roundelay.intake import ClientReport, Outcome
+from roundelay.load import Load
 from roundelay.messages import Lost, Payload, Task
 from roundelay.simulation.federation import SimulatedFederation
 from roundelay.trainer import Evaluated
@@ -22,6 +23,7 @@ class ReplayedFederation(SimulatedFederation):
     def __init__(self, given: Given, course: Course, **world: Any) -> None:  # Any: see SimulatedFederation
         super().__init__(given, **world)
         self._course, self._told, self._attempt = course, deque(course.told), 0
+        self._loads = deque(course.loads)
 
     async def train(
         self,
@@ -53,6 +55,15 @@ class ReplayedFederation(SimulatedFederation):
             elif end.status == "refused":
                 intake.refuse(task.id, end.reason)
         return self.account(intake.close())
+
+    async def loads(self, number: int, attempt: int, clients: Sequence[str], within_s: float) -> Mapping[str, Load]:
+        """Who was busy there is busy here."""
+        if not self._loads:
+            raise _astray((number, attempt, "load"))
+        return self._loads.popleft()
+
+    async def rest(self, seconds: float, why: str) -> None:
+        """What they waited for has come."""
 
     async def stalled(self, number: int, why: str, quorum: int) -> bool:
         """What was tried again is tried again."""

@@ -20,6 +20,7 @@ from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
 from roundelay.simulation.executors.vectorized import Vectorized
+from roundelay.simulation.loads import LoadModel
 from roundelay.simulation.network.network import Network
 from roundelay.trainer import Trainer, Work
 
@@ -32,9 +33,9 @@ class Simulation:
     """``num_workers`` defaults to the cores that this process may use. ``devices`` maps accelerators to their numbers
     of workers, {"cuda:0": 4}; ``gpu_mapping`` reads the same from FedML's file, as "gpu_mapping.yaml#mapping_name".
     ``duration(client, task)`` gives a task's simulated seconds; a ``network`` models them, and what they cost; without
-    either, answers arrive at once. ``memory`` says
-    where what clients remember is kept: in the server's "process", or on "disk" (in the run folder), for populations
-    whose memories together are larger than the machine's.
+    either, answers arrive at once. ``load(client, when)`` gives how busy a client is, where the workflow asks before a
+    round; without it, nobody is. ``memory`` says where what clients remember is kept: in the server's "process", or on
+    "disk" (in the run folder), for populations whose memories together are larger than the machine's.
 
     The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib``: for models so
     small that calling torch takes longer than its arithmetic. It comes to what the others come to up to rounding, and
@@ -53,6 +54,7 @@ class Simulation:
     gpu_mapping: str | None = None
     duration: Callable[[str, Task], float] | None = None
     network: Network | None = None
+    load: LoadModel | None = None
     memory: str = "process"
     num_clients: int | None = None
     max_concurrent: int | None = None

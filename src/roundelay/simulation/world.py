@@ -23,6 +23,7 @@ from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Sites
 from roundelay.simulation.federation import SimulatedFederation
 from roundelay.simulation.intercepted import Intercepted
+from roundelay.simulation.loads import idle
 from roundelay.simulation.loop import VirtualLoop
 from roundelay.simulation.memory import ClientMemory
 from roundelay.simulation.network.reach import Reach
@@ -72,7 +73,7 @@ class Simulated:
         make = SimulatedFederation if self.course is None else partial(ReplayedFederation, course=self.course)
         return make(
             given, executor=self._executor, loop=self._loop, memory=self.memory, flights=self.flights,
-            delivery=self.delivery(given, self._loop), traced=self.network,
+            delivery=self.delivery(given, self._loop), load=self.simulation.load or idle, traced=self.network,
         )  # fmt: skip
 
     def delivery(self, given: Given, loop: VirtualLoop) -> Delivery:

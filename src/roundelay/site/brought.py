@@ -9,9 +9,9 @@ from roundelay.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """The command line's words. ``data`` is NAME, NAME:FOLDER or "module:function"; ``shard`` is "i/n", counted from 0;
-    ``split`` a file that ``Split.save`` wrote; ``job`` a job file, or "module:NAME"; ``allow`` names what the server
-    may ask for beyond roundelay's own.
+    """The command line's words. ``data`` is NAME, NAME:FOLDER, NAME:KEY=VALUE,... or "module:function"; ``shard`` is
+    "i/n", counted from 0; ``split`` a file that ``Split.save`` wrote; ``job`` a job file, or "module:NAME"; ``allow``
+    names what the server may ask for beyond roundelay's own.
 
     Raises:
         ConfigError: words that cannot mean anything together.

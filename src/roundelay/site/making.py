@@ -33,6 +33,7 @@ from roundelay.wire import Frame
 if TYPE_CHECKING:  # its packages come with an extra, which a simulation does without
     from roundelay.deployment.protocol import Briefing, Holding
 
+FOLDER = "folder="
 OnScalar = Callable[[str, int, Scalar], None]
 
 
@@ -189,15 +190,22 @@ def _data(brought: Brought, job: Job, own: Job | None, offered: Settings, client
 
 
 def _source(word: str) -> Any:  # Any: data, or a function that returns some
-    """Return what --data names: a set that roundelay reads, or a function of the site's own."""
+    """Return what --data names: a set that roundelay reads, with its folder, or settings that begin with that; or a
+    function of the site's own.
+    """
     known = config.CHOSEN["data"][0]
     name, _, rest = word.partition(":")
     if name.lower() not in {own.lower() for own in known}:
         config.import_from(Path.cwd())
         return resolve(word, "--data") if rest else find(word, known, "--data")
     component = find(name, known, "--data")
-    takes_folder = "folder" in inspect.signature(component).parameters
-    table = {"folder": rest} if takes_folder and rest else config.parse_attack(word) if rest else {}
+    table: Mapping[str, Any]
+    takes_folder = bool(rest) and "folder" in inspect.signature(component).parameters
+    if takes_folder and rest.startswith(FOLDER):  # which is text, also where it is called 100
+        folder, *more = config.top_level_commas(rest.removeprefix(FOLDER))
+        table = {**config.parse_attack(f"{name}:{','.join(more)}"), "folder": folder}
+    else:
+        table = {"folder": rest} if takes_folder else config.parse_attack(word) if rest else {}
     arguments = {key: value for key, value in table.items() if key != "use"}
     return lambda: call(component, arguments, {}, f"--data {name}")
 

@@ -28,6 +28,8 @@ def simulated(job: Job, names: Sequence[str]) -> Job:
     if isinstance(job.partition, FromFile):
         _require_known(names, Split.load(job.partition.path).clients, all_of_them=True)
         return job
+    if isinstance(data, FederatedData) and not data.clients:  # all that is here is the server's
+        return replace(job, data=FederatedData.elsewhere(names, data.held_out))
     if isinstance(data, FederatedData):
         _require_known(names, data.clients)
         return replace(job, data=data.among(names))

@@ -12,6 +12,7 @@ from typing import Any
 
 from roundelay.components import checked, unknown_message
 from roundelay.errors import ConfigError
+from roundelay.tasks.fetching import Source
 
 PREFIX = "task:"
 CARD = "card"
@@ -21,7 +22,7 @@ CARD = "card"
 class Card:
     """``data`` says what the data is, ``put`` what to put where; ``metric`` is the column that counts. ``reference`` is
     what others have published and where, ``ours`` what was measured here and on what; both also as values, where there
-    is one. ``page`` is the task's page in the documentation.
+    is one. ``page`` is the task's page in the documentation, ``sources`` are where its data can be fetched.
     """
 
     title: str
@@ -35,6 +36,7 @@ class Card:
     page: str
     reference_value: float | None = None
     ours_value: float | None = None
+    sources: Sequence[Source] = ()
 
 
 def names() -> list[str]:
@@ -65,7 +67,10 @@ def card(task: str) -> Card:
     Raises:
         ConfigError: there is no such task.
     """
-    return Card(**checked(Card, _read(task)[CARD], {}, f"[{CARD}] of {task}"))
+    where = f"[{CARD}] of {task}"
+    told = dict(_read(task)[CARD])
+    found = [Source(**checked(Source, source, {}, f"{where}, sources")) for source in told.pop("sources", ())]
+    return Card(**checked(Card, told, {}, where), sources=tuple(found))
 
 
 def cards() -> Mapping[str, Card]:
@@ -74,8 +79,15 @@ def cards() -> Mapping[str, Card]:
 
 def told(task: Card) -> Sequence[tuple[str, str]]:
     """Return what stands on a card, as (what, text)."""
-    return [(field.name.replace("_", " "), str(value)) for field in fields(task)
-            if (value := getattr(task, field.name)) is not None]  # fmt: skip
+    plain = [(field.name.replace("_", " "), str(value)) for field in fields(task)
+             if field.name != "sources" and (value := getattr(task, field.name)) is not None]  # fmt: skip
+    return [*plain, *(("source", source.url) for source in task.sources)]
+
+
+def folder_of(task: str) -> Path | None:
+    """Return where a task's job looks for its data; None where it has no folder."""
+    folder = document(task).get("data", {}).get("folder")
+    return None if folder is None else Path(folder)
 
 
 def _read(task: str) -> dict[str, Any]:  # Any: what TOML holds

@@ -8,6 +8,7 @@ last.pt best.pt state dicts                                checkpoint.pt  what `
 memory/         what clients remember, where it is kept on disk
 split.json      which example belongs to which client      attacks.json  who does harm, where attacks are asked for
 journal/        what happened, where clients are devices
+tensorboard/    curves; wandb.json, mlflow.json  which run this is there; wandb/  what was told offline
 """
 
 import fcntl
@@ -44,17 +45,34 @@ class Tracking:
     """Where a run is kept. ``name`` names its folder under ``root``, else the job's name and the time do.
 
     ``checkpoint_every_s`` is how much real time of finished rounds a crash may cost; 0 checkpoints after every round.
-    Whatever it is, a resumed run ends in the same bits.
+
+    Beside the folder's own tables, rounds are told TensorBoard; Weights & Biases, under the project ``wandb``; MLflow,
+    at the tracking URI ``mlflow``. The latter two are another's machines: one that fails is left alone, and said.
+    Whatever it is, a resumed run ends in the same bits. ``best.pt`` is the model with the best value of the metric
+    ``best``, by default the one that may stop the run; ``better`` is "higher" or "lower", where the metric's name does
+    not say so.
     """
 
     root: str = "runs"
     name: str | None = None
     checkpoint_every_s: float = 10.0
     tensorboard: bool = False
+    wandb: str | None = None
+    mlflow: str | None = None
+    best: str | None = None
+    better: str | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_every_s >= 0:
             raise ConfigError(f"tracking checkpoint_every_s must be at least 0, got {self.checkpoint_every_s!r}")
+        if self.wandb is not None and not self.wandb.rpartition("/")[2]:
+            raise ConfigError(f'tracking wandb: expected "project" or "entity/project", got {self.wandb!r}')
+        if self.mlflow is not None and not self.mlflow:
+            raise ConfigError(
+                'tracking mlflow: expected a tracking URI such as "sqlite:///runs/mlflow.db", got nothing'
+            )
+        if self.better not in (None, "higher", "lower"):
+            raise ConfigError(f'tracking better must be "higher" or "lower", got {self.better!r}')
 
 
 class RunFolder:

@@ -34,6 +34,6 @@ class TensorBoard:
             self._of_clients[client] = self._make(str(self._folder / quote(client, safe=" ")))
         self._of_clients[client].add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def close(self, state: str) -> None:
         for writer in (self._writer, *self._of_clients.values()):
             writer.close()

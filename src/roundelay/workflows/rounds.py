@@ -11,7 +11,9 @@ import torch
 from roundelay.algorithms.protocol import Algorithm, State
 from roundelay.errors import ConfigError
 from roundelay.federation import Federation, Plan, Version
+from roundelay.fold import Fold
 from roundelay.intake import ClientReport, Outcome
+from roundelay.workflows.readiness import Readiness
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +25,8 @@ class Rounds:
     ``over_selection`` asks that share of clients beyond ``clients_per_round`` and closes at the first
     ``clients_per_round`` admitted updates; ``goal`` sets that number directly. ``deadline_s`` closes a round after so
     many seconds. With fewer than ``quorum`` updates the round is drawn again, ``attempts`` times in all; then the
-    model stays in a simulation, and a run on real devices pauses until enough of them are back.
+    model stays in a simulation, and a run on real devices pauses until enough of them are back. With a ``readiness``, a
+    round begins when enough of its clients are not busy, and may leave out those that are.
     """
 
     goal: int | None = None
@@ -31,6 +34,7 @@ class Rounds:
     over_selection: float = 0.0
     quorum: int = 1
     attempts: int = 1
+    readiness: Readiness | None = None
 
     def __post_init__(self) -> None:
         for name in ("goal", "quorum", "attempts"):
@@ -62,7 +66,7 @@ class Rounds:
         plan = fed.plan
         version = fed.restore() or fed.begin(algorithm)
         while version.number < plan.num_rounds and plan.stopping.reason(fed.history) is None:
-            outcome = await self._closed_round(fed, algorithm, version)
+            outcome, notes = await self._closed_round(fed, algorithm, version)
             short = self.shortfall(outcome)
             if short is None and outcome.is_quiet:
                 version = replace(version, number=version.number + 1, heard={**version.heard, **outcome.heard})
@@ -75,7 +79,7 @@ class Rounds:
                 version = replace(version, number=version.number + 1)
                 log.warning("round %d: the model stays as it was: %s", version.number, short)
             version = _in_its_epoch(version, () if short else outcome.reports, fed.clients)
-            await conclude(fed, version, outcome)
+            await conclude(fed, version, outcome, notes=notes)
         return version
 
     def round_size(self, plan: Plan, num_clients: int) -> int:
@@ -89,13 +93,23 @@ class Rounds:
         # rounded first: in floats, 100 clients and 10 % beyond are a hair more than 110
         return min(num_clients, ceil(round(plan.cohort_size(num_clients) * (1 + self.over_selection), 9)))
 
-    async def _closed_round(self, fed: Federation, algorithm: Algorithm, version: Version) -> Outcome:
+    async def _closed_round(
+        self, fed: Federation, algorithm: Algorithm, version: Version
+    ) -> tuple[Outcome, Mapping[str, float]]:
+        """Return the last attempt at a round, and numbers for its row."""
         number, wanted = version.number + 1, fed.plan.cohort_size(len(fed.clients))
         asked = self._asked(fed.plan, len(fed.clients))
         goal = wanted if self.over_selection else self.goal
         left = None if version.epoch is None else version.epoch.left(fed.clients)
+        notes: dict[str, float] = {}
         for attempt in itertools.count():
             cohort = fed.sample(number, attempt, asked if left is None else min(asked, len(left)), among=left)
+            if self.readiness is not None:
+                begun = await self.readiness.gathered(fed, number, attempt, cohort, self.quorum)
+                cohort = begun.cohort
+                notes = {"ready": begun.num_ready, "waits": notes.get("waits", 0) + begun.num_waits}
+                if begun.left_out:
+                    fed.account(Outcome(number, attempt, Fold({}), begun.left_out, {}, 0, 0))
             outcome = await fed.train(
                 algorithm, version, cohort, attempt=attempt, goal=goal, deadline_s=self.deadline_s
             )
@@ -107,7 +121,7 @@ class Rounds:
                 continue
             if left is not None or not await fed.stalled(number, short, self.quorum):
                 break  # where somebody waits for the others to end their epoch, it ends
-        return outcome
+        return outcome, notes
 
     def shortfall(self, outcome: Outcome) -> str | None:
         """Return why a closed round leads to no new model, or None where it does."""

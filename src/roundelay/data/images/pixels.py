@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.data import examples
+from roundelay.data import checks, examples
 from roundelay.data.examples import TensorExamples
 from roundelay.errors import DataError
 
@@ -50,7 +50,7 @@ class PixelExamples:
         return normalised(image, self.mean, self.std), target
 
     def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        examples.check_batch_size(batch_size)
+        checks.check_batch_size(batch_size)
         batch_bytes = max(1, 4 * self.pixels.inputs[:1].numel()) * batch_size
         rows = max(1, examples.BLOCK_BYTES // batch_bytes) * batch_size
         blocks = self.pixels.batches(order, rows)  # raises here, not when the first batch is asked for

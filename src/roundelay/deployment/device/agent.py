@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from roundelay.client.exchange import Scalar
+from roundelay.client.exchange import Answered, Scalar
 from roundelay.deployment.device.delivery import Delivery, Spoiled
 from roundelay.deployment.device.device import Device
 from roundelay.deployment.device.hands import CannotDo, Done, Hands
@@ -25,6 +25,7 @@ from roundelay.deployment.patience import UNSIGNED, Patience, Sleep
 from roundelay.deployment.protocol import MAX_WAIT_S, PROTOCOL, Briefing, Hello, Holding, Offer, printable
 from roundelay.deployment.trust.identity import checked_name
 from roundelay.errors import DeviceError, WireError
+from roundelay.load import Load, measured
 from roundelay.messages import Payload, Task
 
 MAX_MODEL_BYTES = 2**36
@@ -52,17 +53,19 @@ class Agent:
         say: Callable[[str], None],
         *,
         holding: Callable[[Hands], Holding | None] = lambda hands: None,
+        load: Callable[[], Load] = measured,
         sleep: Sleep = asyncio.sleep,
         now_s: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
         longest_pause_s: float | None = None,
     ) -> None:
         """``link`` is open, and its client the one that this device is. ``hands`` is called once for each run, in the
-        thread in which tasks are done; ``holding`` says what to tell of the data that they have. ``now_s`` must be
-        monotonic. ``longest_pause_s`` is that between two tries to reach the server; None: as it fits the link.
+        thread in which tasks are done; ``holding`` says what to tell of the data that they have; ``load`` measures how
+        busy this machine is, in that thread, while no task is done. ``now_s`` must be monotonic.
+        ``longest_pause_s`` is that between two tries to reach the server; None: as it fits the link.
         """
         self._link, self._device, self._make_hands, self._say = link, device, hands, say
-        self._holding, self._sleep, self._now_s = holding, sleep, now_s
+        self._holding, self._load, self._sleep, self._now_s = holding, load, sleep, now_s
         longest_s = link.longest_pause_s if longest_pause_s is None else longest_pause_s
         self._patience = Patience(say, sleep, now_s, draw, longest_s)
         self._pulse = Pulse(link, self._patience, sleep, now_s, draw)
@@ -163,7 +166,7 @@ class Agent:
             if came is None:
                 return None
             offer, model = came
-            if offer.enclosed:
+            if offer.enclosed and offer.kind != "load":  # with which comes nothing that would be used
                 try:
                     self._device.models.keep(offer.sent, model)
                 except OSError as error:
@@ -177,7 +180,7 @@ class Agent:
     async def _one(self, hands: Hands, offer: Offer) -> None:
         self._pulse.doing.add(offer.id)
         try:
-            done = await self._done(hands, offer)
+            done = await (self._measured(offer) if offer.kind == "load" else self._done(hands, offer))
             kept = await self._patience.insist(lambda: self._keep(offer, done))
         except TaskOver:
             self._say(f"task {offer.id}: nobody waits for it any more; left")
@@ -193,6 +196,13 @@ class Agent:
         task = Task(offer.id, self._link.client, offer.round, offer.attempt, offer.kind, offer.config)
         self._say(f"task {task.id}: {task.kind}, round {task.round}")
         return await self._pulse.in_thread(lambda: hands.do(task, received, memory), hands.interrupt, offer.id)
+
+    async def _measured(self, offer: Offer) -> Done:
+        """Tell how busy this machine is: what it knows of it."""
+        readings = (await self._pulse.in_thread(self._load, _let_it, offer.id)).readings
+        known = ", ".join(f"{name} {value:.4g}" for name, value in readings.items())
+        self._say(f"task {offer.id}: load, round {offer.round}: {known or _LOAD_UNKNOWN}")
+        return Done(Answered(offer.id, 1.0, False, readings), {})
 
     def _remembered(self, offer: Offer) -> dict[str, Tensor]:
         """Return what the task begins from: only what the server names counts, not what was done last."""
@@ -241,7 +251,7 @@ class Agent:
         """
 
         def keep() -> Kept:
-            if offer.kind != "evaluate":
+            if offer.kind in ("train", "submit"):
                 self._device.memories.save(self._link.run, offer.id, done.memory)
             return self._device.answers.keep(self._link.run, offer, done.answered.frame())
 
@@ -310,6 +320,9 @@ class Agent:
         if refusal.problem.error == "token":
             raise DeviceError(f"{self._link.address}: {message}") from refusal
         raise DeviceError(f"{refusal}; are server and device of the same version?") from refusal
+
+
+_LOAD_UNKNOWN = "unknown; pip install 'roundelay[load]' lets this client measure it"
 
 
 def _let_it() -> None:

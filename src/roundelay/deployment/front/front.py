@@ -7,7 +7,7 @@ threads, so that one client's slow disk keeps nobody else waiting.
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from roundelay.deployment.front.routes import ROUTES, Route
 from roundelay.deployment.front.server import DIALLED, DRAIN
 from roundelay.deployment.front.together import Together
 from roundelay.deployment.journal.records import KeptTask
-from roundelay.deployment.protocol import Briefing, Message, Scalars
+from roundelay.deployment.protocol import Briefing, Curves, Message, Scalars
 from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.roster import Roster
 from roundelay.deployment.trust.signing import Claim, Reason, Refused, Request, check_body
@@ -49,7 +49,7 @@ class Front:
         run: str,
         briefing: Callable[[str], Briefing],
         max_answer_bytes: int,
-        stats: Callable[[], Mapping[str, Any]],  # Any: JSON's types nest
+        curves: Callable[[], Curves],
         authority_pem: bytes | None,
         on_scalar: OnScalar,
         on_data: OnData = lambda client, holding: None,
@@ -57,7 +57,7 @@ class Front:
         patience_s: float = 30.0,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """``briefing(client)``, ``stats``, ``on_scalar(client, round, name, value, step)`` and ``on_data`` are called
+        """``briefing(client)``, ``curves``, ``on_scalar(client, round, name, value, step)`` and ``on_data`` are called
         in threads. ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s``
         seconds is cut. ``now_s`` is the time of day, by which tokens run out.
         """
@@ -67,7 +67,7 @@ class Front:
         self._readers = ThreadPoolExecutor(4, "front")
         self._writers = ThreadPoolExecutor(8, "front-writes")  # apart: they sync megabytes
         self._lobby = Lobby(
-            board, self._admission, self._meters, run, authority_pem, stats, self._in_thread, patience_s
+            board, self._admission, self._meters, run, authority_pem, curves, self._in_thread, patience_s
         )
         self._desk = Desk(
             board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar, on_data,

@@ -1,10 +1,9 @@
 """The routes that are open to everybody: who the server is, how it is, and the way in."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
 
 from aiohttp import web
 
@@ -38,7 +37,7 @@ class Lobby:
     meters: Meters
     run: str
     authority_pem: bytes | None
-    stats: Callable[[], Mapping[str, Any]]  # Any: JSON's types nest
+    curves: Callable[[], p.Curves]
     in_thread: InThread
     patience_s: float
 
@@ -72,21 +71,21 @@ class Lobby:
         return web.json_response(told, status=200 if ready else 503, headers={} if ready else {"Retry-After": "5"})
 
     async def statistics(self, _: web.Request) -> web.Response:
-        told = {
-            "run": self.run,
-            "phase": self.board.phase.value,
-            "reason": self.board.reason,
-            "uptime_s": time.monotonic() - self.meters.begun,
-            "silent_s": dict(self.board.presence()),
-            "gone_after_s": self.board.gone_after_s,
-            "requests": self.meters.requests,
-            "in_flight": self.meters.in_flight,
-            "bytes_in": self.meters.bytes_in,
-            "bytes_out": self.meters.bytes_out,
-            "open_tasks": await self.in_thread(self.board.journal.tasks.num_open),
-            "progress": dict(await self.in_thread(self.stats)),
-        }
-        return web.json_response(told)
+        told = p.Stats(
+            run=self.run,
+            phase=self.board.phase.value,
+            reason=self.board.reason,
+            uptime_s=time.monotonic() - self.meters.begun,
+            silent_s=dict(self.board.presence()),
+            gone_after_s=self.board.gone_after_s,
+            requests=self.meters.requests,
+            in_flight=self.meters.in_flight,
+            bytes_in=self.meters.bytes_in,
+            bytes_out=self.meters.bytes_out,
+            open_tasks=await self.in_thread(self.board.journal.tasks.num_open),
+            progress=await self.in_thread(self.curves),
+        )
+        return as_json(told)
 
     async def openapi(self, _: web.Request) -> web.Response:
         return web.json_response(openapi(version("roundelay")))

@@ -18,6 +18,9 @@ from roundelay.trainer import Answer, Work
 
 log = logging.getLogger(__name__)
 
+NUMBERS_ONLY = ("evaluate", "load")
+"""Tasks that are answered without a model."""
+
 CLAIM = "task"
 """Under this name an answer's memory holds the task's id: what the client would remember stays on its device, and who
 commits the memory commits the claim to it.
@@ -72,7 +75,7 @@ class Answers:
         answered = Answered.read(frame)
         if answered.task_id != task.id:
             raise WireError(f"it answers task {answered.task_id}, not {task.id}")
-        if (answered.payload is None) != (task.kind == "evaluate"):
+        if (answered.payload is None) != (task.kind in NUMBERS_ONLY):
             raise WireError(
                 f"a task of kind {task.kind!r} was answered with{'out' if not answered.payload else ''} a model"
             )

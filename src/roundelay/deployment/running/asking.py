@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from roundelay import wire
 from roundelay.client.exchange import model_frame
 from roundelay.deployment.board import Board
+from roundelay.deployment.journal.records import TaskState
 from roundelay.messages import Payload, Task, TaskKind
 
 
@@ -48,6 +49,13 @@ class Asking:
             assert sent is not None
             self._journal.tasks.open(new, self._blob(sent), self._committed, group)
         self._board.post([task.client for task in tasks])
+
+    def take_back(self, kind: TaskKind) -> None:
+        """Wait for no answer to the open tasks of this kind any more."""
+        tasks = [kept.task for kept in self._journal.tasks.all(TaskState.OPEN) if kept.task.kind == kind]
+        if tasks:
+            self._journal.tasks.close([task.id for task in tasks])
+            self._board.post([task.client for task in tasks])
 
     def lose_strangers(self, tasks: Sequence[Task]) -> None:
         """Wait for nobody who has never come."""

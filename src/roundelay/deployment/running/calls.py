@@ -101,6 +101,11 @@ class Calls:
             for task in tasks:
                 self._expected.pop(task.id, None)
 
+    async def rest(self, seconds: float) -> None:
+        until_s = self.now_s() + seconds
+        while self.now_s() < until_s:
+            await self._rest(until_s)
+
     async def until(self, true: Callable[[], bool]) -> None:
         while not true():
             await self._rest(None)

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 
+import torch
+
 from roundelay.algorithms.protocol import Algorithm
 from roundelay.bookkeeping import Bookkeeping, Given
 from roundelay.deployment.board import Board, Phase
@@ -17,20 +19,20 @@ from roundelay.deployment.journal.records import Fate, Opening, RoundState, Task
 from roundelay.deployment.running.answers import CLAIM, Answers, Shelf, limits_of
 from roundelay.deployment.running.asking import Asking
 from roundelay.deployment.running.calls import Calls
-from roundelay.errors import JournalMismatch, MetricError, WireError
+from roundelay.deployment.running.told import ARRIVAL, FINISHED, LOADS, Told, read_loads, written
+from roundelay.errors import MetricError, WireError
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.guard import Reason, Refusal
 from roundelay.intake import ClientReport, Intake, Outcome
+from roundelay.load import Load
 from roundelay.messages import Config, Lost, Payload, Task, TaskKind
 from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
 
-ARRIVAL, FINISHED = "arrival", "finished"
-"""What a workflow was told outside of a round, in the journal's words: whose answer came (the task's id); and between,
-that a round was finished (its number).
-"""
+NO_MODEL = Payload({}, torch.empty(0), torch.empty(0, dtype=torch.int64))
+"""What is sent with a task that asks for numbers of the device itself."""
 
 TICK_S = 1.0
 """How often the time of a round with a deadline is noted: so much of it may a crash give back."""
@@ -64,14 +66,49 @@ class DeployedFederation(Bookkeeping):
         self._landed: deque[int] = deque()
         self._asked: list[tuple[int, int]] = []  # what was dispatched since a round was accounted for
         self._taken: list[Task] = []  # what was admitted of the arrivals since then
-        self._told = self._told_since(given.restored.number if given.restored else 0)
+        self._told = Told(board.journal, given.restored.number if given.restored else 0)
 
     # ---- who is there -----------------------------------------------------------------------------------------------
 
     async def gather(self) -> None:
         self._calls.begin()
+        self._asking.take_back("load")  # asked before a crash: what is answered now would be told as news of then
         if not self._asking.last_id:
             await self._calls.gathered(self.clients, self._wait_s)
+        self._board.turn(Phase.RUNNING)
+
+    async def loads(self, number: int, attempt: int, clients: Sequence[str], within_s: float) -> Mapping[str, Load]:
+        """After a crash, what was told is told again; what was only asked is asked anew, since it may not be so any
+        more.
+        """
+        if self._told.goes_on:
+            return read_loads(self._told.again(LOADS))
+        tasks = super()._tasks(clients, number, attempt, NO_MODEL, "load")
+        self._asking.post(tasks, NO_MODEL)
+        self._asking.lose_strangers(tasks)
+        async with aclosing(self._calls.answers(tasks, self._calls.now_s() + within_s, None)) as answers:
+            async for _ in answers:
+                pass
+        said = {task.client: load for task in tasks if (load := self._said_load(task)) is not None}
+        self._asking.take_back("load")
+        self._told.note(LOADS, written(said))
+        return said
+
+    def _said_load(self, task: Task) -> Load | None:
+        """Return what a client has said of its load, as far as that may be believed; None: nothing."""
+        if self._journal.update(task.id) is None:
+            return None
+        try:
+            return Load.of(self._answers.read(task).metrics)
+        except WireError as error:
+            log.warning("client %s sent what is no load: %s", task.client, error)
+            return None
+
+    async def rest(self, seconds: float, why: str) -> None:
+        if self._told.goes_on:  # what came next was told before a crash: this is over
+            return
+        self._board.turn(Phase.PAUSED, why)
+        await self._calls.rest(seconds)
         self._board.turn(Phase.RUNNING)
 
     async def stalled(self, number: int, why: str, quorum: int) -> bool:
@@ -227,46 +264,23 @@ class DeployedFederation(Bookkeeping):
 
     async def _next_arrival(self) -> int:
         """Return whose answer the workflow hears of next."""
-        if self._told:
-            task_id = self._again_told(ARRIVAL)
+        if self._told.goes_on:
+            task_id: int = self._told.again(ARRIVAL)
             if task_id not in self._landed:
-                raise self._astray()
+                raise self._told.astray()
             self._landed.remove(task_id)
             return task_id
         await self._calls.until(lambda: bool(self._landed))
         task_id = self._landed.popleft()
-        self._journal.record(ARRIVAL, task_id)
+        self._told.note(ARRIVAL, task_id)
         return task_id
 
     async def finish_round(self, version: Version, outcome: Outcome, metrics: Mapping[str, float]) -> None:
-        if not self._told:
-            self._journal.record(FINISHED, version.number)
-        elif self._again_told(FINISHED) != version.number:
-            raise self._astray()
+        if not self._told.goes_on:
+            self._told.note(FINISHED, version.number)
+        elif self._told.again(FINISHED) != version.number:
+            raise self._told.astray()
         await super().finish_round(version, outcome, metrics)
-
-    def _told_since(self, number: int) -> deque[tuple[str, int]]:
-        """Return what a workflow was told, before a crash, since the round that it now goes on from."""
-        told: deque[tuple[str, int]] = deque()
-        for answer in self._journal.recorded():
-            assert isinstance(answer.content, int)
-            told.append((answer.kind, answer.content))
-            if told[-1] == (FINISHED, number):
-                told.clear()
-        return told
-
-    def _again_told(self, kind: str) -> int:
-        """Return what the workflow was told before the crash, in the same order."""
-        was, content = self._told.popleft()
-        if was != kind:
-            raise self._astray()
-        return content
-
-    def _astray(self) -> JournalMismatch:
-        return JournalMismatch(
-            f"the journal in {self._journal.folder} tells of another course than this workflow takes: was its code "
-            "changed while the run stood still? Go on with the code of before"
-        )
 
     # ---- evaluation on clients' own data ----------------------------------------------------------------------------
 

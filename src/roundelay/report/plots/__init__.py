@@ -4,6 +4,7 @@ matplotlib's object interface only: no window, no global figure, nothing to clos
 """
 
 from roundelay.report.plots.cell_map import Place, plot_cell
+from roundelay.report.plots.clients import plot_clients
 from roundelay.report.plots.costs import plot_costs
 from roundelay.report.plots.detections import plot_detections
 from roundelay.report.plots.gantt import plot_gantt
@@ -14,6 +15,7 @@ from roundelay.report.plots.staleness import plot_staleness
 __all__ = [
     "Place",
     "plot_cell",
+    "plot_clients",
     "plot_costs",
     "plot_detections",
     "plot_gantt",

@@ -36,8 +36,10 @@ def plot_partition(
     clients: Sequence[str],
     path: str | os.PathLike[str],
     class_names: Sequence[str] | None = None,
+    by: str = "class",
 ) -> None:
     """Draw how many examples of each class each client holds: ``counts`` (C, K), a bar a client in the given order.
+    Where the columns are something else than classes, ``by`` is the word for it.
 
     More than ``MAX_NAMED_CLIENTS`` clients are drawn by size, largest first, and not named.
 
@@ -66,11 +68,11 @@ def plot_partition(
     axes.set_ylim(0, 1.05 * max(1.0, float(heights.sum(1).max())))
     axes.yaxis.set_major_formatter("{x:,.0f}")
     plural = "" if len(clients) == 1 else "s"
-    title(axes, f"Examples by class: {len(clients):,} client{plural}, {int(counts.sum()):,} examples")
+    title(axes, f"Examples by {by}: {len(clients):,} client{plural}, {int(counts.sum()):,} examples")
     if num_classes <= MAX_NAMED_CLASSES:
-        _legend(axes, "class", names, colours)
+        _legend(axes, by, names, colours)
     else:
-        _colour_scale(figure, axes, num_classes)
+        _colour_scale(figure, axes, num_classes, by)
     save(figure, path)
 
 
@@ -149,11 +151,11 @@ def _legend(axes: "Axes", title: str, names: Sequence[str], colours: Sequence[st
     legend.get_title().set_color(INK)
 
 
-def _colour_scale(figure: "Figure", axes: "Axes", num_classes: int) -> None:
+def _colour_scale(figure: "Figure", axes: "Axes", num_classes: int, by: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
     classes = ScalarMappable(Normalize(0, num_classes - 1), "viridis")
-    scale = figure.colorbar(classes, ax=axes, label="class", pad=0.02, ticks=MaxNLocator(integer=True))
+    scale = figure.colorbar(classes, ax=axes, label=by, pad=0.02, ticks=MaxNLocator(integer=True))
     scale.outline.set_visible(False)

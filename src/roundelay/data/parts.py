@@ -1,0 +1,100 @@
+"""Who holds which part of a data set: one form for each way in which parts lie. None copies anything."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from roundelay.data.examples import Examples
+from roundelay.data.joined import Joined
+from roundelay.errors import DataError
+
+
+class Parts(Protocol):
+    """What each client of a data set holds."""
+
+    def part(self, number: int) -> Examples | None:
+        """Return what client ``number``, in order of id, holds."""
+        ...
+
+    def whole(self) -> Examples:
+        """Return what all clients hold, in order of id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pooled:
+    """Parts of one data set: client i holds ``indices[offsets[i]:offsets[i + 1]]``, a view made when asked for."""
+
+    examples: Examples
+    indices: Tensor
+    offsets: Tensor
+
+    def part(self, number: int) -> Examples | None:
+        start, stop = self.offsets[number : number + 2].tolist()
+        return self.examples.select(self.indices[start:stop]) if stop > start else None
+
+    def whole(self) -> Examples:
+        return self.examples.select(self.indices)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretches:
+    """Parts that are stretches of one data set: client i holds its examples ``starts[i]`` to ``stops[i]``."""
+
+    examples: Examples
+    starts: Tensor
+    stops: Tensor
+
+    def part(self, number: int) -> Examples | None:
+        start, stop = int(self.starts[number]), int(self.stops[number])
+        return self.examples.select(torch.arange(start, stop)) if stop > start else None
+
+    def whole(self) -> Examples:
+        stretches = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
+        return self.examples.select(torch.cat([torch.arange(start, stop) for start, stop in stretches]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Separate:
+    """One data set for each client."""
+
+    examples: tuple[Examples | None, ...]
+
+    def part(self, number: int) -> Examples | None:
+        return self.examples[number]
+
+    def whole(self) -> Examples:
+        return Joined([part for part in self.examples if part is not None])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Elsewhere:
+    """Parts that only the clients themselves have."""
+
+    clients: tuple[str, ...]
+
+    def part(self, number: int) -> Examples | None:
+        raise DataError(f"client {self.clients[number]!r}: its data is with its script, not here")
+
+    def whole(self) -> Examples:
+        raise DataError("each client's data is with its script: there is nothing here to pool")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """Parts seen through a function of client id and part."""
+
+    clients: tuple[str, ...]
+    parts: Parts
+    change: Callable[[str, Examples], Examples]
+
+    def part(self, number: int) -> Examples | None:
+        part = self.parts.part(number)
+        return None if part is None else self.change(self.clients[number], part)
+
+    def whole(self) -> Examples:
+        parts = (self.part(number) for number in range(len(self.clients)))
+        return Joined([part for part in parts if part is not None])
