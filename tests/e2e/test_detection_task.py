@@ -36,7 +36,7 @@ def test_it_runs_on_any_devices_photographs(tmp_path: Path) -> None:
     assert {"map", "map_50", "voc_map", "client_map_50", "pooled_map_50", "recall_100"} <= set(rows[-1])
     assert rows[-1]["pooled_map_50"] == pytest.approx(rows[-1]["map_50"])  # the server's set is all of theirs
     assert (folder / "detections.png").stat().st_size > 5000
-    assert (folder / "map_50.png").is_file()
+    assert (folder / "client_map_50.png").is_file()
     assert (folder / "best.pt").is_file()
     assert "docs/tasks/detection.md" in output
     assert config.load(folder / "job.toml").to_toml() == (folder / "job.toml").read_text()
