@@ -90,13 +90,7 @@ def watched_metric(job: Prepared) -> str:
     Raises:
         ConfigError: the run shall stop, or the best model be chosen, by a metric that nothing measures.
     """
-    measures = job.work.measures
-    measured = measures.names
-    known = measured if job.plan.eval_every and job.work.data.held_out is not None else []
-    if job.plan.client_eval_every:
-        known = [*known, *(f"client_{name}{part}" for name in measured for part in ("", "_variance", "_worst_decile"))]
-        known += [f"pooled_{name}" for name in measures.names_of_whole_sets]
-    stopping = job.plan.stopping
+    known, stopping = measured_metrics(job), job.plan.stopping
     said = ["train_"]  # what clients report bears names of their own choice
     if job.plan.client_eval_every and isinstance(job.work.learner, ScriptLearner):
         said.append("client_")
@@ -110,6 +104,17 @@ def watched_metric(job: Prepared) -> str:
     if best is not None:
         return best
     return stopping.metric if stopping.metric in known or stopping.metric.startswith(tuple(said)) else "loss"
+
+
+def measured_metrics(job: Prepared) -> list[str]:
+    """Return the metrics that evaluation will measure, in whatever rounds it does."""
+    measures = job.work.measures
+    known = measures.names if job.plan.eval_every and job.work.data.held_out is not None else []
+    if job.plan.client_eval_every:
+        parts = ("", "_variance", "_worst_decile")
+        known += [f"client_{name}{part}" for name in measures.names for part in parts]
+        known += [f"pooled_{name}" for name in measures.names_of_whole_sets]
+    return known
 
 
 def _check_learner(work: Work, rehearsal: Rehearsal) -> None:

@@ -16,7 +16,7 @@ from roundelay.history import best_of
 from roundelay.intake import ClientReport
 from roundelay.layout import Layout
 from roundelay.messages import Memory
-from roundelay.prepared import Prepared
+from roundelay.prepared import Prepared, measured_metrics
 from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
 from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
@@ -177,10 +177,13 @@ class Standing:
             self._folder.write_json(f"{name}.json", content)
 
     def _watch(self, row: Row) -> None:
-        """Turn to what clients report, which shows when they do, where nobody asked for the other metric."""
+        """Turn to what clients report, which shows when they do, where the other metric is neither asked for nor ever
+        measured.
+        """
         tracking = self._job.tracking
         wanted = self._job.plan.stopping.asked or (tracking is not None and tracking.best is not None)
-        if self.watched not in row and "train_loss" in row and not wanted:
+        unmeasured = self.watched not in row and self.watched not in measured_metrics(self._job)
+        if unmeasured and "train_loss" in row and not wanted:
             self.watched = "train_loss"
 
     @property

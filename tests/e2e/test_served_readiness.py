@@ -13,7 +13,8 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from test_served import JOB, OURS, commands, join_line, only, outcome, serve, simulated
+from commands import commands, join_line, only, outcome, serve, simulated
+from test_served import JOB, OURS
 
 pytest.importorskip("psutil")
 

@@ -108,6 +108,14 @@ def test_the_last_and_the_best_weights_load_into_the_model(tmp_path: Path) -> No
         assert all(torch.equal(loaded[name], wanted[name]) for name in wanted)
 
 
+def test_the_best_model_goes_by_what_is_measured_in_a_few_rounds_only(tmp_path: Path) -> None:
+    job = tracked(tmp_path, num_rounds=6, evaluation=rd.Evaluation(every=2), stopping=rd.Stopping(metric="loss"))
+    states = {round.metrics["loss"]: round.state_dict() for round in job.rounds() if "loss" in round.metrics}
+    assert len(states) == 3
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert all(torch.equal(best[name], wanted) for name, wanted in states[min(states)].items())
+
+
 def planted_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     left = iter(losses)
     monkeypatch.setattr("roundelay.metrics.Sums.means", lambda self: {"loss": next(left)})
