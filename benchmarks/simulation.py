@@ -38,7 +38,7 @@ def federated(workload: Workload) -> rd.FederatedData:
     return rd.FederatedData.from_split(rd.Data(rd.data.TensorExamples(inputs, targets)), split)
 
 
-def job(workload: Workload, rounds: int, cohort: int | None = None) -> rd.Job:
+def job(workload: Workload, rounds: int, cohort: int | None = None, executor: str = "processes") -> rd.Job:
     return rd.Job(
         model=workload.make_model,
         data=partial(federated, workload),
@@ -47,13 +47,14 @@ def job(workload: Workload, rounds: int, cohort: int | None = None) -> rd.Job:
         clients_per_round=cohort or workload.cohort,
         seed=SEED,
         evaluation=rd.Evaluation(every=0),
+        simulation=rd.Simulation(executor),
         tracking=None,
     )
 
 
-def measure_roundelay(workload: Workload, rounds: int) -> dict[str, Any]:
+def measure_roundelay(workload: Workload, rounds: int, executor: str = "processes") -> dict[str, Any]:
     began = time.perf_counter()
-    run = job(workload, WARMUP + rounds).start()
+    run = job(workload, WARMUP + rounds, executor=executor).start()
     built = time.perf_counter()
     seconds, first = [], 0.0
     for finished in run:
@@ -97,7 +98,8 @@ def in_new_process(*arguments: str) -> dict[str, Any]:
 
 @app.command(hidden=True)
 def one(what: str, name: str, amount: int) -> None:
-    measures = {"roundelay": measure_roundelay, "floor": measure_floor, "growth": measure_growth, "peak": measure_peak}
+    measures = {"processes": measure_roundelay, "vectorized": partial(measure_roundelay, executor="vectorized"),
+                "floor": measure_floor, "growth": measure_growth, "peak": measure_peak}  # fmt: skip
     print(json.dumps(measures[what](WORKLOADS[name], amount)))
 
 
@@ -106,6 +108,7 @@ def compare(
     names: Annotated[list[str] | None, typer.Argument(help="Workloads; all when left out.")] = None,
     repeats: Annotated[int, typer.Option(help="How often floor and roundelay take turns.")] = 3,
     memory: Annotated[bool, typer.Option(help="Also follow the server's memory.")] = True,
+    executor: Annotated[str, typer.Option(help="Roundelay's: processes or vectorized.")] = "processes",
 ) -> None:
     """Print the table."""
     describe_machine()
@@ -113,13 +116,13 @@ def compare(
                   "start-up s", "server MiB")  # fmt: skip
     for name in names or list(WORKLOADS):
         workload = WORKLOADS[name]
-        results: dict[str, list[dict[str, Any]]] = {"floor": [], "roundelay": []}
+        results: dict[str, list[dict[str, Any]]] = {"floor": [], executor: []}
         for _ in range(repeats):
             for what, runs in results.items():
                 runs.append(in_new_process(what, name, str(workload.rounds)))
-        floor, ours = (statistics.median(s for r in results[w] for s in r["seconds"]) for w in ("floor", "roundelay"))
-        start = statistics.median(r["build_s"] + r["first_round_s"] for r in results["roundelay"]) - ours
-        rss = max(r["server_rss"] for r in results["roundelay"]) / 2**20
+        floor, ours = (statistics.median(s for r in results[w] for s in r["seconds"]) for w in ("floor", executor))
+        start = statistics.median(r["build_s"] + r["first_round_s"] for r in results[executor]) - ours
+        rss = max(r["server_rss"] for r in results[executor]) / 2**20
         table.add_row(name, str(workload.cohort), f"{floor:.4f}", f"{ours:.4f}", f"{ours / workload.cohort * 1e3:.3f}",
                       f"{floor / ours:.2f}", f"{BARS[name]:.2f}", f"{start:.1f}", f"{rss:.0f}")  # fmt: skip
     Console(width=140).print(table)
