@@ -15,8 +15,8 @@ from roundelay.learner import Context
 from roundelay.learner.local_sgd import LocalSGD
 from roundelay.learner.stacked import Stack, obstacle
 from roundelay.messages import Memory, Payload, Task, Update
-from roundelay.stages.uplink import apart, coded, kept
-from roundelay.trainer import Answer, Trainer
+from roundelay.stages.uplink import apart
+from roundelay.trainer import CPU, Answer, Trainer, moved, travelling
 
 
 class StackTrainer:
@@ -42,9 +42,8 @@ class StackTrainer:
         """Do tasks of one round that all begin from ``received``; the answers' tensors are rows of common ones."""
         work, device = self._trainer.work, self._stack.device
         parted = [apart(memories.get(task.client, {})) for task in tasks]
-        client = work.algorithm.client(
-            {name: vector.to(device) for name, vector in received.vectors.items()}, _stacked([one for one, _ in parted])
-        )
+        memory = moved(device, _stacked([one for one, _ in parted]))
+        client = work.algorithm.client(moved(device, received.vectors), memory)
         parts = [work.data.train(task.client) for task in tasks]
         index, losses = 0, [0.0] * len(tasks)
         try:
@@ -62,23 +61,16 @@ class StackTrainer:
                 for row, (task, (_, beside)) in enumerate(zip(tasks, parted, strict=True))]  # fmt: skip
 
     def _answer(self, row: int, task: Task, received: Payload, reply: Reply, loss: float, beside: Memory) -> Answer:
-        work = self._trainer.work
         group = reply.group if isinstance(reply.group, int) else int(reply.group[row])
         weight = reply.num_examples if isinstance(reply.num_examples, float) else float(reply.num_examples[row])
         payload = Payload(_row(reply.vectors, row), received.buffers, received.integers)
         update = Update(task, payload, weight, group, {"train_loss": loss})
-        answer = Answer(update, _row(reply.memory, row))
-        uplink = work.uplink if task.kind == "train" else None
-        if uplink is None:
-            return Answer(update, {**answer.memory, **kept(beside)})
-        sent = coded(uplink, work.seed, task, received, payload, beside)
-        update = Update(task, sent.payload, weight, group, update.metrics, sent.silent, sent.fresh)
-        return Answer(update, {**answer.memory, **sent.memory})
+        return travelling(self._trainer.work, task, received, Answer(update, _row(reply.memory, row)), beside)
 
 
 def _row(stacked: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
     """Return one client's part; what is one vector for all is everybody's."""
-    return {name: (vector if vector.ndim == 1 else vector[row]).cpu() for name, vector in stacked.items()}
+    return moved(CPU, {name: vector if vector.ndim == 1 else vector[row] for name, vector in stacked.items()})
 
 
 def _stacked(memories: Sequence[Memory]) -> Memory:

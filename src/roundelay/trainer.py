@@ -128,20 +128,14 @@ class Trainer:
         call.
         """
         memory, beside = apart(memory)
-        answer = self._trained(for_training(task), received, memory)
-        uplink = self.work.uplink if task.kind == "train" else None
-        if uplink is None:  # what a client shows to others is shown as it is
-            return replace(answer, memory={**answer.memory, **kept(beside)})
-        sent = coded(uplink, self.work.seed, task, received, answer.update.payload, beside)
-        update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
-        return Answer(update, {**answer.memory, **sent.memory})
+        return travelling(self.work, task, received, self._trained(for_training(task), received, memory), beside)
 
     def _trained(self, task: Task, received: Payload, memory: Memory) -> Answer:
         bound, work = self.bound, self.work
         bound.load_buffers(received.buffers, received.integers)
         own, private = self._load_local(memory)
         learned = {name.removeprefix(LEARNER): value for name, value in memory.items() if name.startswith(LEARNER)}
-        client = work.algorithm.client(_on(bound.device, received.vectors), own)
+        client = work.algorithm.client(moved(bound.device, received.vectors), own)
         fits: list[Fitted] = []
         try:
             ask = next(client)
@@ -163,7 +157,7 @@ class Trainer:
             reply: Reply = stop.value
         update = Update(
             task=task,
-            payload=Payload(_on(CPU, reply.vectors), bound.buffers().to(CPU), bound.integers().to(CPU)),
+            payload=Payload(moved(CPU, reply.vectors), bound.buffers().to(CPU), bound.integers().to(CPU)),
             num_examples=float(reply.num_examples),
             group=int(reply.group),
             metrics=scalars(fits[0].metrics) if fits else {},
@@ -171,7 +165,7 @@ class Trainer:
         if fits:
             learned = {**learned, **fits[-1].memory}
         noted = {LEARNER + name: value for name, value in learned.items()}
-        return Answer(update, _on(CPU, {**reply.memory, **private_memory(private), **self._local(), **noted}))
+        return Answer(update, moved(CPU, {**reply.memory, **private_memory(private), **self._local(), **noted}))
 
     def _fit(self, ask: Fit, context: Context) -> Fitted:
         bound = self.bound
@@ -200,7 +194,7 @@ class Trainer:
         bound.load_buffers(received.buffers, received.integers)
         remembered, private = self._load_local(apart(memory)[0])
         if isinstance(algorithm, Personalised):
-            client = algorithm.personal(_on(bound.device, received.vectors), remembered)
+            client = algorithm.personal(moved(bound.device, received.vectors), remembered)
             try:
                 ask = next(client)
                 while True:
@@ -231,7 +225,7 @@ class Trainer:
         """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its
         private model.
         """
-        memory = _on(self.bound.device, {k: v for k, v in memory.items() if not k.startswith(LEARNER)})
+        memory = moved(self.bound.device, {k: v for k, v in memory.items() if not k.startswith(LEARNER)})
         if self.layout.local_names:
             local = Vectors(*(memory[name] for name in LOCAL)) if LOCAL[0] in memory else self._first_local
             self.bound.load_local(local)
@@ -248,6 +242,16 @@ class Trainer:
     def _evaluate(self, examples: Examples) -> Measured:
         work = self.work
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
+
+
+def travelling(work: Work, task: Task, received: Payload, answer: Answer, beside: Memory) -> Answer:
+    """Return what came of a task in the form in which it travels; ``beside`` is what the client remembers for that."""
+    uplink = work.uplink if task.kind == "train" else None
+    if uplink is None:  # what a client shows to others is shown as it is
+        return replace(answer, memory={**answer.memory, **kept(beside)})
+    sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
+    update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
+    return Answer(update, {**answer.memory, **sent.memory})
 
 
 def run_or_describe(trainer: Trainer, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated | str:
@@ -284,5 +288,5 @@ def private_memory(buffers: tuple[Tensor, Tensor] | None) -> Memory:
     return {name: value for name, value in zip(PRIVATE, buffers or (), strict=False) if value.numel()}
 
 
-def _on(device: torch.device, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def moved(device: torch.device, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: vector.to(device) for name, vector in vectors.items()}

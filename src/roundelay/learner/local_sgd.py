@@ -119,7 +119,7 @@ class LocalSGD:
         metrics = {"train_loss": sum(loss.item() * size for loss, size in losses) / num_seen}
         end = Cursor(stretches[-1].epoch, stretches[-1].stop) if stretches else None
         if end is not None and self.ends_together:
-            metrics[LEFT] = float(end.left(len(examples), self._size(len(examples))))
+            metrics[LEFT] = float(end.left(len(examples), self.size(len(examples))))
         return Fitted(
             params=bound.params(),
             num_examples=float(len(examples)),
@@ -149,8 +149,15 @@ class LocalSGD:
             changes = {"local_epochs": None, "local_batches": None, **changes}
         return replace(self, **changes)
 
-    def _size(self, num_examples: int) -> int:
+    def size(self, num_examples: int) -> int:
+        """Return how many examples a batch has, but for the last one of an epoch."""
         return self.batch_size if self.batch_size > 0 else num_examples
+
+    def orders(self, num_examples: int, context: Context) -> Iterator[Tensor]:
+        """Yield the order of each whole epoch of a task, int64 positions."""
+        generator = context.generator("shuffle")
+        for _ in range(self.local_epochs or 1):
+            yield torch.randperm(num_examples, generator=generator)
 
     def _stretches(self, num_examples: int, context: Context) -> Sequence[Stretch]:
         """Return the parts of epochs that this task goes through; none where it goes through whole epochs of its own.
@@ -166,7 +173,7 @@ class LocalSGD:
         wraps = not self.ends_together or context.task.kind == "submit"  # which is of no epoch: training is over
         stretches: Sequence[Stretch] = ()
         if num_examples:
-            stretches = cursor.ahead(num_examples, self._size(num_examples), self.local_batches, wraps=wraps)
+            stretches = cursor.ahead(num_examples, self.size(num_examples), self.local_batches, wraps=wraps)
         if not stretches:
             raise DataError(f"client {context.task.client!r} was asked to train in epoch {cursor.epoch} and has none "
                             f"of its {num_examples} examples left")  # fmt: skip
@@ -175,11 +182,10 @@ class LocalSGD:
     def _batches(
         self, examples: Examples, stretches: Sequence[Stretch], context: Context
     ) -> Iterator[tuple[Any, Any]]:  # Any: see Examples
-        number, size = len(examples), self._size(len(examples))
+        number, size = len(examples), self.size(len(examples))
         if not stretches:
-            generator = context.generator("shuffle")
-            for _ in range(self.local_epochs or 1):
-                yield from examples.batches(torch.randperm(number, generator=generator), size)
+            for order in self.orders(number, context):
+                yield from examples.batches(order, size)
         for epoch, start, stop in stretches:
             order = torch.randperm(number, generator=context.shuffle(epoch))
             yield from examples.batches(order[start:stop], size)

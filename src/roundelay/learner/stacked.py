@@ -79,7 +79,7 @@ class Stack:
 
         layers = [layer for layer in self._module.modules() if not list(layer.children())]
         hooks = [layer.register_forward_hook(count) for layer in layers]
-        size = min(len(part), learner.batch_size if learner.batch_size > 0 else len(part))
+        size = min(len(part), learner.size(len(part)))
         inputs, _ = next(iter(part.batches(torch.arange(size), size)))
         try:
             with torch.no_grad():
@@ -87,7 +87,7 @@ class Stack:
         finally:
             for hook in hooks:
                 hook.remove()
-        rows = 5 + 2 * (str(learner.optimizer).lower() in ADAMS) + bool(learner.momentum)
+        rows = 5 + num_kept(learner)
         itemsize = next(self._module.parameters()).element_size()
         return rows * sum(self._sizes) * itemsize + 2 * (left + inputs.nbytes)
 
@@ -95,13 +95,15 @@ class Stack:
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, dtype=params.dtype, device=self.device)[:, None]
 
-        momentum, is_sgd = self._learner.momentum, str(self._learner.optimizer).lower() == "sgd"
+        momentum, reports = self._learner.momentum, self._learner.reports
         return Fitted(
             params=params,
             num_examples=column([float(len(part)) for part in parts]).double(),
             num_steps=column([float(count) for count in steps]),
-            lr_sum=column([count * lr for count in steps]) if is_sgd and not momentum else math.nan,
-            a_norm=column([accumulation(count, momentum, lr * ask.pull) for count in steps]) if is_sgd else math.nan,
+            lr_sum=column([count * lr for count in steps]) if "lr_sum" in reports else math.nan,
+            a_norm=column([accumulation(count, momentum, lr * ask.pull) for count in steps])
+            if "a_norm" in reports
+            else math.nan,
         )
 
     def _loss(self, params: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -116,15 +118,13 @@ class Batches:
 
     def __init__(self, learner: LocalSGD, parts: Sequence[Examples], contexts: Sequence[Context]) -> None:
         self._parts, self.steps, self.seen = parts, [0] * len(parts), [0] * len(parts)
-        self._in_step = str(learner.optimizer).lower() in ADAMS
+        self._in_step = _is_adam(learner)
         self._orders: list[list[Tensor]] = []
         self._base = _common_base(parts)
         first = parts[0]
         self._pixels = first if self._base is not None and isinstance(first, PixelExamples) else None
         for part, context in zip(parts, contexts, strict=True):
-            size = learner.batch_size if learner.batch_size > 0 else len(part)
-            generator = context.generator("shuffle")
-            epochs = [torch.randperm(len(part), generator=generator) for _ in range(learner.local_epochs or 1)]
+            size, epochs = learner.size(len(part)), list(learner.orders(len(part), context))
             stored = _stored(part)
             if self._base is not None and stored is not None and stored.indices is not None:
                 epochs = [stored.indices.index_select(0, order) for order in epochs]
@@ -170,17 +170,14 @@ class Descent:
 
     def __init__(self, learner: LocalSGD, params: Tensor, lr: float) -> None:
         self._learner, self._params, self._lr = learner, params, lr
-        self._kept = [torch.zeros_like(params) for _ in range(self._num_kept())]
-
-    def _num_kept(self) -> int:
-        return 2 if str(self._learner.optimizer).lower() in ADAMS else int(bool(self._learner.momentum))
+        self._kept = [torch.zeros_like(params) for _ in range(num_kept(learner))]
 
     def step(self, grad: Tensor, at: Tensor | None, steps: int) -> None:
         """``at`` names the rows; None: all of them."""
         params, kept = self._params, self._kept
         if at is not None:
             params, kept = params.index_select(0, at), [one.index_select(0, at) for one in kept]
-        if len(kept) == 2:
+        if _is_adam(self._learner):
             self._adam(params, grad, kept, steps)
         else:
             self._sgd(params, grad, kept)
@@ -205,6 +202,15 @@ class Descent:
             eps=self._learner.optimizer_args.get("eps", EPS), maximize=False, capturable=False, differentiable=False,
             grad_scale=None, found_inf=None, has_complex=False,
         )  # fmt: skip
+
+
+def num_kept(learner: LocalSGD) -> int:
+    """Return how many numbers an optimiser keeps for each parameter."""
+    return 2 if _is_adam(learner) else int(bool(learner.momentum))
+
+
+def _is_adam(learner: LocalSGD) -> bool:
+    return str(learner.optimizer).lower() in ADAMS
 
 
 def obstacle(module: nn.Module, layout: Layout, learner: object) -> str | None:
