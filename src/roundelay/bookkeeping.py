@@ -204,7 +204,9 @@ class Bookkeeping(ABC):
                 new = report.traceback not in self._shown  # many clients fail alike: one traceback tells
                 self._shown.add(report.traceback)
                 log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
-                            f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
+                            f"\n{report.traceback}" if new and report.traceback else "",
+                            extra={"round": outcome.number, "client": report.client, "status": report.status,
+                                   "attempt": outcome.attempt})  # fmt: skip
         return outcome
 
     def _despair_of(self, failures: Sequence[tuple[str, str]]) -> None:
