@@ -81,7 +81,7 @@ class Memory(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._root, self._over, self.peak, self.seen = psutil.Process(pid), threading.Event(), 0, {pid}
+        self._root, self._over, self.peak = psutil.Process(pid), threading.Event(), 0
 
     def run(self) -> None:
         while not self._over.wait(LOOK_S):
@@ -90,7 +90,6 @@ class Memory(threading.Thread):
                 for process in (self._root, *self._root.children(recursive=True)):
                     with suppress(psutil.Error):
                         total += process.memory_full_info().pss
-                        self.seen.add(process.pid)
             self.peak = max(self.peak, total)
 
     def stop(self) -> int:
@@ -105,7 +104,9 @@ def run(command: list[str], rounds: int, folder: Path, check: bool = False) -> t
     Raises:
         Failed: it ended with an error, or had told nothing after 15 minutes.
     """
-    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, **quiet, "PYTHONPATH": path}
     command = [*command, "--rounds", str(rounds), "--folder", str(folder), *(["--check"] if check else [])]
     began = time.monotonic()
     with (folder / "output").open("w+") as output:

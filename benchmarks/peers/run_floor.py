@@ -6,8 +6,8 @@ python benchmarks/peers/run_floor.py WORKLOAD --rounds N --folder DIR
 import sys
 from itertools import accumulate
 
-from runner import Asked, now
 from floor import run_floor
+from runner import Asked, now
 
 
 def main() -> None:

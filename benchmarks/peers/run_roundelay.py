@@ -39,11 +39,10 @@ def main() -> None:
         simulation=rd.Simulation(chosen.executor),
         tracking=None,
     )
-    finished = None
-    for finished in job.rounds():
+    run = job.start()
+    for _ in run:
         ended.append(now())
-    assert finished is not None
-    model.load_state_dict(finished.state_dict())
+    model.load_state_dict(run.history().model.state_dict())
     asked.tell(model, ended, {"roundelay": version("roundelay")})
 
 

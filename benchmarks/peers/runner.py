@@ -1,6 +1,7 @@
 """What the script of every peer does alike: its arguments, its data, a client's epoch, and what it tells at the end.
 
-It needs torch and workloads.py, nothing of roundelay: peers run in environments of their own.
+It needs torch and workloads.py, nothing of roundelay: peers run in environments of their own. `compare.py` starts the
+scripts, with the folder of workloads.py on the path; to start one by hand, put it there by PYTHONPATH=benchmarks.
 """
 
 import argparse
@@ -13,9 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # a worker of Ray imports this too
-from workloads import LEARNING_RATE, SEED, WORKLOADS, Workload  # noqa: E402
+from workloads import LEARNING_RATE, SEED, WORKLOADS, Workload
 
 CHECKED = 8  # clients, each with one batch, all in every round: nothing is left to chance
 
