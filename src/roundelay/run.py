@@ -64,7 +64,7 @@ class Run:
         network = job.simulation.network
         self._duration = None if network else slowed(job.simulation.duration, job.roles)
         first_memory = job.work.algorithm.first_memory(initial)
-        self.standing = Standing(job, self._layout, first_memory, watched, resume)
+        self.standing = Standing(job, self.trainer, first_memory, watched, resume)
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
         self._interrupt: Callable[[], None] = _nothing
@@ -178,7 +178,8 @@ class Run:
         log.info("round %d: %s", row["round"], row)
         if self.standing.finish_round(finished, row, world.now_ns()):
             world.checkpointed(finished.version)
-        self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout))
+        self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout,
+                                 self.trainer.bound.frozen()))  # fmt: skip
         self._go_on.acquire()
         if self._stop.is_set():
             raise _Left

@@ -104,7 +104,7 @@ class Trainer:
         self.work, self._device = work, device or torch.device("cpu")
         module = work.initial_module()
         self.layout = Layout.of(module, work.keep_local)
-        self.bound: Bound = self.layout.bind(module, self._device)
+        self.bound = Bound(self.layout, module, self._device)  # made of it just now: nothing to check once more
         self._first_local = self.bound.local()
         self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
 
