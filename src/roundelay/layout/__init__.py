@@ -7,7 +7,7 @@ no vector: each side has it from the model's factory.
 """
 
 from roundelay.layout.bound import ALIGNMENT, Bound
-from roundelay.layout.layout import BATCH_NORM, FLOATS, Layout
+from roundelay.layout.layout import BATCH_NORM, FLOATS, HALVES, Layout
 from roundelay.layout.specs import Kind, Scope, Spec, Vectors
 
-__all__ = ["ALIGNMENT", "BATCH_NORM", "FLOATS", "Bound", "Kind", "Layout", "Scope", "Spec", "Vectors"]
+__all__ = ["ALIGNMENT", "BATCH_NORM", "FLOATS", "HALVES", "Bound", "Kind", "Layout", "Scope", "Spec", "Vectors"]

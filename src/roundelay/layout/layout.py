@@ -15,6 +15,9 @@ from roundelay.layout.specs import Kind, Scope, Spec, Vectors, digest_of
 BATCH_NORM = "@batch_norm"
 """In ``keep_local``: weights, biases, statistics and counters of every BatchNorm layer."""
 
+HALVES = (torch.bfloat16, torch.float16)
+"""In this order they stand behind parameters of full precision."""
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -25,7 +28,7 @@ class Layout:
     Vectors hold what is shared; what is local to each client has vectors of its own, apart from those that travel.
     What is frozen is known by its digest only: it is in no vector, and neither travels nor is averaged.
     ``dtype`` is the dtype of the float vectors: float32, or float64 where the model has a float64 tensor. Half and
-    bfloat16 values are exact in float32, so folding loses nothing of them.
+    bfloat16 values are exact in float32, so folding loses nothing of them; they travel in their own (``travel.py``).
     """
 
     specs: tuple[Spec, ...]
@@ -61,8 +64,9 @@ class Layout:
             digest = digest_of(tensor) if scope is Scope.FROZEN else ""
             specs.append(Spec(first, tuple(tensor.shape), tensor.dtype, kind, tuple(rest), scope, digest))
         _check_something_is_shared(type(module).__name__, specs, keep_local)
-        # stable: the module's own order within a kind, what is shared before what is local before what is frozen
-        specs.sort(key=lambda spec: (list(Kind).index(spec.kind), list(Scope).index(spec.scope)))
+        # stable: the module's own order within a kind, what is shared before what is local before what is frozen, and
+        # full precision before halves, so that each dtype is one stretch of the parameters
+        specs.sort(key=lambda spec: (list(Kind).index(spec.kind), list(Scope).index(spec.scope), _precision(spec)))
         wide = any(s.dtype is torch.float64 for s in specs)
         return Layout(tuple(specs), torch.float64 if wide else torch.float32)
 
@@ -85,6 +89,20 @@ class Layout:
     @property
     def num_params(self) -> int:
         return self.length(Kind.PARAMETER)
+
+    @property
+    def stretches(self) -> tuple[tuple[torch.dtype, int], ...]:
+        """The dtypes in which the shared parameters travel, with how many each, in the vector's order."""
+        own = (spec.dtype if _precision(spec) else self.dtype for spec in self.of_kind(Kind.PARAMETER))
+        sizes = dict[torch.dtype, int]()
+        for dtype, spec in zip(own, self.of_kind(Kind.PARAMETER), strict=True):
+            sizes[dtype] = sizes.get(dtype, 0) + spec.numel
+        return tuple(sizes.items())
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether any shared parameter is of half precision."""
+        return any(_precision(spec) for spec in self.of_kind(Kind.PARAMETER))
 
     def flatten(self, state: Mapping[str, Tensor], scope: Scope = Scope.SHARED) -> Vectors:
         """Copy named tensors into vectors: those of one scope; the others take no part.
@@ -202,6 +220,11 @@ def _check_tensor(name: str, value: object) -> None:
         raise LayoutError(f"tensor {name!r} ({value.dtype}, {value.layout}) cannot be averaged; dense real tensors can")
     if value.is_floating_point() and value.dtype not in FLOATS:
         raise LayoutError(f"tensor {name!r} has dtype {value.dtype}; averaged dtypes are {_listed(FLOATS)}")
+
+
+def _precision(spec: Spec) -> int:
+    """Return 0 for full precision, and which of the ``HALVES`` a parameter is of, from 1 on."""
+    return HALVES.index(spec.dtype) + 1 if spec.kind is Kind.PARAMETER and spec.dtype in HALVES else 0
 
 
 def _check_something_is_shared(model: str, specs: Sequence[Spec], keep_local: Sequence[str]) -> None:
