@@ -25,6 +25,12 @@ from roundelay.tracking.trackers import Trackers
 from roundelay.trainer import Trainer
 
 
+HELD_BYTES = 64 * 2**20
+"""A best model up to this size is held until the next checkpoint writes it; a larger one is written when a round
+follows that is not better, since it would be a copy too many.
+"""
+
+
 class Standing:
     """What the next round, and a resumed run, go on from.
 
@@ -203,20 +209,27 @@ class Standing:
         metric = self.watched
         value = row.get(metric)
         if value is not None and value != self._best and best_of((self._best, value), metric, self._better) == value:
-            self._best, self._best_version = value, version
+            self._best = value
+            self._best_version = version if self._folder else None
+        held = self._best_version
+        if held is not None and held is not version and held.vectors.params.nbytes > HELD_BYTES:
+            self._write_best()
 
     def checkpoint(self) -> None:
         if self._folder is None or self.version is None:
             return
         path = self._folder.path
         self._folder.sync()
-        if self._best_version is not None:
-            save_weights(path / "best.pt", self._named(self._best_version))
-            self._best_version = None
+        self._write_best()
         save_weights(path / "last.pt", self._named(self.version))
         kept = Checkpoint(self.version, self.memory.state(), self.virtual_ns, self._best, self.flights, self.network)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
         self.memory.checkpointed()
+
+    def _write_best(self) -> None:
+        if self._folder is not None and self._best_version is not None:
+            save_weights(self._folder.path / "best.pt", self._named(self._best_version))
+            self._best_version = None
 
     def _named(self, version: Version) -> Mapping[str, Tensor]:
         return {**self._layout.unflatten(version.vectors, copy=False), **self._trainer.bound.frozen()}
