@@ -31,7 +31,7 @@ from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.history import History, Round
-from roundelay.layout import Layout
+from roundelay.layout import Layout, Scope
 from roundelay.learner import (
     FunctionLearner,
     Learner,
@@ -372,8 +372,8 @@ def _initialised(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> 
     module = make()
     layout = Layout.of(module)
     try:
-        vectors = layout.flatten(state)
+        named = [layout.unflatten(layout.flatten(state, scope), scope) for scope in (Scope.SHARED, Scope.FROZEN)]
     except LayoutError as error:
         raise LayoutError(f"init: {error}") from error
-    module.load_state_dict(layout.unflatten(vectors))  # under every name: tied weights may have come under one
+    module.load_state_dict(named[0] | named[1])  # under every name: tied weights may have come under one
     return module

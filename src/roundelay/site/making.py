@@ -102,8 +102,10 @@ def _told(briefing: "Briefing") -> Site:
 
 
 def _require_first_values(job: Job, algorithm: Algorithm, layout: Layout, offered: Settings) -> None:
-    if offered[HAS_INIT] and job.init is None and _hangs_on_values(algorithm, layout):
+    if offered[HAS_INIT] and job.init is None and (layout.frozen or _hangs_on_values(algorithm, layout)):
         what = "keep_local" if layout.local_names else type(algorithm).__name__
+        if layout.frozen:
+            what = "frozen parameters"
         raise ConfigError(
             f"with {what}, a client begins with the model's first values, which the server has from init and not from "
             "the seed: bring the job and its init with --job FILE"

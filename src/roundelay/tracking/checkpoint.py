@@ -128,4 +128,5 @@ def _epoch(kept: Mapping[str, Any] | None) -> Epoch | None:
 
 
 def _described(layout: Layout) -> list[str]:
-    return [f"{s.kind.value} {s.name} {s.shape} {s.dtype}" for s in layout.specs]
+    frozen = {spec.name: f" frozen {spec.digest}" for spec in layout.frozen}
+    return [f"{s.kind.value} {s.name} {s.shape} {s.dtype}{frozen.get(s.name, '')}" for s in layout.specs]
