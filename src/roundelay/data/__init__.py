@@ -4,6 +4,7 @@ from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCro
 from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
+from roundelay.data.ids import NumberedIds
 from roundelay.data.images import (
     PixelExamples,
     cifar10,
@@ -46,6 +47,7 @@ __all__ = [
     "MapExamples",
     "Natural",
     "Normalise",
+    "NumberedIds",
     "Partitioner",
     "PixelExamples",
     "QuantitySkew",
