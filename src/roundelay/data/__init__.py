@@ -1,6 +1,7 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
 from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCrop
+from roundelay.data.client_table import client_table, write_client_table
 from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
@@ -60,6 +61,7 @@ __all__ = [
     "as_examples",
     "cifar10",
     "cifar100",
+    "client_table",
     "csv_by_site",
     "digits",
     "fashion_mnist",
@@ -71,4 +73,5 @@ __all__ = [
     "lung",
     "mnist",
     "shakespeare",
+    "write_client_table",
 ]

@@ -142,10 +142,5 @@ def place(ids: Sequence[str], client: object) -> int | None:
         return ids.number(client)
     if not isinstance(client, str):
         return None
-    return placed(ids, client)
-
-
-def placed(ids: Sequence[str], client: str) -> int | None:
-    """Return an id's place by halving: for ids that are held, or read."""
     at = bisect_left(ids, client)
     return at if at < len(ids) and ids[at] == client else None
