@@ -1,7 +1,7 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
 from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCrop
-from roundelay.data.client_table import client_table, write_client_table
+from roundelay.data.client_tables import client_table, write_client_table
 from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData

@@ -16,7 +16,7 @@ from roundelay.simulation.workload import Workload
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 10_000
+LOOKED_AT = 2000
 """Of a large population, about so many clients are looked at, evenly spaced in the order of their ids."""
 
 

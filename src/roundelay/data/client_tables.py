@@ -27,6 +27,9 @@ from roundelay.data.parts import read_part
 from roundelay.errors import DataError
 from roundelay.files import save_atomically
 
+__all__ = ["client_table"]
+"""What a job file can name; the rest is for Python."""
+
 FILE_FORMAT = "roundelay client table 1"
 COLUMNS = ("inputs", "targets")
 
@@ -113,7 +116,7 @@ class Table:
 
     def number(self, client: str) -> int | None:
         encoded = client.encode()
-        if len(encoded) > self._ids.itemsize:  # numpy would widen all the others
+        if len(encoded) > self._ids.itemsize or client.endswith("\0"):  # numpy would widen the others, or cut this one
             return None
         wanted = np.array(encoded, self._ids.dtype)
         at = int(np.searchsorted(self._ids, wanted))
