@@ -84,9 +84,10 @@ def buffered(num_clients: int) -> rd.Job:
 def networked(num_clients: int) -> rd.Job:
     """Links, devices, and clients of whom two thirds are there: it is over 100,000 that they are met one by one."""
     network = rd.Network(
-        cell=rd.network.Links(uplink_bps=1e6, downlink_bps=1e7), computing=rd.network.Cycles(cycles_per_sample=(1e6, 1e7)),
+        cell=rd.network.Links(uplink_bps=1e6, downlink_bps=1e7),
+        computing=rd.network.Cycles(cycles_per_sample=(1e6, 1e7)),
         availability=rd.network.OnOff(mean_on_s=600, mean_off_s=300),
-    )  # fmt: skip
+    )
     return replace(job(num_clients, "serial"), simulation=rd.Simulation("serial", network=network))
 
 
