@@ -14,6 +14,7 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm, Personalised, State, num_groups
+from roundelay.data.ids import Without
 from roundelay.epochs import Epoch
 from roundelay.errors import ClientFailed, WireError
 from roundelay.federation import Arrived, Flight, Plan, Version
@@ -106,7 +107,7 @@ class Bookkeeping(ABC):
         self._expected = Expected.of(self.layout, given.lengths, groups, encoded=uplink is not None)
         self._shown = Expected.of(self.layout, given.lengths, groups)  # of what is sent as it is, whatever the uplink
         self._root = root_of(given.rule)
-        self._drawn = self.clients if self._root is None else [c for c in self.clients if c != self._root]
+        self._drawn = self.clients if self._root is None else Without(self.clients, (self._root,))
         self._last_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._logged: set[str] = set()  # tracebacks that were logged in full
         self._reports: list[ClientReport] = []  # of the round that is not finished
