@@ -24,7 +24,6 @@ from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surr
 from roundelay.tracking.trackers import Trackers
 from roundelay.trainer import Trainer
 
-
 HELD_BYTES = 64 * 2**20
 """A best model up to this size is held until the next checkpoint writes it; a larger one is written when a round
 follows that is not better, since it would be a copy too many.

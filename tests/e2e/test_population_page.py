@@ -1,4 +1,4 @@
-"""What the page on scale says of a million clients is run as it is shown, and its benchmark tells what it is there for."""
+"""What the page on scale says of a million clients runs as shown, and its benchmark tells what it is there for."""
 
 import re
 import subprocess
