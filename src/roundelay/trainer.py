@@ -28,6 +28,9 @@ CPU = torch.device("cpu")
 LOCAL = ("local params", "local buffers", "local integers")
 """Under these names a client's memory keeps the tensors that ``keep_local`` names."""
 
+LARGE_BYTES = 64 * 2**20
+"""Above it, a copy of the parameters that nobody needs just now is not kept."""
+
 TRIES = 2
 """A task that fails is run again once, then its client counts as lost."""
 
@@ -220,9 +223,20 @@ class Trainer:
             return {}
         self.bound.load(vectors)
         self.bound.load_local(self._first_local)
+        try:
+            return self._measured_held_out(self.work.data.held_out, round)
+        finally:
+            self.rest()
+
+    def rest(self) -> None:
+        """Between two uses, let the parameters of a large model take no memory: the server has them in its versions."""
+        if self.layout.num_params * self.layout.dtype.itemsize > LARGE_BYTES:
+            self.bound.put_away()
+
+    def _measured_held_out(self, held_out: Examples, round: int) -> dict[str, float]:
         with seeds.preserved_globals():
             seeds.seed_globals(seeds.key(self.work.seed, round, 0, "", "evaluate"))
-            return self.work.measures.metrics(self._evaluate(self.work.data.held_out))
+            return self.work.measures.metrics(self._evaluate(held_out))
 
     def _load_local(self, memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
         """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its

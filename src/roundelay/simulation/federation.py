@@ -93,7 +93,7 @@ class SimulatedFederation(Bookkeeping):
             travelling = [(f.task, due_ns) for f, due_ns in self._restored_flights if f.task.id not in self._landed]
             waiting = [self._flights[task_id].task for task_id in self._landed if task_id not in self._done]
             self._submit([*waiting, *self._delivery.restore(travelling, self._restored, self._land)])
-        return self._given.restored
+        return self._reached()
 
     async def train(
         self,
