@@ -28,6 +28,7 @@ bench: .venv/dev.stamp
 	rm -f $(BENCH_BARS)
 	$(BIN)/python benchmarks/simulation.py compare
 	$(BIN)/python benchmarks/aggregation.py
+	$(BIN)/python benchmarks/population.py compare
 	if [ -d .venv-peers ]; then $(BIN)/python benchmarks/peers/compare.py; fi
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/codecs.py
