@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
+from bars import Bar, tell
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -155,6 +156,7 @@ def compare(
     describe_machine()
     table = Table("job", "clients", "s/round", "CPU s/round", "first round done, s", "server MiB", "worker MiB",
                   "within the bars")  # fmt: skip
+    bars = list[Bar]()
     for name in names or list(JOBS):
         runs: dict[int, list[dict[str, Any]]] = {few: [], many: []}
         for _ in range(repeats):
@@ -165,13 +167,20 @@ def compare(
                     ("cpu_s", "start_s", "server_mib", "worker_mib")} for n in runs}  # fmt: skip
         later_s = round_s[many] - round_s[few]
         more = max(told[many][key] - told[few][key] for key in ("server_mib", "worker_mib"))
-        fits = later_s <= max(BAR_SHARE * round_s[few], BAR_S), more <= BAR_MIB
+        limit_s, beside = max(BAR_SHARE * round_s[few], BAR_S), f"{few:,} clients"
+        told_bars = (
+            Bar(f"population: {name}, a round", later_s * 1e3, limit_s * 1e3, "ms more", "at most", beside),
+            Bar(f"population: {name}, memory", more, BAR_MIB, "MiB more", "at most", beside),
+        )
+        bars += told_bars
+        fits = [bar.reached for bar in told_bars]
         for n, row in told.items():
             verdict = "" if n == few else f"{later_s * 1e3:+.2f} ms {'yes' if fits[0] else 'NO'}, " \
                                           f"{more:+.0f} MiB {'yes' if fits[1] else 'NO'}"  # fmt: skip
             table.add_row(name, f"{n:,}", f"{round_s[n]:.4f}", f"{row['cpu_s']:.4f}", f"{row['start_s']:.2f}",
                           f"{row['server_mib']:.0f}", f"{row['worker_mib']:.0f}", verdict)  # fmt: skip
     Console(width=140).print(table)
+    tell(bars)
 
 
 if __name__ == "__main__":
