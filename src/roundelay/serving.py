@@ -98,7 +98,10 @@ class Serving:
             authority = Authority.open(place.folder, now_s) if place.is_secured else None
             self.roster = Roster(place.folder / ROSTER)
             clients, algorithm = tuple(job.work.data.clients), job.work.algorithm
-            expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))
+            expected = Expected.of(
+                self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm),
+                encoded=job.work.uplink is not None,
+            )  # fmt: skip
             self._front = Front(
                 self.board, self.roster, Doors(clients), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work)),

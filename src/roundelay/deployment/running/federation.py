@@ -25,6 +25,7 @@ from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.guard import Reason, Refusal
 from roundelay.intake import ClientReport, Intake, Outcome
+from roundelay.layout.travel import packed
 from roundelay.load import Load
 from roundelay.messages import Config, Lost, Payload, Task, TaskKind
 from roundelay.trainer import Answer
@@ -286,6 +287,7 @@ class DeployedFederation(Bookkeeping):
     # ---- evaluation on clients' own data ----------------------------------------------------------------------------
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
+        model = packed(self.layout, model)
         tasks = self._tasks(clients, number, 0, model, "evaluate")
         self._asking.post(tasks, model)
         self._asking.lose_strangers(tasks)
