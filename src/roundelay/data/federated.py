@@ -145,6 +145,14 @@ class FederatedData:
         number = self._number(client)
         return None if self._test is None else self._test.part(number)
 
+    def known_size(self, client: str) -> int | None:
+        """Return how many examples the client trains on, where that is known without reading them.
+
+        Raises:
+            DataError: there is no such client.
+        """
+        return self._train.size(self._number(client))
+
     def among(self, clients: Sequence[str]) -> "FederatedData":
         """Return data of which only these clients have a part.
 
