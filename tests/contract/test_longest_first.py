@@ -81,13 +81,13 @@ def test_the_longest_begin_first_where_all_are_needed_and_give_the_same(
 
 
 def test_a_batch_of_long_tasks_holds_fewer_of_them(scene: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks of late had 8 examples and took half a millisecond: a batch has room for 4 of them."""
+    """Tasks of late had 7 examples and took half a millisecond: a batch has room for 4 of them."""
     monkeypatch.setattr(scene.pool, "_feed", lambda: None)
-    scene.pool._task_s, scene.pool._task_size = 0.0005, 8.0
+    scene.pool._task_s, scene.pool._task_size = 0.0005, 7.0
     tasks = [Task(number, client, 1) for number, client in enumerate(SIZES)]
     scene.pool.submit(tasks, scene.received, {}, all_needed=True)
     batches = [[job.task.client for job in scene.pool._next_batch(4)] for _ in range(4)]
-    assert batches == [["c"], ["g", "e"], ["h", "a", "b", "d"], ["f"]]
+    assert batches == [["c"], ["g"], ["e", "h"], ["a", "b", "d", "f"]]
 
 
 @pytest.mark.parametrize(

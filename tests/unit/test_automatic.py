@@ -105,17 +105,33 @@ def test_what_keeps_clients_from_training_side_by_side(changes: dict[str, object
     assert choose(found).executor == "processes"
 
 
+class Counting(nn.Module):
+    """Draws when it trains, and counts how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.drop, self.calls = nn.Linear(7, 3), nn.Dropout(0.5), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.drop(self.layer(x))
+        return out
+
+
 def test_looking_at_a_job_changes_nothing_of_it() -> None:
+    """A batch is looked at as in training: a product and its transposition, and the dropout's draws and products."""
     torch.manual_seed(3)
-    before = torch.get_rng_state()
-    job = small_job(model=Plain)
+    job = small_job(model=Counting)
     trainer = Trainer(job.prepared().work)
-    params = trainer.bound.params().clone()
-    examine(trainer, rehearse(job.algorithm, params, 6), device="cpu", block_bytes=2**20, at_once=6, together=6,
-            own_settings=False, measures=False)  # fmt: skip
+    params, before = trainer.bound.params().clone(), torch.get_rng_state()
+    found = examine(trainer, rehearse(job.algorithm, params, 6), device="cpu", block_bytes=2**20, at_once=6, together=6,
+                    own_settings=False, measures=False)  # fmt: skip
+    assert found.flops_a_call < 2 * 4 * 7 * 3 / 2
     assert torch.equal(trainer.bound.params(), params)
     assert all(p.grad is None for p in trainer.bound.parameters)
     assert torch.equal(torch.get_rng_state(), before)
+    assert automatic._flops_a_call(trainer) == found.flops_a_call
+    assert trainer.bound.module.calls == 1  # by what works out how many fit into a block
 
 
 class Own:
