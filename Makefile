@@ -24,6 +24,7 @@ types: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/simulation.py compare
+	$(BIN)/python benchmarks/uneven.py
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/cell.py

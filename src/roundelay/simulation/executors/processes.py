@@ -172,6 +172,7 @@ class Processes:
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._jobs.clear()
+        self._places.clear()
         self._arena.close()
 
     @property
