@@ -27,6 +27,7 @@ bench: export BENCH_BARS := $(CURDIR)/.bench-bars
 bench: .venv/dev.stamp
 	rm -f $(BENCH_BARS)
 	$(BIN)/python benchmarks/simulation.py compare
+	$(BIN)/python benchmarks/uneven.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/population.py compare
 	if [ -d .venv-peers ]; then $(BIN)/python benchmarks/peers/compare.py; fi

@@ -41,6 +41,7 @@ LAYERS = (
     ("tracking",),
     ("history",),
     ("prepared",),
+    ("chosen",),
     ("standing",),
     ("run",),
     ("serving",),

@@ -22,6 +22,7 @@ from roundelay.job import Job
 from roundelay.report.progress import shown
 from roundelay.report.runs import require_metric
 from roundelay.run import Run
+from roundelay.simulation.settings import EXECUTORS
 from roundelay.tracking.run_folder import require_run_folder
 
 app = typer.Typer()
@@ -50,6 +51,9 @@ def run(
     set: Overrides = None,
     data: Annotated[Path | None, typer.Option(help="The folder with its data: data.folder.")] = None,
     attack: Attacks = None,
+    executor: Annotated[
+        str | None, typer.Option(help=f"Who trains simulated clients (simulation.executor): {', '.join(EXECUTORS)}.")
+    ] = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -86,13 +90,14 @@ def run(
     if replay is not None and (workers is not None or script is not None):
         raise ConfigError(f"--replay {replay} says where its clients were, and what they ran: leave --workers and "
                           "--script out")  # fmt: skip
+    chosen = [] if executor is None else [f"simulation.executor={json.dumps(executor)}"]
     if script is None:
         if job is None and replay is not None:
             job = replay / "job.toml"
         if job is None:
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
         found = [] if data is None else [f"data.folder={json.dumps(str(data.absolute()))}"]
-        made = config.load(job, [*(set or []), *found], attack or [])
+        made = config.load(job, [*(set or []), *found, *chosen], attack or [])
         if replay is not None:
             _shown(made.replayed(replay))
             return
@@ -117,7 +122,7 @@ def run(
         settings["simulation"] = {"num_clients": clients}
     if init is not None:
         settings["init"] = str(init)
-    _train(config.for_script(script, settings, set or [], attack or []), None)
+    _train(config.for_script(script, settings, [*(set or []), *chosen], attack or []), None)
 
 
 @app.command()

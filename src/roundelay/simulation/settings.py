@@ -24,7 +24,8 @@ from roundelay.simulation.loads import LoadModel
 from roundelay.simulation.network.network import Network
 from roundelay.trainer import Trainer, Work
 
-EXECUTORS = ("processes", "serial", "vectorized", "threads")
+AUTO = "auto"
+EXECUTORS = ("processes", "serial", "vectorized", "threads", AUTO)
 MEMORIES = ("process", "disk")
 
 
@@ -40,6 +41,10 @@ class Simulation:
     The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib``: for models so
     small that calling torch takes longer than its arithmetic. It comes to what the others come to up to rounding, and
     to its own bits again. What it cannot stack (BatchNorm, LSTM, a loop of your own) it refuses by name.
+
+    The executor "auto" is one of these, chosen by a rule that looks at the job alone: "vectorized" for models so small
+    that it pays, "serial" where one client trains at a time, "processes" for all else. The run's record "executor" says
+    which, and why; a resumed run takes the same.
 
     The rest is for jobs whose clients are scripts. There are ``num_clients`` of them, "site-1" and so on, unless the
     job's data is split among clients. Each is a process, or with executor "threads" a thread of this one, so that a
@@ -109,6 +114,7 @@ class Simulation:
 
     def start(self, work: Work, server: Trainer, rehearsal: Rehearsal, sites: Sites | None = None) -> Executor:
         """Start the executor. A serial one on the CPU shares the server's own trainer; ``sites`` are for scripts."""
+        assert self.executor != AUTO, "a run settles that before it starts"
         if isinstance(work.learner, ScriptLearner):
             assert sites is not None
             return Scripts(

@@ -1,9 +1,10 @@
 """A pool of processes that lives as long as the job: one torch thread each, vectors in shared memory, no pickled
 tensors.
 
-Tasks wait in one line, in the order of submission. Short ones are handed out in batches that take some milliseconds,
-long ones one by one, and batches shrink towards the end of the line, so that no worker sits on work that another could
-do. None of this can change a bit of the result: a task's outcome depends on its key only.
+Tasks wait in one line, in the order of submission, but for the longest of those that are all needed: these go first,
+as many as may wait for their turn. Short ones are handed out in batches that take some milliseconds, long ones one by
+one, and batches shrink towards the end of the line, so that no worker sits on work that another could do. None of this
+can change a bit of the result: a task's outcome depends on its key only.
 """
 
 import logging
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 PRELOAD = ["torch._dynamo", "roundelay.simulation.executors.worker"]
 BATCH_S = 0.005  # about how long a batch takes: messages cost tenths of a millisecond
 MAX_BATCH = 32
+EARLY_BYTES = 64 * 2**20  # about how much memory may hold results of tasks that were done before their turn
 SHORT_S = 0.025  # below, a worker that waits for its next task loses a noticeable share of its time
 
 
@@ -64,6 +66,8 @@ class _Job:
     task: Task
     broadcast: _Broadcast
     memory: Memory
+    size: int = 1  # in examples, where that is known
+    early: bool = False  # it stands in the line before others that are asked for sooner
     slot: Region | None = None
     failures: int = 0
     running: bool = False
@@ -86,7 +90,7 @@ class Processes:
         except BaseException:
             self._arena.close()
             raise
-        self._result_bytes, self._layout = result_bytes, layout
+        self._data, self._result_bytes, self._layout = work.data, result_bytes, layout
         self._context = context(PRELOAD)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -94,11 +98,14 @@ class Processes:
         self._jobs: dict[int, _Job] = {}
         self._line: deque[int] = deque()
         self._slots_free: list[Region] = []
-        self._num_slots, self._serial, self._task_s, self._interrupted, self._closed = 0, 0, math.inf, False, False
+        self._num_slots, self._num_early, self._serial, self._interrupted, self._closed = 0, 0, 0, False, False
+        self._task_s, self._task_size = math.inf, 1.0  # of tasks of late, a running mean
         self._places: dict[tuple[int, bytes], tuple[Payload, dict[str, Tensor]]] = {}  # views of slots by what is there
         self._workers = [self._start(device) for device in devices]
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         if not tasks:
             return
         self._pump(0)  # what has come in since may give memory back
@@ -107,9 +114,9 @@ class Processes:
         self._arena.write(region, tensors_of(received, {}))
         self._serial += 1
         broadcast = _Broadcast(region, pickle.dumps((names, region, self._serial), protocol=5), len(tasks))
-        for task in tasks:
-            self._jobs[task.id] = _Job(task, broadcast, memories.get(task.client, {}))
-            self._line.append(task.id)
+        jobs = [_Job(task, broadcast, memories.get(task.client, {}), self._size(task)) for task in tasks]
+        self._jobs |= {job.task.id: job for job in jobs}
+        self._line.extend(job.task.id for job in (self._longest_first(jobs) if all_needed else jobs))
         self._feed()
 
     def result(self, task_id: int) -> Result:
@@ -131,6 +138,7 @@ class Processes:
             return
         if job.slot is not None:
             self._slots_free.append(job.slot)
+        self._num_early -= job.early
         job.broadcast.num_tasks -= 1
         if job.broadcast.num_tasks == 0:
             self._arena.free(job.broadcast.region)
@@ -165,6 +173,7 @@ class Processes:
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._jobs.clear()
+        self._places.clear()
         self._arena.close()
 
     @property
@@ -173,11 +182,34 @@ class Processes:
 
     @property
     def _max_slots(self) -> int:
-        return 3 * len(self._workers) * self._batch_size
+        return 3 * len(self._workers) * self._batch_size + self._num_early
 
     @property
     def _batch_size(self) -> int:
         return max(1, min(MAX_BATCH, int(BATCH_S / self._task_s)))
+
+    def _size(self, task: Task) -> int:
+        return self._data.known_size(task.client) or 1
+
+    def _longest_first(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """Return the jobs in the order in which they begin: first the longest, by their examples and as many as
+        ``EARLY_BYTES`` has results of, but one for each worker anyway; then the others in their order.
+
+        A long one that begins last would have everybody wait for it. But results are folded in the order in which they
+        are asked for, and those that are there before lie in memory until then.
+        """
+        count = max(len(self._workers), EARLY_BYTES // self._result_bytes)
+        longest = sorted(range(len(jobs)), key=lambda place: -jobs[place].size)[
+            :count
+        ]  # stable: those of one size stay
+        chosen = set(longest)
+        order = [*longest, *(place for place in range(len(jobs)) if place not in chosen)]
+        last = len(jobs)
+        for place in reversed(order):  # early is whoever stands before one that is asked for sooner
+            jobs[place].early = place > last
+            last = min(last, place)
+        self._num_early += sum(job.early for job in jobs)
+        return [jobs[place] for place in order]
 
     def _new_slot(self) -> Region:
         self._num_slots += 1
@@ -213,12 +245,14 @@ class Processes:
             self._hand_out(worker, batch)
 
     def _next_batch(self, size: int) -> list[_Job]:
-        """Take up to ``size`` tasks off the line; fewer where slots run out."""
+        """Take up to ``size`` tasks off the line; fewer where they are longer than those of late, or slots run out."""
         batch: list[_Job] = []
-        while self._line and len(batch) < size:
+        room = size * self._task_size
+        while self._line and len(batch) < size and room > 0:
             job = self._jobs[self._line[0]]
-            if job.alone and batch:
+            if batch and (job.alone or job.size > room):
                 break
+            room -= job.size
             if job.slot is None and (job.task.kind != "evaluate" or job.memory):
                 if not self._slots_free:
                     if self._num_slots >= self._max_slots:
@@ -276,7 +310,10 @@ class Processes:
     def _take(self, done: Done) -> None:
         job = self._jobs[done.task_id]
         job.running = False
-        self._task_s = done.seconds if math.isinf(self._task_s) else 0.9 * self._task_s + 0.1 * done.seconds
+        if math.isinf(self._task_s):
+            self._task_s, self._task_size = done.seconds, float(job.size)
+        self._task_s += 0.1 * (done.seconds - self._task_s)
+        self._task_size += 0.1 * (job.size - self._task_size)
         if job.cancelled:
             self.release(done.task_id)
         elif done.failure:

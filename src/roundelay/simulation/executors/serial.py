@@ -19,7 +19,9 @@ class Serial:
         self._waiting: dict[int, tuple[Task, Payload, Memory]] = {}
         self._interrupted = threading.Event()
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         for task in tasks:
             self._waiting[task.id] = (task, received, memories.get(task.client, {}))
 

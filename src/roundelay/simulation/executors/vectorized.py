@@ -43,7 +43,9 @@ class Vectorized:
         self._done: dict[int, Result] = {}
         self._interrupted = threading.Event()
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         alone = [task for task in tasks if task.kind == "evaluate" or task.config]
         self._serial.submit(alone, received, memories)
         together = [task for task in tasks if task.kind != "evaluate" and not task.config]
