@@ -106,7 +106,7 @@ class Trainer:
         self.layout = Layout.of(module, work.keep_local)
         self.bound: Bound = self.layout.bind(module, self._device)
         self._first_local = self.bound.local()
-        self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
+        self.part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
         """Do a task.
@@ -172,7 +172,7 @@ class Trainer:
         bound.load_params(ask.start)
         bound.start_training()
         seeds.seed_globals(context.key("training"))
-        return self.work.learner.fit(bound, self._part(context.task.client), ask, context)
+        return self.work.learner.fit(bound, self.part(context.task.client), ask, context)
 
     def _losses(self, ask: Losses, task: Task) -> Tensor:
         bound, work, means = self.bound, self.work, []
@@ -180,7 +180,7 @@ class Trainer:
         for params in ask.models:
             bound.load_params(params)
             seeds.seed_globals(Context(task, work.seed).key("losses"))  # the same draws for every model, if it draws
-            found = evaluate(bound, self._part(task.client), work.train_loss, Measures(), work.eval_batch_size)
+            found = evaluate(bound, self.part(task.client), work.train_loss, Measures(), work.eval_batch_size)
             means.append(found.sums.means()["loss"])
         bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
         return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)

@@ -1,12 +1,12 @@
 """Clients that are trained side by side come to what they come to alone, up to rounding."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from networks import Awkward, Plain, examples, federated, small_job
+from networks import Plain, examples, federated, small_job
 from torch import Tensor, nn
 
 import roundelay as rd
@@ -20,6 +20,40 @@ from roundelay.trainer import Answer, Trainer
 SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized")
 FEW = replace(STACKED, block_mib=0.01)
 """Room for two or three clients at a time."""
+
+
+@pytest.fixture(autouse=True)
+def trained_side_by_side(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail where clients fell back on being trained alone: they come to the same, and nothing else would tell."""
+    yield
+    assert not any("side by side failed" in record.getMessage() for record in caplog.get_records("call"))
+
+
+class Normed(nn.Module):
+    """BatchNorm's buffers and counters, and nothing that draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(7, 13), nn.BatchNorm1d(13), nn.Linear(13, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.norm(self.first(x))))
+        return out
+
+
+class Recurrent(nn.Module):
+    """A GRU over the seven features, a number at a time; its last state counts too."""
+
+    def __init__(self, batch_first: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(1, 5, batch_first=batch_first, bias=bias), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x[..., None] if self.gru.batch_first else x.T[..., None]
+        outputs, last = self.gru(steps)
+        first = outputs[:, 0] if self.gru.batch_first else outputs[0]
+        out: Tensor = self.head(torch.cat([first, last[0]], 1))
+        return out
 
 
 class Convolving(nn.Module):
@@ -48,8 +82,7 @@ def answers(simulation: rd.Simulation, job: rd.Job, backwards: bool = False) -> 
         for task in reversed(tasks) if backwards else tasks:
             answer = executor.result(task.id)
             assert isinstance(answer, Answer), answer
-            vectors = {name: vector.clone() for name, vector in answer.update.payload.vectors.items()}
-            update = replace(answer.update, payload=replace(answer.update.payload, vectors=vectors))
+            update = replace(answer.update, payload=answer.update.payload.copy())
             came[task.client] = Answer(update, {name: kept.clone() for name, kept in answer.memory.items()})
             executor.release(task.id)
     finally:
@@ -64,7 +97,10 @@ def check_same(given: rd.Job, simulation: rd.Simulation = STACKED) -> None:
         other = together[client]
         assert other.update.num_examples == one.update.num_examples
         assert other.update.metrics == pytest.approx(one.update.metrics, rel=1e-5)
-        for ours, theirs in ((other.update.payload.vectors, one.update.payload.vectors), (other.memory, one.memory)):
+        assert other.update.group == one.update.group
+        sent, expected = (dict(a.update.payload.vectors, buffers=a.update.payload.buffers,
+                               integers=a.update.payload.integers) for a in (other, one))  # fmt: skip
+        for ours, theirs in ((sent, expected), (other.memory, one.memory)):
             assert ours.keys() == theirs.keys()
             for name, vector in theirs.items():
                 torch.testing.assert_close(ours[name], vector, rtol=1e-4, atol=1e-6, msg=f"{client}: {name}")
@@ -110,11 +146,29 @@ def test_convolutions_and_views_of_one_data_set() -> None:
     check_same(given)
 
 
+MODELS: Mapping[str, dict[str, object]] = {
+    "running statistics": {"model": Normed},
+    "statistics of a private model": {"model": Normed, "algorithm": rd.Ditto(strength=0.1)},
+    "statistics that stay at home": {"model": Normed, "keep_local": ["@batch_norm"]},
+    "a head that stays at home": {"model": Plain, "keep_local": ["second.*"], "algorithm": rd.Scaffold()},
+    "losses of one model": {"model": Plain, "algorithm": rd.QFedAvg(q=1.0, lipschitz=10.0)},
+    "losses of several": {"model": Normed, "algorithm": rd.IFCA(num_clusters=3)},
+    "recurrent": {"model": Recurrent},
+    "recurrent, positions first, no bias": {"model": partial(Recurrent, batch_first=False, bias=False)},
+}
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_every_client_comes_to_its_own_whatever_the_model(changes: dict[str, object]) -> None:
+    check_same(small_job(**changes))
+    check_same(small_job(**changes), FEW)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda correct, grad, params, at: correct(grad, params) if at is None else None,
-        lambda correct, grad, params, at: correct(grad, params[: len(grad)]),
+        lambda correct, grad, params, rows, n: correct(grad, params) if len(grad) == len(params) else None,
+        lambda correct, grad, params, rows, n: correct(grad, params[: len(grad)].flip(0)),
     ],
     ids=["remainders are not corrected", "corrected by other rows"],
 )
@@ -126,8 +180,8 @@ def test_the_check_catches_corrections(wrong: Callable[..., None], monkeypatch: 
 
 def test_the_check_catches_steps_that_reach_others(monkeypatch: pytest.MonkeyPatch) -> None:
     step = stacked.Descent.step
-    monkeypatch.setattr(stacked.Descent, "step", lambda self, grad, at, steps: step(
-        self, grad, None if at is None else at.flip(0), steps))  # fmt: skip
+    monkeypatch.setattr(stacked.Descent, "step", lambda self, grad, rows, steps: step(
+        self, grad.flip(0), rows, steps))  # fmt: skip
     with pytest.raises(AssertionError):
         check_same(small_job(model=Plain))
 
@@ -190,6 +244,7 @@ def test_whose_data_raises_is_lost_alone(caplog: pytest.LogCaptureFixture) -> No
     *_, last = replace(given, simulation=STACKED).rounds()
     assert {r.client: r.status for r in last.clients} == {**dict.fromkeys(parts, "admitted"), "c5": "lost"}
     assert "side by side failed (OSError: disk gone)" in caplog.text
+    caplog.clear()
 
 
 def test_an_answer_that_nobody_waits_for_is_left_out_of_its_block() -> None:
@@ -209,13 +264,18 @@ def test_an_answer_that_nobody_waits_for_is_left_out_of_its_block() -> None:
 
 
 OBSTACLES: Mapping[str, tuple[dict[str, object], str]] = {
-    "batch norm": ({"model": Awkward}, r"layer 'norm' \(BatchNorm1d\) has buffers"),
+    "counted statistics": ({"model": partial(nn.BatchNorm1d, 7, momentum=None)}, r"\(BatchNorm1d\) has momentum None"),
+    "statistics over processes": ({"model": partial(nn.SyncBatchNorm, 7)}, r"\(SyncBatchNorm\) takes its statistics"),
+    "statistics of instances": (
+        {"model": partial(nn.InstanceNorm1d, 7, affine=True, track_running_stats=True)},
+        r"\(InstanceNorm1d\) keeps running",
+    ),
     "recurrent": ({"model": partial(nn.LSTM, 7, 3)}, r"layer .* \(LSTM\) has no stacked form"),
+    "recurrent, in two layers": ({"model": partial(nn.GRU, 7, 3, num_layers=2)}, r"layer .* \(GRU\) has no stacked"),
+    "half": ({"model": partial(nn.Linear, 7, 3, dtype=torch.bfloat16)}, "several dtypes"),
     "another loop": ({"learner": lambda model, data, task: (1, {})}, "FunctionLearner, whose own loop"),
     "part of an epoch": ({"learner": rd.LocalSGD(lr=0.1, local_batches=2)}, "local_batches goes through"),
     "another optimiser": ({"learner": rd.LocalSGD(lr=0.1, optimizer="Adagrad")}, "optimizer is adagrad"),
-    "what stays at home": ({"keep_local": ["second.*"]}, "keep_local keeps 'second"),
-    "losses": ({"algorithm": rd.QFedAvg(q=1.0, lipschitz=10.0)}, "QFedAvg asks clients for losses"),
 }
 
 

@@ -11,7 +11,6 @@ from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError
 from roundelay.layout import Kind
 from roundelay.learner import Learner
-from roundelay.learner.stacked import ELSEWHERE
 from roundelay.messages import Task
 from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
@@ -118,9 +117,6 @@ class Simulation:
             )  # fmt: skip
         devices = self.worker_devices()
         if self.executor == "vectorized":
-            if rehearsal.losses:
-                raise ConfigError(f"clients cannot be trained side by side: {type(work.algorithm).__name__} asks "
-                                  f"clients for losses; {ELSEWHERE}")  # fmt: skip
             own = server if devices == ("cpu",) else Trainer(work, torch.device(devices[0]))
             return Vectorized(own, int(self.block_mib * 2**20))
         if self.executor == "serial":

@@ -83,7 +83,8 @@ class Vectorized:
             del self._blocks[task.id]
         try:
             with seeds.preserved_globals():
-                answers = self._stack.train(block.tasks, block.received, block.memories)
+                memories = [block.memories.get(task.client, {}) for task in block.tasks]
+                answers = self._stack.train(block.tasks, block.received, memories)
         except Exception as error:  # a user's data or loss, whose border is in Serial
             log.warning("training %d clients side by side failed (%s: %s): they train one by one", len(block.tasks),
                         type(error).__name__, error)  # fmt: skip
