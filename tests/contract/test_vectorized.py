@@ -1,5 +1,7 @@
 """Clients that are trained side by side come to what they come to alone, up to rounding."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,13 +15,22 @@ import roundelay as rd
 from roundelay.algorithms.protocol import rehearse
 from roundelay.errors import ConfigError
 from roundelay.learner import stacked
-from roundelay.messages import Lost, Payload, Task
-from roundelay.simulation.executors.vectorized import Vectorized
+from roundelay.messages import Payload, Task
+from roundelay.simulation.executors.vectorized import blocks
 from roundelay.trainer import Answer, Trainer
 
-SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized")
+SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized", num_workers=1)
 FEW = replace(STACKED, block_mib=0.01)
 """Room for two or three clients at a time."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a run's own thread and in its workers: the number of threads changes sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +77,13 @@ class Convolving(nn.Module):
         return out
 
 
-def answers(simulation: rd.Simulation, job: rd.Job, backwards: bool = False) -> dict[str, Answer]:
-    """Return each client's answer to one task."""
+def _tensors(answer: Answer) -> list[Tensor]:
+    payload = answer.update.payload
+    return [*payload.vectors.values(), payload.buffers, payload.integers, *answer.memory.values()]
+
+
+def answers(simulation: rd.Simulation, job: rd.Job, bereave: bool = False) -> dict[str, Answer]:
+    """Return each client's answer to one task; a worker of the pool may be killed on the way."""
     work = job.prepared().work
     server = Trainer(work)
     start = server.bound.params().clone()
@@ -79,7 +95,9 @@ def answers(simulation: rd.Simulation, job: rd.Job, backwards: bool = False) -> 
     came = {}
     try:
         executor.submit(tasks, received, {task.client: memory for task in tasks})
-        for task in reversed(tasks) if backwards else tasks:
+        if bereave:
+            os.kill(executor._inner.process_ids[0], signal.SIGKILL)
+        for task in tasks:
             answer = executor.result(task.id)
             assert isinstance(answer, Answer), answer
             update = replace(answer.update, payload=answer.update.payload.copy())
@@ -223,11 +241,52 @@ def test_dropout_is_drawn_for_each_client_and_the_same_again() -> None:
         assert torch.equal(answer.update.payload.vectors["params"], first[client].update.payload.vectors["params"])
 
 
-def test_a_block_is_as_large_as_its_bytes_allow_on_any_machine() -> None:
-    trainer = Trainer(small_job(model=Plain).prepared().work)
-    one = Vectorized(trainer, 0)
-    assert one.block == 1
-    assert Vectorized(trainer, 10 * one._stack.bytes_a_client()).block == 10
+def test_blocks_follow_from_the_order_of_tasks_and_what_fits() -> None:
+    tasks = [Task(i, f"c{i}", 1) for i in range(200)]
+    for count, fitting, sizes in ((200, 999, [50] * 4), (200, 20, [20] * 10), (50, 999, [25, 25]), (49, 999, [49]),
+                                  (7, 1, [1] * 7), (0, 1, [])):  # fmt: skip
+        cut = blocks(tasks[:count], fitting)
+        assert [len(block) for block in cut] == sizes
+        assert [task for block in cut for task in block] == tasks[:count]
+
+
+def test_any_number_of_workers_makes_the_same_bits_and_a_workers_death_changes_none() -> None:
+    given = small_job(model=Normed, algorithm=rd.Scaffold(),
+                      uplink=rd.Uplink(codec=rd.TopK(fraction=0.5), feedback="error"))  # fmt: skip
+    one, two, bereft = (
+        answers(replace(FEW, num_workers=workers), given, bereave=workers == 3) for workers in (1, 2, 3)
+    )
+    for other in (two, bereft):
+        assert other.keys() == one.keys()
+        for client, answer in one.items():
+            assert replace(other[client].update, payload=answer.update.payload) == answer.update
+            for ours, theirs in zip(_tensors(other[client]), _tensors(answer), strict=True):
+                assert torch.equal(ours, theirs)
+
+
+def test_blocks_of_several_workers_fold_to_the_bits_of_one() -> None:
+    given = small_job(model=Plain, algorithm=rd.QFedAvg(q=1.0, lipschitz=10.0), num_rounds=2)
+    assert given.run(replace(FEW, num_workers=2)).sha256 == given.run(FEW).sha256
+
+
+class Deadly:
+    """Ends whoever reads it."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        os._exit(3)
+
+
+@pytest.mark.slow
+def test_who_ends_its_worker_is_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
+    parts: dict[str, object] = {f"c{i}": federated().train(f"c{i}") for i in range(5)}
+    given = small_job(model=Plain, data=rd.FederatedData.from_datasets({**parts, "c5": Deadly()}),
+                      clients_per_round=6, num_rounds=1)  # fmt: skip
+    *_, last = replace(given, simulation=replace(STACKED, num_workers=2)).rounds()
+    assert {r.client: r.status for r in last.clients} == {**dict.fromkeys(parts, "admitted"), "c5": "lost"}
+    caplog.clear()
 
 
 def test_whose_data_raises_is_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -247,19 +306,26 @@ def test_whose_data_raises_is_lost_alone(caplog: pytest.LogCaptureFixture) -> No
     caplog.clear()
 
 
-def test_an_answer_that_nobody_waits_for_is_left_out_of_its_block() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_block_is_trained_whole_whoever_is_not_waited_for(workers: int) -> None:
     work = small_job(model=Plain).prepared().work
-    trainer = Trainer(work)
-    executor = Vectorized(trainer, 2**28)
+    server = Trainer(work)
+    start = server.bound.params().clone()
+    executor = replace(STACKED, num_workers=workers).start(work, server, rehearse(work.algorithm, start, 6))
     tasks = [Task(i, client, 1) for i, client in enumerate(work.data.clients)]
-    received = Payload({"params": trainer.bound.params().clone()}, torch.empty(0), torch.empty(0, dtype=torch.int64))
+    received = Payload({"params": start}, torch.empty(0), torch.empty(0, dtype=torch.int64))
     executor.submit(tasks, received, {})
     executor.cancel([0, 3])
-    assert isinstance(executor.result(1), Answer)
-    assert not isinstance(executor.result(5), Lost)
+    came = executor.result(1)
+    assert isinstance(came, Answer)
+    expected = answers(STACKED, small_job(model=Plain))["c1"]
+    assert torch.equal(came.update.payload.vectors["params"], expected.update.payload.vectors["params"])
+    executor.release(1)
+    executor.cancel([2, 4, 5])
+    executor.submit([replace(task, id=task.id + 10) for task in tasks], received, {})
     executor.interrupt()
     with pytest.raises(KeyboardInterrupt):
-        executor.result(4)
+        executor.result(14)
     executor.close()
 
 
