@@ -128,26 +128,31 @@ class StackTrainer:
     ) -> list[Answer]:  # fmt: skip
         count, (num_floats, num_integers) = len(tasks), self._num_buffers
         vectors, remembered = _rows(reply.vectors, count), _rows(reply.memory, count)
-        floats, integers = model.buffers.to(CPU).unbind(), model.integers.to(CPU).unbind()
-        params = model.params.to(CPU).unbind()
+        floats, integers = model.buffers.to(CPU), model.integers.to(CPU)
+        shared = [
+            Payload(*one)
+            for one in zip(vectors, floats[:, :num_floats].unbind(), integers[:, :num_integers].unbind(), strict=True)
+        ]
+        if private is not None:
+            for memory, *buffers in zip(remembered, *(one.to(CPU).unbind() for one in private), strict=True):
+                memory |= private_memory((buffers[0], buffers[1]))
+        if self._trainer.layout.local_names:
+            home = model.params.to(CPU), floats[:, num_floats:], integers[:, num_integers:]
+            for memory, *local in zip(remembered, *home, strict=True):
+                memory |= local_memory(Vectors(*local))
         groups, weights = _numbers(reply.group, count), _numbers(reply.num_examples, count)
-        answers = []
-        for row, task in enumerate(tasks):
-            payload = Payload(vectors[row], floats[row][:num_floats], integers[row][:num_integers])
-            update = Update(task, payload, weights[row], int(groups[row]), metrics[row])
-            memory = remembered[row]
-            if private is not None:
-                memory |= private_memory((private[0][row].to(CPU), private[1][row].to(CPU)))
-            if self._trainer.layout.local_names:
-                memory |= local_memory(Vectors(params[row], floats[row][num_floats:], integers[row][num_integers:]))
-            answers.append(Answer(update, memory))
-        return answers
+        return [
+            Answer(Update(task, payload, weight, int(group), said), memory)
+            for task, payload, weight, group, said, memory in zip(
+                tasks, shared, weights, groups, metrics, remembered, strict=True
+            )
+        ]
 
 
 def _rows(stacked: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     """Return each client's part, on the CPU; what is one vector for all is everybody's."""
-    columns = {name: value.to(CPU).expand(count, -1).unbind() for name, value in stacked.items()}
-    return [{name: rows[row] for name, rows in columns.items()} for row in range(count)]
+    columns = [value.to(CPU).expand(count, -1).unbind() for value in stacked.values()]
+    return [dict(zip(stacked, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in range(count)]
 
 
 def _numbers(value: float | Tensor, count: int) -> list[float]:

@@ -248,7 +248,7 @@ def travelling(work: Work, task: Task, received: Payload, answer: Answer, beside
     """Return what came of a task in the form in which it travels; ``beside`` is what the client remembers for that."""
     uplink = work.uplink if task.kind == "train" else None
     if uplink is None:  # what a client shows to others is shown as it is
-        return replace(answer, memory={**answer.memory, **kept(beside)})
+        return replace(answer, memory={**answer.memory, **kept(beside)}) if beside else answer
     sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
     update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
     return Answer(update, {**answer.memory, **sent.memory})

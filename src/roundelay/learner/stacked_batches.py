@@ -63,17 +63,18 @@ class Batches:
 
     def __init__(self, parts: Sequence[Examples], orders: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> None:
         """``orders`` holds each client's epochs, ``sizes`` how many examples its batches have."""
-        self._base = _common_base(parts)
-        if self._base is None:
+        views = _common_views(parts)
+        self._base = None if views is None else views[0]
+        if views is None:
             self._streams = [_stream(*one) for one in zip(parts, orders, sizes, strict=True)]
             return
-        first, device = parts[0], self._base.inputs.device
+        first, device = parts[0], views[0].inputs.device
         self._pixels = first if isinstance(first, PixelExamples) else None
-        lengths = torch.tensor([len(epochs) * len(part) for part, epochs in zip(parts, orders, strict=True)])
-        held = [_held(part) for part in parts]
-        starts = torch.tensor([0, *(len(indices) for indices in held)]).cumsum(0)[:-1]
+        held = [_held(view) for view in views]
+        counts = torch.tensor([indices.shape[0] for indices in held])
+        lengths = counts * torch.tensor([len(epochs) for epochs in orders])
         positions = torch.cat([order for epochs in orders for order in epochs])
-        positions += starts.repeat_interleave(lengths)
+        positions += (counts.cumsum(0) - counts).repeat_interleave(lengths)
         self._positions = torch.cat(held).index_select(0, positions.to(device))
         self._next = (lengths.cumsum(0) - lengths).to(device)
 
@@ -113,32 +114,18 @@ def _rows(numbers: list[int]) -> Rows:
     return slice(first, last + 1) if last - first + 1 == len(numbers) else torch.tensor(numbers)
 
 
-def _common_base(parts: Sequence[Examples]) -> TensorExamples | None:
-    """Return what all parts are views of, where they are views of one; pixels are then normalised alike."""
-    first, whole = parts[0], _stored(parts[0])
-    if whole is None:
+def _common_views(parts: Sequence[Examples]) -> list[TensorExamples] | None:
+    """Return the parts as views of the same tensors, where they are such; pixels are then normalised alike."""
+    pixels = [part for part in parts if isinstance(part, PixelExamples)]
+    if len(pixels) not in (0, len(parts)) or any((p.mean, p.std) != (pixels[0].mean, pixels[0].std) for p in pixels):
         return None
-    for part in parts:
-        stored = _stored(part)
-        if stored is None or stored.inputs is not whole.inputs or stored.targets is not whole.targets:
-            return None
-        if _scale(part) != _scale(first):
-            return None
-    return whole
+    views = [part.pixels for part in pixels] or [part for part in parts if isinstance(part, TensorExamples)]
+    if len(views) < len(parts):
+        return None
+    inputs, targets = views[0].inputs, views[0].targets
+    return views if all(view.inputs is inputs and view.targets is targets for view in views) else None
 
 
-def _stored(part: Examples) -> TensorExamples | None:
-    """Return the tensors that a part is a view of."""
-    stored = part.pixels if isinstance(part, PixelExamples) else part
-    return stored if isinstance(stored, TensorExamples) else None
-
-
-def _held(part: Examples) -> Tensor:
+def _held(view: TensorExamples) -> Tensor:
     """Return the positions that a part has in the tensors that it is a view of."""
-    stored = _stored(part)
-    assert stored is not None
-    return torch.arange(len(stored), device=stored.inputs.device) if stored.indices is None else stored.indices
-
-
-def _scale(part: Examples) -> tuple[object, ...]:
-    return (part.mean, part.std) if isinstance(part, PixelExamples) else ()
+    return torch.arange(len(view), device=view.inputs.device) if view.indices is None else view.indices

@@ -46,17 +46,27 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class BlockNames:
-    """What lies in a region that holds the answers of a block of tasks: one after the other."""
+    """What lies in a region that holds the answers of a block of tasks: ``rows`` one after the other, so many
+    ``times``.
+    """
 
     rows: tuple[Names, ...]
+    times: int = 1
+
+    @staticmethod
+    def of(answers: Sequence[Answer], alike: bool) -> "BlockNames":
+        """``alike`` answers hold the same vectors of the same lengths."""
+        each = answers[:1] if alike else answers
+        rows = tuple(Names.of(answer.update.payload, answer.memory) for answer in each)
+        return BlockNames(rows, len(answers) if alike else 1)
 
     @property
     def packed(self) -> Packed:
-        return Packed(tuple(chain.from_iterable(names.packed.parts for names in self.rows)))
+        return Packed(tuple(chain.from_iterable(names.packed.parts for names in self.rows)) * self.times)
 
     def arrange(self, tensors: Sequence[Tensor]) -> list[tuple[Payload, dict[str, Tensor]]]:
         left = iter(tensors)
-        return [names.arrange(list(islice(left, len(names.packed.parts)))) for names in self.rows]
+        return [names.arrange(list(islice(left, len(names.packed.parts)))) for names in self.rows * self.times]
 
 
 def tensors_of(payload: Payload, memory: Memory) -> list[Tensor]:
@@ -139,7 +149,7 @@ class _Worker:
         self._arena, self._trainer = arena, trainer
         self._broadcast = b""
         self._received: Payload | None = None
-        self._names: dict[Names | BlockNames, bytes] = {}
+        self._names: dict[Names | BlockNames, tuple[bytes, Packed, int]] = {}
         self._stack: StackTrainer | None = None
 
     def run(self, order: Order) -> Done:
@@ -179,7 +189,7 @@ class _Worker:
             answers = self._stack.train(tasks, received, memories)
         except Exception:  # the border to code that we do not know, as in run_or_describe
             return Done(tasks[0].id, time.perf_counter() - started, failure=traceback.format_exc())
-        names = BlockNames(tuple(Names.of(answer.update.payload, answer.memory) for answer in answers))
+        names = BlockNames.of(answers, alike=self._trainer.work.uplink is None)
         tensors = [one for answer in answers for one in tensors_of(answer.update.payload, answer.memory)]
         pickled, inline = self._written(names, tensors, slot)
         said = tuple(Said(u.num_examples, u.group, u.metrics, u.silent, u.fresh) for u in (a.update for a in answers))
@@ -201,11 +211,13 @@ class _Worker:
         if names not in self._names:
             if len(self._names) >= MAX_VIEWS:
                 self._names.clear()
-            self._names[names] = pickle.dumps(names)
-        if names.packed.size <= slot.size:
-            self._arena.write(slot, tensors)
-            return self._names[names], None
-        return self._names[names], tuple(t.cpu().numpy() for t in tensors)
+            packed = names.packed
+            self._names[names] = pickle.dumps(names), packed, packed.size
+        pickled, packed, size = self._names[names]
+        if size > slot.size:
+            return pickled, tuple(t.cpu().numpy() for t in tensors)
+        torch._foreach_copy_(self._arena.read(slot, packed), list(tensors))
+        return pickled, None
 
 
 def _send(connection: Connection, message: Ready | list[Done]) -> None:
