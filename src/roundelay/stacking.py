@@ -92,7 +92,7 @@ class StackTrainer:
             reply: Reply = stop.value
         metrics = [{"train_loss": loss} for loss in made[0]] if made else [{} for _ in tasks]
         answers = self._answers(tasks, reply, model, private, metrics)
-        return [travelling(work, task, received, answer, beside)
+        return [travelling(work, self._trainer.layout, task, received, answer, beside)
                 for task, answer, (_, beside) in zip(tasks, answers, parted, strict=True)]  # fmt: skip
 
     def _begun(self, received: Payload, memories: Sequence[Memory]) -> Kept:

@@ -338,7 +338,7 @@ OBSTACLES: Mapping[str, tuple[dict[str, object], str]] = {
     ),
     "recurrent": ({"model": partial(nn.LSTM, 7, 3)}, r"layer .* \(LSTM\) has no stacked form"),
     "recurrent, in two layers": ({"model": partial(nn.GRU, 7, 3, num_layers=2)}, r"layer .* \(GRU\) has no stacked"),
-    "half": ({"model": partial(nn.Linear, 7, 3, dtype=torch.bfloat16)}, "several dtypes"),
+    "half": ({"model": partial(nn.Linear, 7, 3, dtype=torch.bfloat16)}, "of half precision"),
     "another loop": ({"learner": lambda model, data, task: (1, {})}, "FunctionLearner, whose own loop"),
     "part of an epoch": ({"learner": rd.LocalSGD(lr=0.1, local_batches=2)}, "local_batches goes through"),
     "another optimiser": ({"learner": rd.LocalSGD(lr=0.1, optimizer="Adagrad")}, "optimizer is adagrad"),

@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from roundelay.algorithms.protocol import Correct, Fit, Fitted
 from roundelay.data.examples import Examples
 from roundelay.data.text_windows import IGNORED
-from roundelay.layout import Kind, Layout
+from roundelay.layout import Kind, Layout, Scope
 from roundelay.learner.local_sgd import LocalSGD, accumulation
 from roundelay.learner.protocol import Context, LossFunction, on_device
 from roundelay.learner.stacked_batches import Batches, planned
@@ -45,7 +45,7 @@ class Stack:
     def __init__(self, module: nn.Module, layout: Layout, learner: LocalSGD, device: torch.device) -> None:
         """``learner`` and module are such that ``obstacle`` finds none."""
         self._plain, self._module, self._learner, self.device = module, stackable(module), learner, device
-        self._specs = [[*layout.of_kind(kind), *layout.of_kind(kind, local=True)] for kind in Kind]
+        self._specs = [[*layout.of_kind(kind), *layout.of_kind(kind, Scope.LOCAL)] for kind in Kind]
         self._sizes = [[spec.numel for spec in specs] for specs in self._specs]
         self._num_shared = layout.num_params
         self._outputs = vmap(self._output, randomness="different")
@@ -204,6 +204,8 @@ def obstacle(module: nn.Module, layout: Layout, learner: object) -> str | None:
             return f"layer {path or 'the model itself'!r} ({type(part).__name__}) {why}; {ELSEWHERE}"
     if not all(p.requires_grad for p in module.parameters()):
         return f"some of its parameters are frozen; {ELSEWHERE}"
+    if layout.has_halves:
+        return f"its parameters are of half precision, and clients side by side train in float32; {ELSEWHERE}"
     dtypes = {spec.dtype for spec in layout.specs if spec.kind is not Kind.INTEGER_BUFFER}
     integers = {spec.dtype for spec in layout.of_kind(Kind.INTEGER_BUFFER)} - {torch.int64}
     return f"its tensors are of several dtypes; {ELSEWHERE}" if dtypes - {layout.dtype} or integers else None
