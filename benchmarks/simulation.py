@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
+from bars import Bar, tell
 from floor import run_floor
 from machine import describe_machine
 from rich.console import Console
@@ -122,6 +123,7 @@ def compare(
     describe_machine()
     table = Table("workload", "executor", "clients a round", "floor s/round", "roundelay s/round", "ms/client", "ratio",
                   "bar", "start-up s", "server MiB")  # fmt: skip
+    told: list[Bar] = []
     for name in names or list(WORKLOADS):
         workload = WORKLOADS[name]
         executors = [executor] if executor else [one for of, one in BARS if of == name]
@@ -139,7 +141,22 @@ def compare(
             table.add_row(name, one, str(workload.cohort), f"{floor:.4f}", f"{ours:.4f}",
                           f"{ours / workload.cohort * 1e3:.3f}{limit}", f"{floor / ours:.2f}", bar, f"{start:.1f}",
                           f"{rss:.0f}")  # fmt: skip
+            if (name, one) in BARS:
+                told.append(
+                    Bar(
+                        f"{name}, {one}: rounds a second",
+                        floor / ours,
+                        BARS[name, one],
+                        "x the floor",
+                        floor=f"{floor:.4f} s a round",
+                    )
+                )
+            if (name, one) == ("tiny", "vectorized"):
+                told.append(
+                    Bar("tiny, vectorized: a client", ours / workload.cohort * 1e3, MS_A_CLIENT, "ms", "at_most")
+                )
     Console(width=150).print(table)
+    tell(told)
     if memory:
         peaks = {cohort: in_new_process("peak", "small", str(cohort))["beyond_start_mib"] for cohort in (10, 100, 1000)}
         print("server memory beyond start, `small`: " + ", ".join(f"cohort {c}: {m:.1f} MiB" for c, m in peaks.items()))
