@@ -153,7 +153,7 @@ def compare(
                 )
             if (name, one) == ("tiny", "vectorized"):
                 told.append(
-                    Bar("tiny, vectorized: a client", ours / workload.cohort * 1e3, MS_A_CLIENT, "ms", "at_most")
+                    Bar("tiny, vectorized: a client", ours / workload.cohort * 1e3, MS_A_CLIENT, "ms", "at most")
                 )
     Console(width=150).print(table)
     tell(told)
