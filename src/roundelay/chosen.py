@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from roundelay.algorithms.protocol import Rehearsal
 from roundelay.errors import ConfigError
 from roundelay.federation import Plan, Workflow
 from roundelay.prepared import Prepared
@@ -28,9 +27,7 @@ RECORD = "executor"
 """A run's record of what was chosen and why, ``executor.json`` in its folder."""
 
 
-def settled(
-    job: Prepared, trainer: Trainer, rehearsal: Rehearsal, resume: Path | None, *, real: bool
-) -> tuple[Prepared, Choice | None]:
+def settled(job: Prepared, trainer: Trainer, resume: Path | None, *, real: bool) -> tuple[Prepared, Choice | None]:
     """Return the job with an executor in the place of "auto", and the choice, or None where the job itself chooses.
 
     A resumed run takes what its folder notes. ``real``: its clients are, or were, devices; a replay of them ends in
@@ -40,16 +37,16 @@ def settled(
         return job, None
     choice = None if resume is None else _noted(resume / f"{RECORD}.json")
     if choice is None:
-        choice = Choice("processes", "clients are devices") if real else _choice(job, trainer, rehearsal)
+        choice = Choice("processes", "clients are devices") if real else _choice(job, trainer)
     log.info("executor: %s, since %s", choice.executor, choice.reason)
     return replace(job, simulation=replace(job.simulation, executor=choice.executor)), choice
 
 
-def _choice(job: Prepared, trainer: Trainer, rehearsal: Rehearsal) -> Choice:
+def _choice(job: Prepared, trainer: Trainer) -> Choice:
     simulation = job.simulation
     at_once, together = asked(job.workflow, job.plan, job.work.data.clients)
     facts = examine(
-        trainer, rehearsal, device=torch.device(simulation.worker_devices()[0]).type,
+        trainer, device=torch.device(simulation.worker_devices()[0]).type,
         block_bytes=int(simulation.block_mib * 2**20), at_once=at_once, together=together,
         own_settings=job.client_config is not None, measures=job.plan.client_eval_every > 0,
     )  # fmt: skip

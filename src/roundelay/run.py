@@ -60,7 +60,7 @@ class Run:
         watched = watched_metric(job)
         self.rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         check(job, self._layout, self.rehearsal, initial)
-        job, choice = settled(job, self.trainer, self.rehearsal, resume, real=world is not None)
+        job, choice = settled(job, self.trainer, resume, real=world is not None)
         self.job = job
         clients = len(job.work.data.clients)
         self._sampling_rate = job.plan.cohort_size(clients) / clients

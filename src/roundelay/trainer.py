@@ -110,7 +110,7 @@ class Trainer:
         self.layout = Layout.of(module, work.keep_local)
         self.bound = Bound(self.layout, module, self._device)  # made of it just now: nothing to check once more
         self._first_local = self.bound.local()
-        self._part = lru_cache(maxsize=work.data.num_cached)(work.data.train)
+        self.part = lru_cache(maxsize=work.data.num_cached)(work.data.train)
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
         """Do a task.
@@ -178,7 +178,7 @@ class Trainer:
         bound.load_params(ask.start)
         bound.start_training()
         seeds.seed_globals(context.key("training"))
-        return self.work.learner.fit(bound, self._part(context.task.client), ask, context)
+        return self.work.learner.fit(bound, self.part(context.task.client), ask, context)
 
     def _losses(self, ask: Losses, task: Task) -> Tensor:
         bound, work, means = self.bound, self.work, []
@@ -186,7 +186,7 @@ class Trainer:
         for params in ask.models:
             bound.load_params(params)
             seeds.seed_globals(Context(task, work.seed).key("losses"))  # the same draws for every model, if it draws
-            found = evaluate(bound, self._part(task.client), work.train_loss, Measures(), work.eval_batch_size)
+            found = evaluate(bound, self.part(task.client), work.train_loss, Measures(), work.eval_batch_size)
             means.append(found.sums.means()["loss"])
         bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
         return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)
@@ -267,8 +267,9 @@ def travelling(
     """Return what came of a task in the form in which it travels; ``beside`` is what the client remembers for that."""
     uplink = work.uplink if task.kind == "train" else None
     if uplink is None:  # what a client shows to others is shown as it is
-        update = replace(answer.update, payload=packed(layout, answer.update.payload))
-        return Answer(update, {**answer.memory, **kept(beside)})
+        payload = packed(layout, answer.update.payload)
+        update = answer.update if payload is answer.update.payload else replace(answer.update, payload=payload)
+        return Answer(update, {**answer.memory, **kept(beside)} if beside else answer.memory)
     sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
     update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
     return Answer(update, {**answer.memory, **sent.memory})

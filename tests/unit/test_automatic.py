@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 import roundelay as rd
 from roundelay import cli
-from roundelay.algorithms.protocol import rehearse
 from roundelay.chosen import asked
 from roundelay.errors import ConfigError
 from roundelay.federation import Plan
@@ -70,8 +69,7 @@ class Recurrent(nn.Module):
 
 def facts(job: rd.Job, block_bytes: int = 2**20) -> Facts:
     trainer = Trainer(job.prepared().work)
-    rehearsal = rehearse(job.algorithm, trainer.bound.params().clone(), 6)
-    return examine(trainer, rehearsal, device="cpu", block_bytes=block_bytes, at_once=6, together=6,
+    return examine(trainer, device="cpu", block_bytes=block_bytes, at_once=6, together=6,
                    own_settings=job.client_config is not None, measures=False)  # fmt: skip
 
 
@@ -124,7 +122,7 @@ def test_looking_at_a_job_changes_nothing_of_it() -> None:
     job = small_job(model=Counting)
     trainer = Trainer(job.prepared().work)
     params, before = trainer.bound.params().clone(), torch.get_rng_state()
-    found = examine(trainer, rehearse(job.algorithm, params, 6), device="cpu", block_bytes=2**20, at_once=6, together=6,
+    found = examine(trainer, device="cpu", block_bytes=2**20, at_once=6, together=6,
                     own_settings=False, measures=False)  # fmt: skip
     assert found.flops_a_call < 2 * 4 * 7 * 3 / 2
     assert torch.equal(trainer.bound.params(), params)

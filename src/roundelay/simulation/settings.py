@@ -10,7 +10,6 @@ from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError
 from roundelay.layout import Kind, Scope
 from roundelay.learner import Learner
-from roundelay.learner.stacked import ELSEWHERE
 from roundelay.load import available_cores
 from roundelay.messages import Task
 from roundelay.simulation.devices import assign, read_gpu_mapping
@@ -19,9 +18,10 @@ from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.protocol import Executor
 from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
-from roundelay.simulation.executors.vectorized import Vectorized
+from roundelay.simulation.executors.vectorized import MOST_CLIENTS, Vectorized
 from roundelay.simulation.loads import LoadModel
 from roundelay.simulation.network.network import Network
+from roundelay.stacking import StackTrainer
 from roundelay.trainer import Trainer, Work
 
 AUTO = "auto"
@@ -38,9 +38,10 @@ class Simulation:
     round; without it, nobody is. ``memory`` says where what clients remember is kept: in the server's "process", or on
     "disk" (in the run folder), for populations whose memories together are larger than the machine's.
 
-    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib``: for models so
-    small that calling torch takes longer than its arithmetic. It comes to what the others come to up to rounding, and
-    to its own bits again. What it cannot stack (BatchNorm, LSTM, a loop of your own) it refuses by name.
+    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib`` and 64 at most,
+    on ``num_workers`` processes; with one worker, in this one. It is for models so small that calling torch takes
+    longer than its arithmetic, and for a GRU. It comes to what the others come to up to rounding, and to its own bits
+    again, for any number of workers. What it cannot stack (LSTM, a loop of your own) it refuses by name.
 
     The executor "auto" is one of these, chosen by a rule that looks at the job alone: "vectorized" for models so small
     that it pays, "serial" where one client trains at a time, "processes" for all else. The run's record "executor" says
@@ -89,7 +90,7 @@ class Simulation:
             path, _, mapping = self.gpu_mapping.partition("#")
             devices = read_gpu_mapping(path, mapping)
         spread = assign(devices, self.num_workers, available_cores())
-        return spread if self.executor == "processes" else spread[:1]
+        return spread if self.executor in ("processes", "vectorized") else spread[:1]
 
     def check(self, learner: Learner) -> None:
         """Refuse settings of the other kind of clients.
@@ -123,26 +124,33 @@ class Simulation:
                 timeout_s=self.task_timeout_s,
             )  # fmt: skip
         devices = self.worker_devices()
-        if self.executor == "vectorized":
-            if rehearsal.losses:
-                raise ConfigError(f"clients cannot be trained side by side: {type(work.algorithm).__name__} asks "
-                                  f"clients for losses; {ELSEWHERE}")  # fmt: skip
-            own = server if devices == ("cpu",) else Trainer(work, torch.device(devices[0]))
-            return Vectorized(own, int(self.block_mib * 2**20))
-        if self.executor == "serial":
-            return Serial(server if devices == ("cpu",) else Trainer(work, torch.device(devices[0])))
-        layout = server.layout
-        vectors = [torch.empty(n, dtype=layout.dtype, device="meta") for n in rehearsal.lengths.values()]
-        buffers = torch.empty(layout.length(Kind.FLOAT_BUFFER), dtype=layout.dtype, device="meta")
-        integers = torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta")
-        vectors += [buffers, integers] * (2 if rehearsal.private else 1)  # a private model has its own, in memory
-        kept = sum(layout.length(kind, Scope.LOCAL) for kind in Kind) * 8 + 64 * len(Kind)
-        kept += 64  # the learner's cursor
-        if work.uplink is not None:  # what a client remembers for it, at most two of each vector
-            kept += 2 * Packed.of(vectors).size + 128
-        return Processes(
-            work,
-            devices,
-            Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64,
-            layout,
-        )
+        one_process = self.executor == "serial" or (self.executor == "vectorized" and len(devices) == 1)
+        trainer = Trainer(work, torch.device(devices[0])) if one_process and devices != ("cpu",) else server
+        inner: Serial | Processes
+        if self.executor != "vectorized":
+            return (
+                Serial(trainer)
+                if one_process
+                else Processes(work, devices, _result_bytes(work, server, rehearsal), server.layout)
+            )
+        fitting = max(1, int(self.block_mib * 2**20) // StackTrainer(trainer).bytes_a_client())
+        if one_process:
+            inner = Serial(trainer)
+        else:
+            most = min(fitting, MOST_CLIENTS)
+            inner = Processes(work, devices, most * _result_bytes(work, server, rehearsal), server.layout)
+        return Vectorized(inner, fitting)
+
+
+def _result_bytes(work: Work, server: Trainer, rehearsal: Rehearsal) -> int:
+    """Return how much memory a task's answer, and what its client remembers, are expected to take."""
+    layout = server.layout
+    vectors = [torch.empty(n, dtype=layout.dtype, device="meta") for n in rehearsal.lengths.values()]
+    buffers = torch.empty(layout.length(Kind.FLOAT_BUFFER), dtype=layout.dtype, device="meta")
+    integers = torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta")
+    vectors += [buffers, integers] * (2 if rehearsal.private else 1)  # a private model has its own, in memory
+    kept = sum(layout.length(kind, Scope.LOCAL) for kind in Kind) * 8 + 64 * len(Kind)
+    kept += 64  # the learner's cursor
+    if work.uplink is not None:  # what a client remembers for it, at most two of each vector
+        kept += 2 * Packed.of(vectors).size + 128
+    return Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from roundelay import seeds
-from roundelay.algorithms.protocol import Rehearsal
 from roundelay.client.launch import ScriptLearner
 from roundelay.learner.local_sgd import LocalSGD
 from roundelay.learner.protocol import on_device
@@ -86,7 +85,7 @@ def choose(facts: Facts) -> Choice:
 
 
 def examine(
-    trainer: Trainer, rehearsal: Rehearsal, *, device: str, block_bytes: int, at_once: int, together: int,
+    trainer: Trainer, *, device: str, block_bytes: int, at_once: int, together: int,
     own_settings: bool, measures: bool,
 ) -> Facts:  # fmt: skip
     """Return the facts of a job. Of its data, the first client's first batch is looked at.
@@ -97,8 +96,6 @@ def examine(
     if isinstance(learner, ScriptLearner):
         return Facts(scripts=True)
     alone = obstacle(bound.module, trainer.layout, learner)
-    if alone is None and rehearsal.losses:
-        alone = f"{type(trainer.work.algorithm).__name__} asks clients for losses, each by itself"
     if alone is None and own_settings:
         alone = "client_config gives tasks settings of their own, which are trained alone"
     if alone is not None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +26,11 @@ from torch import Tensor
 from roundelay.errors import RoundelayError
 from roundelay.hosting.forkserver import context, main_hidden
 from roundelay.layout import Layout
-from roundelay.messages import Memory, Payload, Task, Update
+from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.protocol import Result
 from roundelay.simulation.executors.shipping import pack
-from roundelay.simulation.executors.worker import Done, Names, Order, Ready, main, tensors_of
+from roundelay.simulation.executors.worker import BlockNames, Done, Names, Order, Ready, main, tensors_of
 from roundelay.trainer import TRIES, Answer, Evaluated, Work, lost
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,11 @@ class _Job:
     running: bool = False
     cancelled: bool = False
     alone: bool = False  # it was in a batch whose worker died: handed out by itself from now on
-    result: Result | None = None
+    block: Sequence[Task] = ()  # those that are trained side by side under the id of ``task``, the first of them
+    result: Result | list[Answer] | None = None
+
+
+_Place = tuple[Payload, dict[str, Tensor]]
 
 
 class Processes:
@@ -100,7 +105,7 @@ class Processes:
         self._slots_free: list[Region] = []
         self._num_slots, self._num_early, self._serial, self._interrupted, self._closed = 0, 0, 0, False, False
         self._task_s, self._task_size = math.inf, 1.0  # of tasks of late, a running mean
-        self._places: dict[tuple[int, bytes], tuple[Payload, dict[str, Tensor]]] = {}  # views of slots by what is there
+        self._places: dict[tuple[int, bytes], _Place | list[_Place]] = {}  # views of slots by what is there
         self._workers = [self._start(device) for device in devices]
 
     def submit(
@@ -108,18 +113,39 @@ class Processes:
     ) -> None:
         if not tasks:
             return
-        self._pump(0)  # what has come in since may give memory back
-        names = Names.of(received, {})
-        region = self._arena.allocate(names.packed.size)
-        self._arena.write(region, tensors_of(received, {}))
-        self._serial += 1
-        broadcast = _Broadcast(region, pickle.dumps((names, region, self._serial), protocol=5), len(tasks))
+        broadcast = self._placed(received, len(tasks))
         jobs = [_Job(task, broadcast, memories.get(task.client, {}), self._size(task)) for task in tasks]
         self._jobs |= {job.task.id: job for job in jobs}
         self._line.extend(job.task.id for job in (self._longest_first(jobs) if all_needed else jobs))
         self._feed()
 
+    def submit_block(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        remembered = {f"{row} {name}": value for row, task in enumerate(tasks)
+                      for name, value in memories.get(task.client, {}).items()}  # fmt: skip
+        size = sum(map(self._size, tasks))
+        self._jobs[tasks[0].id] = _Job(tasks[0], self._placed(received, 1), remembered, size, block=tasks)
+        self._line.append(tasks[0].id)
+        self._feed()
+
+    def _placed(self, received: Payload, num_tasks: int) -> _Broadcast:
+        self._pump(0)  # what has come in since may give memory back
+        names = Names.of(received, {})
+        region = self._arena.allocate(names.packed.size)
+        self._arena.write(region, tensors_of(received, {}))
+        self._serial += 1
+        return _Broadcast(region, pickle.dumps((names, region, self._serial), protocol=5), num_tasks)
+
     def result(self, task_id: int) -> Result:
+        found = self._finished(task_id)
+        assert not isinstance(found, list)
+        return found
+
+    def block_result(self, task_id: int) -> list[Answer] | Lost:
+        found = self._finished(task_id)
+        assert isinstance(found, list | Lost)
+        return found
+
+    def _finished(self, task_id: int) -> Result | list[Answer]:
         job = self._jobs[task_id]
         while job.result is None:
             self._feed()  # slots may have been given back since
@@ -199,9 +225,7 @@ class Processes:
         are asked for, and those that are there before lie in memory until then.
         """
         count = max(len(self._workers), EARLY_BYTES // self._result_bytes)
-        longest = sorted(range(len(jobs)), key=lambda place: -jobs[place].size)[
-            :count
-        ]  # stable: those of one size stay
+        longest = sorted(range(len(jobs)), key=lambda place: -jobs[place].size)[:count]  # those of one size stay
         chosen = set(longest)
         order = [*longest, *(place for place in range(len(jobs)) if place not in chosen)]
         last = len(jobs)
@@ -278,8 +302,8 @@ class Processes:
                 memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
             job.running = True
             task = job.task
-            fields = (task.id, task.client, task.round, task.attempt, task.kind, task.config)
-            orders.append(Order(fields, job.broadcast.message, job.slot, memory))
+            block = tuple(map(_fields, job.block))
+            orders.append(Order(_fields(task), job.broadcast.message, job.slot, memory, block))
         worker.batches.append([job.task.id for job in batch])
         # Where the worker has died, its closed connection tells us so in the next pump, which hands its tasks on.
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -324,19 +348,22 @@ class Processes:
         else:
             job.result = self._answer(job, done)
 
-    def _answer(self, job: _Job, done: Done) -> Answer:
+    def _answer(self, job: _Job, done: Done) -> Answer | list[Answer]:
         assert job.slot is not None
         place = (job.slot.offset, done.names)
-        if done.inline is not None:
-            names: Names = pickle.loads(done.names)
-            payload, memory = names.arrange([torch.from_numpy(array) for array in done.inline])
-        elif place in self._places:
-            payload, memory = self._places[place]
-        else:
-            if len(self._places) >= MAX_VIEWS:
-                self._places.clear()
-            names = pickle.loads(done.names)
-            payload, memory = self._places[place] = names.read(self._arena, job.slot)
+        found = None if done.inline is not None else self._places.get(place)
+        if found is None:
+            names: Names | BlockNames = pickle.loads(done.names)
+            if done.inline is not None:
+                found = names.arrange([torch.from_numpy(array) for array in done.inline])
+            else:
+                if len(self._places) >= MAX_VIEWS:
+                    self._places.clear()
+                found = self._places[place] = names.arrange(self._arena.read(job.slot, names.packed))
+        if isinstance(found, list):
+            return [Answer(Update(task, payload, *said), memory)
+                    for task, said, (payload, memory) in zip(job.block, done.block, found, strict=True)]  # fmt: skip
+        payload, memory = found
         metrics = done.metrics or {}
         update = Update(job.task, payload, done.num_examples, done.group, metrics, done.silent, done.fresh)
         return Answer(update, memory)
@@ -370,3 +397,7 @@ class Processes:
             else:  # which task of the batch it was will show when each runs alone
                 self._line.appendleft(task_id)
         self._workers[self._workers.index(worker)] = self._start(worker.device)
+
+
+def _fields(task: Task) -> tuple[Any, ...]:  # Any: fields of several types
+    return task.id, task.client, task.round, task.attempt, task.kind, task.config

@@ -34,3 +34,15 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back processes and memory; harmless when called twice."""
+
+
+class BlockExecutor(Executor, Protocol):
+    """One that can also train a block of clients side by side, as one piece of work under its first task's id."""
+
+    def submit_block(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None: ...
+
+    def block_result(self, task_id: int) -> list[Answer] | Lost:
+        """Block until a block is done; return its answers in the order of its tasks, or why there are none. Their
+        tensors are valid until the block is released.
+        """
+        ...
