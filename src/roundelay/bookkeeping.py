@@ -14,6 +14,7 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm, Personalised, State, num_groups
+from roundelay.data.ids import Without
 from roundelay.epochs import Epoch
 from roundelay.errors import ClientFailed, WireError
 from roundelay.federation import Arrived, Flight, Plan, Version
@@ -106,7 +107,7 @@ class Bookkeeping(ABC):
         self._expected = Expected.of(self.layout, given.lengths, groups, encoded=uplink is not None)
         self._shown = Expected.of(self.layout, given.lengths, groups)  # of what is sent as it is, whatever the uplink
         self._root = root_of(given.rule)
-        self._drawn = self.clients if self._root is None else [c for c in self.clients if c != self._root]
+        self._drawn = self.clients if self._root is None else Without(self.clients, (self._root,))
         self._last_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
         self._logged: set[str] = set()  # tracebacks that were logged in full
         self._reports: list[ClientReport] = []  # of the round that is not finished
@@ -213,7 +214,9 @@ class Bookkeeping(ABC):
                 new = report.traceback not in self._logged  # many clients fail alike: one traceback tells
                 self._logged.add(report.traceback)
                 log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
-                            f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
+                            f"\n{report.traceback}" if new and report.traceback else "",
+                            extra={"round": outcome.number, "client": report.client, "status": report.status,
+                                   "attempt": outcome.attempt})  # fmt: skip
         return outcome
 
     def _despair_of(self, failures: Sequence[tuple[str, str]]) -> None:

@@ -130,7 +130,8 @@ class Intake:
         asked = self._tasks.get(update.task.id)
         if asked is None:
             log.warning("client %r answered task %d of round %d, which is not open here",
-                        update.task.client, update.task.id, update.task.round)  # fmt: skip
+                        update.task.client, update.task.id, update.task.round,
+                        extra={"client": update.task.client, "task": update.task.id})  # fmt: skip
             self._release(update.task.id)
             return
         try:

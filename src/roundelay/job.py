@@ -24,6 +24,7 @@ from roundelay.client.launch import ScriptLearner, arguments_of
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData, read
+from roundelay.data.ids import Without
 from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
 from roundelay.epochs import Epoch
@@ -241,7 +242,8 @@ class Job:
         if self.script is not None and data.held_out is None and not metric.startswith(("train_", "client_")):
             plan = replace(plan, stopping=replace(plan.stopping, metric=f"train_{metric}"))  # only clients measure
         trusted = root_of(self.aggregator)
-        roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
+        others = data.clients if trusted is None else Without(data.clients, (trusted,))
+        roles = assigned(self.attacks, others, self.seed)
         check_roles(learner, roles)
         return Prepared(
             work=armed(work, roles) if roles else work,

@@ -175,7 +175,7 @@ class Run:
 
     def _finish_round(self, world: World, finished: Finished) -> Row:
         row = self._row(finished)
-        log.info("round %d: %s", row["round"], row)
+        log.info("round %d: %s", row["round"], row, extra={"round": row["round"], "row": row})
         if self.standing.finish_round(finished, row, world.now_ns()):
             world.checkpointed(finished.version)
         self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout,

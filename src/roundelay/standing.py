@@ -115,7 +115,9 @@ class Standing:
         require_same_job(folder.path, self._job.resolved)
         self.memory = self._client_memory(folder.path)
         kept = folder.path / "checkpoint.pt"
-        if kept.exists():
+        if not kept.exists():
+            self.memory.restore(None)
+        else:
             checkpoint = load_checkpoint(kept, self._layout)
             self.version, self.virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
             self.memory.restore(checkpoint.memory)
@@ -169,11 +171,14 @@ class Standing:
                 return
             told = {name: {"num_examples": size, "label_counts": counts} for name, (size, counts) in self._held.items()}
             self._folder.write_json("data.json", told)
-            counts = [self._held.get(name, (0, None))[1] for name in self._job.work.data.clients]
+            clients = self._job.work.data.clients
+            if len(self._held) < len(clients):
+                return
+            counts = [self._held[name][1] for name in clients]
             if all(counts):
                 width = max(len(row) for row in counts if row is not None)
                 rows = [[*row, *[0] * (width - len(row))] for row in counts if row is not None]
-                table = {"clients": self._job.work.data.clients, "counts": rows}
+                table = {"clients": clients, "counts": rows}
                 self._folder.write_json("label_counts.json", table)
 
     def keep_record(self, name: str, content: Mapping[str, object]) -> None:

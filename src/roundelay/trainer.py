@@ -110,7 +110,7 @@ class Trainer:
         self.layout = Layout.of(module, work.keep_local)
         self.bound = Bound(self.layout, module, self._device)  # made of it just now: nothing to check once more
         self._first_local = self.bound.local()
-        self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
+        self._part = lru_cache(maxsize=work.data.num_cached)(work.data.train)
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
         """Do a task.

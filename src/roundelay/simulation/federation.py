@@ -238,7 +238,7 @@ class SimulatedFederation(Bookkeeping):
         self._delivery.counted([report.client for report in outcome.reports if report.status == "admitted"])
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
-        there = self._delivery.there(self._drawn if among is None else among)
+        there = self._delivery.there(number, attempt, count, self._drawn if among is None else among)
         chosen = self._delivery.choose(number, attempt, count, there)
         if chosen is None:
             return super().sample(number, attempt, min(count, len(there)), there)

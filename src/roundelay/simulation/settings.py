@@ -1,6 +1,5 @@
 """How to simulate: which executor, how many workers, where they compute, how long tasks take in virtual time."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from roundelay.errors import ConfigError
 from roundelay.layout import Kind, Scope
 from roundelay.learner import Learner
 from roundelay.learner.stacked import ELSEWHERE
+from roundelay.load import available_cores
 from roundelay.messages import Task
 from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
@@ -140,9 +140,3 @@ class Simulation:
             Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64,
             layout,
         )
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """From what a site brought and what a server told it: the hands that do a client's tasks."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,7 +246,7 @@ def _by_name(brought: Brought, job: Job, data: Data, client: str) -> torch.Tenso
     return split[client]
 
 
-def _require_held(client: str, clients: tuple[str, ...], whose: str) -> None:
+def _require_held(client: str, clients: Sequence[str], whose: str) -> None:
     if client not in clients:
         known = ", ".join(clients[:5]) + (f", ... ({len(clients)} in all)" if len(clients) > 5 else "")
         raise ConfigError(f"client {client!r}: {whose} has no part of that name, only {known}; take one of these names,"
