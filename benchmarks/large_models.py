@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from bars import Bar, tell
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -146,15 +147,17 @@ def main() -> None:
         return
     describe_machine()
     print(f"{NUM_CLIENTS} clients, a float32 model of {asked.bytes:,} bytes")
-    table = Table("way", "its own", "shared", "seconds", "bar")
+    table, bars = Table("way", "its own", "shared", "seconds"), list[Bar]()
     for way, bar in BARS.items():
         began = time.monotonic()
         command = [sys.executable, __file__, "--way", way, "--bytes", str(asked.bytes)]
         said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
         own, shared = json.loads(said)
-        table.add_row(way, f"{own:.2f} copies", f"{shared:.2f} copies", f"{time.monotonic() - began:.0f}",
-                      "" if bar is None else f"at most {bar:g} of its own")  # fmt: skip
+        table.add_row(way, f"{own:.2f} copies", f"{shared:.2f} copies", f"{time.monotonic() - began:.0f}")
+        if bar is not None:
+            bars.append(Bar(f"folding a large model: {way}", own, bar, "copies", "at most", "the bytes of one model"))
     Console(width=120).print(table)
+    tell(bars)
 
 
 if __name__ == "__main__":
