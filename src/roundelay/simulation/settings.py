@@ -17,6 +17,7 @@ from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.protocol import Executor
+from roundelay.simulation.executors.ray import RayPool
 from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
 from roundelay.simulation.executors.vectorized import Vectorized
@@ -24,7 +25,7 @@ from roundelay.simulation.loads import LoadModel
 from roundelay.simulation.network.network import Network
 from roundelay.trainer import Trainer, Work
 
-EXECUTORS = ("processes", "serial", "vectorized", "threads")
+EXECUTORS = ("processes", "serial", "vectorized", "ray", "threads")
 MEMORIES = ("process", "disk")
 
 
@@ -40,6 +41,9 @@ class Simulation:
     The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib``: for models so
     small that calling torch takes longer than its arithmetic. It comes to what the others come to up to rounding, and
     to its own bits again. What it cannot stack (BatchNorm, LSTM, a loop of your own) it refuses by name.
+
+    The executor "ray" trains on the CPUs of a Ray cluster: that at ``address``, "auto" for the one that this machine is
+    part of, or "host:port"; with "local" or none, a Ray of this machine that ends with the run.
 
     The rest is for jobs whose clients are scripts. There are ``num_clients`` of them, "site-1" and so on, unless the
     job's data is split among clients. Each is a process, or with executor "threads" a thread of this one, so that a
@@ -61,6 +65,7 @@ class Simulation:
     keep_alive: int = 16
     task_timeout_s: float | None = None
     block_mib: float = 256.0
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -73,9 +78,25 @@ class Simulation:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"simulation {name} must be positive, got {value!r}")
+        self._check_address()
         if self.devices and self.gpu_mapping:
             raise ConfigError("give devices or gpu_mapping, not both: each says where the workers compute")
         self.worker_devices()
+
+    def _check_address(self) -> None:
+        if self.executor != "ray":
+            if self.address is not None:
+                raise ConfigError(f"simulation.address is that of a Ray cluster, and simulation.executor is "
+                                  f'{self.executor!r}: set it to "ray", or leave address out')  # fmt: skip
+            return
+        if self.devices or self.gpu_mapping:
+            raise ConfigError('simulation.executor = "ray" trains on the CPUs of a cluster: leave devices and '
+                              "gpu_mapping out")  # fmt: skip
+        address = self.address or "local"
+        host, _, port = address.rpartition(":")
+        if address not in ("auto", "local") and not (host and port.isdigit() and "/" not in host):
+            raise ConfigError(f'simulation.address is {address!r}; expected "auto", "local", or "host:port" of a '
+                              "cluster that this machine is part of (ray start --address host:port)")  # fmt: skip
 
     def worker_devices(self) -> tuple[str, ...]:
         """Return each worker's device; for the serial executor, the one device that it computes on."""
@@ -93,9 +114,9 @@ class Simulation:
             ConfigError: scripts are to run where they cannot, or what trains is no script.
         """
         if isinstance(learner, ScriptLearner):
-            if self.executor == "serial":
-                raise ConfigError('scripts run in processes of their own (simulation.executor = "processes") or in '
-                                  'threads of this one ("threads"), not in the serial executor')  # fmt: skip
+            if self.executor in ("serial", "ray"):
+                raise ConfigError(f"scripts do not run in the executor {self.executor!r}, but in processes of this machine "
+                                  '(simulation.executor = "processes") or in threads of this one ("threads")')  # fmt: skip
             if self.num_workers is not None or self.devices or self.gpu_mapping:
                 raise ConfigError("a script chooses its own device, and simulation.max_concurrent says how many train "
                                   "at once: leave num_workers, devices and gpu_mapping out")  # fmt: skip
@@ -123,6 +144,9 @@ class Simulation:
                                   f"clients for losses; {ELSEWHERE}")  # fmt: skip
             own = server if devices == ("cpu",) else Trainer(work, torch.device(devices[0]))
             return Vectorized(own, int(self.block_mib * 2**20))
+        if self.executor == "ray":
+            local = self.address in (None, "local")
+            return RayPool(work, self.num_workers or (available_cores() if local else None), self.address)
         if self.executor == "serial":
             return Serial(server if devices == ("cpu",) else Trainer(work, torch.device(devices[0])))
         layout = server.layout
