@@ -10,6 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch import nn
+
+import roundelay as rd
 
 IP = "127.0.0.2"
 QUICK = {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
@@ -19,8 +23,8 @@ QUICK = {"RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms":
 
 @contextmanager
 def quiet_ray() -> Iterator[Path]:
-    """Keep what Ray writes in a folder of its own, whose path is short enough for its sockets; afterwards, see that none
-    of its processes is left.
+    """Keep what Ray writes in a folder of its own, whose path is short enough for sockets; afterwards, see that none of
+    its processes is left.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     (folder / "ray").mkdir()
@@ -74,3 +78,16 @@ def cut_power() -> None:
     for process in [raylet, *beside]:
         process.send_signal(signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails_for_c1(model: nn.Module, data: rd.data.Examples, task: rd.Task) -> tuple[float, dict[str, float]]:
+    """One plain step; of client c1, an error."""
+    if task.client == "c1":
+        raise ValueError("no such file: scans/17.png")
+    inputs, targets = next(data.batches(torch.arange(len(data)), len(data)))
+    loss = nn.functional.cross_entropy(model(inputs), targets)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
+    return float(len(data)), {"loss": loss.item()}

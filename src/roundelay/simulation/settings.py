@@ -115,8 +115,9 @@ class Simulation:
         """
         if isinstance(learner, ScriptLearner):
             if self.executor in ("serial", "ray"):
-                raise ConfigError(f"scripts do not run in the executor {self.executor!r}, but in processes of this machine "
-                                  '(simulation.executor = "processes") or in threads of this one ("threads")')  # fmt: skip
+                raise ConfigError(f"scripts do not run in the executor {self.executor!r}: they run in processes of "
+                                  'this machine (simulation.executor = "processes") or in its threads '
+                                  '("threads")')  # fmt: skip
             if self.num_workers is not None or self.devices or self.gpu_mapping:
                 raise ConfigError("a script chooses its own device, and simulation.max_concurrent says how many train "
                                   "at once: leave num_workers, devices and gpu_mapping out")  # fmt: skip

@@ -34,8 +34,8 @@ MOVES = 5
 """How often a task is run again because the node under it was lost, before its client is lost too."""
 
 LOOK_S = 0.1  # how soon an interruption is seen
-ROOM_S = 600.0
-"""How long a run waits while no node has room for any of its workers, in real seconds."""
+TELL_S, ROOM_S = 30.0, 600.0
+"""When a run says that no node has begun any of its workers, and when it gives up, in real seconds."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class RayPool:
         self._interrupted, self._closed = threading.Event(), False
         self._num_held, self._stillborn, self._task_s = 0, 0, 0.0
         self._built, self._others = Built.here(), set[str]()
-        self._waiting_since: float | None = None
+        self._waiting_since, self._told = time.monotonic(), False
         self._workers: list[_Worker] = []
         try:
             self._work = self._ray.put(parcel)
@@ -271,10 +271,15 @@ class RayPool:
         RoundelayError: no node has had room for any worker for too long.
         """
         now = time.monotonic()
-        if self._waiting_since is None or any(worker.node for worker in self._workers):
-            self._waiting_since = now
-        if now - self._waiting_since > ROOM_S:
+        if any(worker.node for worker in self._workers):
+            self._waiting_since, self._told = now, False
+        waited = now - self._waiting_since
+        if waited > TELL_S and not self._told:
+            self._told = True
+            log.warning("no node of the Ray cluster has begun any of the %d workers for %.0f s; what it has and who "
+                        "uses it is shown by: ray status", len(self._workers), waited)  # fmt: skip
+        if waited > ROOM_S:
             raise RoundelayError(
-                f"no node of the Ray cluster has had a CPU for any of the {len(self._workers)} workers for "
-                f"{ROOM_S:.0f} s; what it has and what uses it is shown by: ray status"
+                f"no node of the Ray cluster has had a free CPU for any of the {len(self._workers)} workers for "
+                f"{ROOM_S:.0f} s; free some (ray status shows who has them), or ask for fewer workers"
             )

@@ -129,7 +129,7 @@ def _as_tensor(raw: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor
 
 
 def _writable(raw: Bytes) -> Bytes:
-    """Return the same memory as an array that torch takes without a warning: an object store marks its own as read-only."""
+    """Return the same memory, which an object store marks as read-only, as an array that torch takes silently."""
     if raw.flags.writeable:
         return raw
     memory = (ctypes.c_uint8 * raw.nbytes).from_address(raw.ctypes.data)
