@@ -29,6 +29,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/cell.py
 	$(BIN)/python benchmarks/scripts.py
 	$(BIN)/python benchmarks/deployment.py
+	$(BIN)/python benchmarks/ray_overhead.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

@@ -1,16 +1,20 @@
 """A run on a Ray cluster ends in the bits of one process, and leaves the cluster as it was found."""
 
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import clusters
+import psutil
 import pytest
 from clusters import fails_for_c1
 from networks import small_job
 
 import roundelay as rd
+from roundelay import config
 from roundelay.errors import ConfigError, MissingExtra
 from roundelay.simulation.executors.cluster import join
 
@@ -24,7 +28,7 @@ def test_a_run_on_ray_ends_in_the_bits_of_one_process_and_leaves_nothing_behind(
     alone = small_job(**job).run()
     with clusters.quiet_ray() as folder:
         history = small_job(**job, simulation=ON_RAY).run()
-        assert not clusters.processes_of(folder), "Ray outlived the run that started it"
+        assert not psutil.wait_procs(clusters.processes_of(folder), timeout=20)[1], "Ray outlived its run"
     assert history.sha256 == alone.sha256
     timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in h.rows] for h in (alone, history)]
     assert timeless[0] == timeless[1]
@@ -88,6 +92,15 @@ def test_a_cluster_is_left_running_and_a_process_that_has_joined_one_stays_in_it
         with pytest.raises(ConfigError, match=f"has joined the Ray cluster at {address}"):
             small_job(simulation=rd.Simulation("ray", address="127.0.0.9:6379")).run()
         ray.shutdown()
+
+
+def test_the_page_on_clusters_says_one_thing_in_both_forms() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    (table,) = re.findall(r"```toml\n(.*?executor = \"ray\".*?)```", page, flags=re.S)
+    (code,) = re.findall(r"```python\n([^`]*?Simulation\(\"ray\".*?)```", page, flags=re.S)
+    made: dict[str, object] = {}
+    exec(code, made)
+    assert config.parts_of(tomllib.loads(table))["simulation"] == made["simulation"]
 
 
 JOB = """

@@ -36,25 +36,32 @@ def until_exists(file: Path) -> None:
     raise AssertionError(f"{file} did not come")
 
 
+def write_atomically(file: Path, text: str) -> None:
+    beside = file.with_name(f"{file.name} of {text}")
+    beside.write_text(text)
+    beside.replace(file)
+
+
 def cuts_power(head: str, cut: Path, how: Callable[[], None]) -> Train:
-    """Training that ends the node it runs on, unless that is the head; at the head it waits until that has happened."""
+    """Training that ends the node it runs on, unless that is the head; at the head it waits until that has happened, and
+    the task that was lost then fails once by its own fault.
+    """
 
     def train(model: nn.Module, data: rd.data.Examples, task: rd.Task) -> tuple[float, dict[str, float]]:
         import ray
 
         if ray.get_runtime_context().get_node_id() != head:
-            cut.touch()
+            write_atomically(cut, task.client)
             how()
             threading.Event().wait(60)  # until this process is found by the death of its node
         until_exists(cut)
+        raised = cut.with_name("raised")
+        if task.client == cut.read_text() and not raised.exists():
+            raised.touch()
+            raise ValueError("a fault of its own")
         return plain(model, data, task)
 
     return train
-
-
-def end_the_raylet() -> None:
-    """End what runs the node, but none of its workers: it is missed by its silence only."""
-    os.kill(os.getppid(), signal.SIGKILL)
 
 
 def check_lost_node(cut: Path, how: Callable[[], None], caplog: pytest.LogCaptureFixture) -> None:
@@ -69,10 +76,11 @@ def check_lost_node(cut: Path, how: Callable[[], None], caplog: pytest.LogCaptur
         ray.shutdown()
     assert [(row["admitted"], row["lost"]) for row in history.rows] == [(6, 0)] * 3
     assert "a worker was lost with" in caplog.text
+    assert cut.with_name("raised").exists()
     assert history.sha256 == alone.sha256
 
 
-@pytest.mark.parametrize("how", [clusters.cut_power, end_the_raylet])
+@pytest.mark.parametrize("how", [clusters.cut_power, clusters.end_the_raylet])
 def test_a_node_that_is_lost_in_mid_round_costs_no_client(
     how: Callable[[], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
