@@ -43,8 +43,8 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def cuts_power(head: str, cut: Path, how: Callable[[], None]) -> Train:
-    """Training that ends the node it runs on, unless that is the head; at the head it waits until that has happened, and
-    the task that was lost then fails once by its own fault.
+    """Training that ends the node it runs on, unless that is the head. There it waits until that has happened, and the
+    task that was lost then fails once by its own fault.
     """
 
     def train(model: nn.Module, data: rd.data.Examples, task: rd.Task) -> tuple[float, dict[str, float]]:
