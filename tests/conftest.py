@@ -1,0 +1,3 @@
+"""What every run of the tests loads."""
+
+pytest_plugins = ["figures"]
