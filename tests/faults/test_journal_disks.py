@@ -29,6 +29,7 @@ class Failing(Disk):
     """
 
     def __init__(self, at: int, how: str) -> None:
+        super().__init__()
         self.at, self.how, self.calls = at, how, 0
         self.failed = ""
 
