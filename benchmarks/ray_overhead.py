@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import psutil
 import ray
 import typer
+from bars import Bar, tell
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -84,8 +85,8 @@ def main(
         table.add_row(executor, f"{a_round:.4f}", *(f"{ms:.3f}" for ms in each[executor]), f"{start:.1f}")
     Console().print(table)
     wall, used = (on_ray - pool for on_ray, pool in zip(each["ray"], each["processes"], strict=True))
-    print(f"{name}: {wall:.2f} ms a client more on Ray than in the pool (bar: at most {BAR_MS:g} ms)")
-    print(f"{name}: {used:.2f} ms a client more of processor time, over all cores")
+    print(f"{name}: {used:.2f} ms a client more of processor time than in the pool, over all cores")
+    tell([Bar(f"ray: overhead a client, {name}", wall, BAR_MS, "ms", "at most", "processes")])
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def test_a_cluster_is_left_running_and_a_process_that_has_joined_one_stays_in_it
 
 def test_the_page_on_clusters_says_one_thing_in_both_forms() -> None:
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
-    (table,) = re.findall(r"```toml\n(.*?executor = \"ray\".*?)```", page, flags=re.S)
-    (code,) = re.findall(r"```python\n([^`]*?Simulation\(\"ray\".*?)```", page, flags=re.S)
+    section = page.split("\n## A Ray cluster\n")[1].split("\n## ")[0]
+    (table,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", section, flags=re.S) for kind in ("toml", "python"))
     made: dict[str, object] = {}
     exec(code, made)
     assert config.parts_of(tomllib.loads(table))["simulation"] == made["simulation"]
