@@ -37,6 +37,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/scripts.py
 	$(BIN)/python benchmarks/deployment.py
 	$(BIN)/python benchmarks/large_models.py
+	$(BIN)/python benchmarks/ray_overhead.py
 	$(BIN)/python benchmarks/bars.py $(BENCH_BARS) $(STRICT)
 
 # Each peer in an environment of its own; from then on `make bench` has them beside roundelay.

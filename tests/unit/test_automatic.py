@@ -212,4 +212,4 @@ def test_the_command_line_names_the_executor(tmp_path: Path, monkeypatch: pytest
     assert json.loads(Path("runs/it/executor.json").read_text())["executor"] == "serial"
     assert 'executor = "auto"' in Path("runs/it/job.toml").read_text()
     result = CliRunner().invoke(cli.app, ["run", "job.toml", "--executor", "fibres"])
-    assert "known are processes, serial, vectorized, threads, auto" in str(result.exception)
+    assert "known are processes, serial, vectorized, ray, threads, auto" in str(result.exception)

@@ -16,6 +16,7 @@ from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.protocol import Executor
+from roundelay.simulation.executors.ray import RayPool
 from roundelay.simulation.executors.scripts import Scripts, Sites
 from roundelay.simulation.executors.serial import Serial
 from roundelay.simulation.executors.vectorized import MOST_CLIENTS, Vectorized
@@ -25,7 +26,7 @@ from roundelay.stacking import StackTrainer
 from roundelay.trainer import Trainer, Work
 
 AUTO = "auto"
-EXECUTORS = ("processes", "serial", "vectorized", "threads", AUTO)
+EXECUTORS = ("processes", "serial", "vectorized", "ray", "threads", AUTO)
 MEMORIES = ("process", "disk")
 
 
@@ -47,6 +48,9 @@ class Simulation:
     that it pays, "serial" where one client trains at a time, "processes" for all else. The run's record "executor" says
     which, and why; a resumed run takes the same.
 
+    The executor "ray" trains on the CPUs of a Ray cluster: that at ``address``, "auto" for the one that this machine is
+    part of, or "host:port"; with "local" or none, a Ray of this machine that ends with the run.
+
     The rest is for jobs whose clients are scripts. There are ``num_clients`` of them, "site-1" and so on, unless the
     job's data is split among clients. Each is a process, or with executor "threads" a thread of this one, so that a
     breakpoint stops in it. ``max_concurrent`` bounds how many train at once (by default, as many as there are cores),
@@ -67,6 +71,7 @@ class Simulation:
     keep_alive: int = 16
     task_timeout_s: float | None = None
     block_mib: float = 256.0
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
@@ -79,9 +84,25 @@ class Simulation:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"simulation {name} must be positive, got {value!r}")
+        self._check_address()
         if self.devices and self.gpu_mapping:
             raise ConfigError("give devices or gpu_mapping, not both: each says where the workers compute")
         self.worker_devices()
+
+    def _check_address(self) -> None:
+        if self.executor != "ray":
+            if self.address is not None:
+                raise ConfigError(f"simulation.address is that of a Ray cluster, and simulation.executor is "
+                                  f'{self.executor!r}: set it to "ray", or leave address out')  # fmt: skip
+            return
+        if self.devices or self.gpu_mapping:
+            raise ConfigError('simulation.executor = "ray" trains on the CPUs of a cluster: leave devices and '
+                              "gpu_mapping out")  # fmt: skip
+        address = self.address or "local"
+        host, _, port = address.rpartition(":")
+        if address not in ("auto", "local") and not (host and port.isdigit() and "/" not in host):
+            raise ConfigError(f'simulation.address is {address!r}; expected "auto", "local", or "host:port" of a '
+                              "cluster that this machine is part of (ray start --address host:port)")  # fmt: skip
 
     def worker_devices(self) -> tuple[str, ...]:
         """Return each worker's device; for the serial executor, the one device that it computes on."""
@@ -99,9 +120,10 @@ class Simulation:
             ConfigError: scripts are to run where they cannot, or what trains is no script.
         """
         if isinstance(learner, ScriptLearner):
-            if self.executor == "serial":
-                raise ConfigError('scripts run in processes of their own (simulation.executor = "processes") or in '
-                                  'threads of this one ("threads"), not in the serial executor')  # fmt: skip
+            if self.executor in ("serial", "ray"):
+                raise ConfigError(f"scripts do not run in the executor {self.executor!r}: they run in processes of "
+                                  'this machine (simulation.executor = "processes") or in its threads '
+                                  '("threads")')  # fmt: skip
             if self.num_workers is not None or self.devices or self.gpu_mapping:
                 raise ConfigError("a script chooses its own device, and simulation.max_concurrent says how many train "
                                   "at once: leave num_workers, devices and gpu_mapping out")  # fmt: skip
@@ -124,21 +146,22 @@ class Simulation:
                 timeout_s=self.task_timeout_s,
             )  # fmt: skip
         devices = self.worker_devices()
+        if self.executor == "ray":
+            local = self.address in (None, "local")
+            return RayPool(
+                work, self.num_workers or (available_cores() if local else None), self.address, server.layout
+            )
         one_process = self.executor == "serial" or (self.executor == "vectorized" and len(devices) == 1)
         trainer = Trainer(work, torch.device(devices[0])) if one_process and devices != ("cpu",) else server
-        inner: Serial | Processes
         if self.executor != "vectorized":
-            return (
-                Serial(trainer)
-                if one_process
-                else Processes(work, devices, _result_bytes(work, server, rehearsal), server.layout)
-            )
+            if one_process:
+                return Serial(trainer)
+            return Processes(work, devices, _result_bytes(work, server, rehearsal), server.layout)
         fitting = max(1, int(self.block_mib * 2**20) // StackTrainer(trainer).bytes_a_client())
         if one_process:
-            inner = Serial(trainer)
-        else:
-            most = min(fitting, MOST_CLIENTS)
-            inner = Processes(work, devices, most * _result_bytes(work, server, rehearsal), server.layout)
+            return Vectorized(Serial(trainer), fitting)
+        most = min(fitting, MOST_CLIENTS)
+        inner = Processes(work, devices, most * _result_bytes(work, server, rehearsal), server.layout)
         return Vectorized(inner, fitting)
 
 

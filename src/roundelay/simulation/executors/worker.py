@@ -129,7 +129,7 @@ def main(connection: Connection, arena: Arena, shipment: Shipment, device: str, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole terminal; the server tells us when to stop
     threading.Thread(target=die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         trainer = Trainer(unpack(shipment, arena), torch.device(device))
         layout.require_same(trainer.layout, "the model that a worker builds")
@@ -226,7 +226,7 @@ def _send(connection: Connection, message: Ready | list[Done]) -> None:
     connection.send_bytes(pickle.dumps(message, protocol=5))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep large blocks that are freed.
 
     It would give them back to the kernel, and every task would fault the same pages in again: of a client with 25 M
