@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test slow lint types bench bench-peers clean
+.PHONY: demo test slow chaos lint types bench bench-peers clean
 
 demo: .venv/demo.stamp
 	$(BIN)/roundelay run examples/digits/job.toml
@@ -14,6 +14,11 @@ test: .venv/dev.stamp
 
 slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Faults, strangers and load at length, one test after the other; another SEED, other moments.
+SEED ?= 0
+chaos: .venv/dev.stamp
+	ROUNDELAY_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

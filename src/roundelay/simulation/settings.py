@@ -147,10 +147,8 @@ class Simulation:
             )  # fmt: skip
         devices = self.worker_devices()
         if self.executor == "ray":
-            local = self.address in (None, "local")
-            return RayPool(
-                work, self.num_workers or (available_cores() if local else None), self.address, server.layout
-            )
+            here = available_cores() if self.address in (None, "local") else None
+            return RayPool(work, self.num_workers or here, self.address, server.layout)
         one_process = self.executor == "serial" or (self.executor == "vectorized" and len(devices) == 1)
         trainer = Trainer(work, torch.device(devices[0])) if one_process and devices != ("cpu",) else server
         if self.executor != "vectorized":
