@@ -122,8 +122,7 @@ class Processes:
     def submit_block(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
         remembered = {f"{row} {name}": value for row, task in enumerate(tasks)
                       for name, value in memories.get(task.client, {}).items()}  # fmt: skip
-        size = sum(map(self._size, tasks))
-        self._jobs[tasks[0].id] = _Job(tasks[0], self._placed(received, 1), remembered, size, block=tasks)
+        self._jobs[tasks[0].id] = _Job(tasks[0], self._placed(received, 1), remembered, block=tasks)
         self._line.append(tasks[0].id)
         self._feed()
 
