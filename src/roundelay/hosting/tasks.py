@@ -32,7 +32,7 @@ FAREWELL_S = 30.0
 def folder_of(root: Path, client: str) -> Path:
     """Make the folder in which a client's script lives, one for each client whatever its name is made of."""
     name = quote(client, safe=" ")
-    folder = root / (name if name.strip(".") else name.replace(".", "%2E"))
+    folder = root / (name if name.strip(".") else name.replace(".", "%2E") or "%")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

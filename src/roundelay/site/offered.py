@@ -1,5 +1,6 @@
 """How much of what a server tells of a job is believed: names of roundelay's own parts, and plain values."""
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,13 +34,19 @@ LOSSES = frozenset(
 )  # fmt: skip
 """Functions of torch that a server may name without being asked."""
 
+_BETWEEN, _MOST_PARTS = re.compile(r"[,=\n{}\[\]]"), 100
+
 
 def read_settings(text: str) -> Settings:
     """Return those settings of a server's that mean something here; what else it says is not looked at.
 
     Raises:
-        ConfigError: it is no TOML.
+        ConfigError: it is no TOML, or one that no server writes.
     """
+    if any(
+        part.count(".") > _MOST_PARTS for part in _BETWEEN.split(text)
+    ):  # the parser takes the square of their number
+        raise ConfigError(f"the server's settings cannot be read: a key has more than {_MOST_PARTS} parts")
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

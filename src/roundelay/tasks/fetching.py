@@ -134,7 +134,7 @@ def _unzip(archive: Path, into: Path, url: str) -> None:
             size += member.file_size
             _bounded(url, size, MOST_UNPACKED)
             path = PurePosixPath(member.filename.replace("\\", "/"))
-            if path.is_absolute() or ".." in path.parts:
+            if not member.filename or path.is_absolute() or ".." in path.parts:
                 raise DataError(f"{url}: the archive has a file {member.filename!r}, which would leave its folder")
             if member.is_dir():
                 (into / path).mkdir(parents=True, exist_ok=True)

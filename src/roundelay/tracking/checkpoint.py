@@ -1,5 +1,6 @@
 """State dicts in files, and the checkpoint from which a run goes on to the same bits."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,9 @@ from roundelay.federation import Flight, Version
 from roundelay.files import save_atomically
 from roundelay.layout import Layout
 from roundelay.messages import Memory, Payload, Task
+
+_ARCHIVE = b"PK\x03\x04"
+"""How a file begins that torch has written since 1.6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,11 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         ConfigError: the file is absent or holds something else.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with Path(path).open("rb") as file:
+            is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+        # what is none is of before torch 1.6: torch then makes room for as many bytes as the file says, of memory too
+        source = path if is_archive else io.BytesIO(Path(path).read_bytes())
+        state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here: a wrong file is the user's mistake, whatever its kind
         raise ConfigError(f"cannot read weights from {path}: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):

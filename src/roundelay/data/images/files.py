@@ -9,6 +9,8 @@ from roundelay.errors import DataError
 
 REPLACE = "it is truncated or damaged, replace it with a fresh copy"
 
+_PIECE = 2**18
+
 
 def existing_folder(folder: str | os.PathLike[str], wanted: str) -> Path:
     """Return the folder.
@@ -22,13 +24,18 @@ def existing_folder(folder: str | os.PathLike[str], wanted: str) -> Path:
     return path
 
 
-def content(file: Path) -> bytes:
-    """Return what a file holds, unpacked where its name ends in .gz.
+def content(file: Path, most: int) -> bytearray:
+    """Return the first ``most`` bytes of what a file holds, unpacked where its name ends in .gz: a small one may unpack
+    to gigabytes.
 
     Raises:
         DataError: it is no gzip file, though its name says so.
     """
+    read = bytearray()
     try:
-        return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            while piece := stream.read(min(_PIECE, most - len(read))):
+                read += piece
+        return read
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot unpack it ({error}); {REPLACE}") from error

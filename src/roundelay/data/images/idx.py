@@ -68,8 +68,8 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
 
 def _idx(file: Path, ndim: int) -> np.ndarray:
     """Return the array in an IDX file: two zero bytes, a type, how many dimensions, big-endian sizes, the values."""
-    read = bytearray(content(file))  # torch shares no read-only memory
     header = 4 + 4 * ndim
+    read = content(file, header)
     wanted = bytes([0, 0, IDX_UINT8, ndim])
     if read[:4] != wanted:
         raise DataError(
@@ -79,7 +79,11 @@ def _idx(file: Path, ndim: int) -> np.ndarray:
     if len(read) < header:
         raise DataError(f"{file}: expected a header of {header} bytes, got {len(read)} in all; {REPLACE}")
     shape = [int.from_bytes(read[at : at + 4], "big") for at in range(4, header, 4)]
-    if len(read) != header + math.prod(shape):
-        sizes = "x".join(map(str, shape))
-        raise DataError(f"{file}: its header says {sizes} bytes after {header}, got {len(read)} in all; {REPLACE}")
+    expected = header + math.prod(shape)
+    read = content(file, expected + 1)
+    if len(read) != expected:
+        sizes, more = "x".join(map(str, shape)), " or more" if len(read) > expected else ""
+        raise DataError(
+            f"{file}: its header says {sizes} bytes after {header}, got {len(read)} in all{more}; {REPLACE}"
+        )
     return np.frombuffer(read, dtype=np.uint8, offset=header).reshape(shape)

@@ -7,6 +7,7 @@ numpy itself never sees what the file says. Whatever else a file names is refuse
 import io
 import math
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def read(file: Path) -> dict[str, Value]:
         DataError: it is no pickle, is damaged, or holds or names anything else; the message names the file.
     """
     try:
-        table = _Reader(io.BytesIO(file.read_bytes()), encoding="bytes").load()
+        content = file.read_bytes()
+        _require_dense(content)
+        table = _Reader(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(table, dict):
             raise _RefusedError(f"expected a table (dict), it holds a {type(table).__name__}")
         return {_name(key): _value(value) for key, value in table.items()}
@@ -96,12 +99,26 @@ ADMITTED: dict[tuple[str, str], Callable[..., object]] = {
     ("_codecs", "encode"): _encoded,
 }
 
+_REMEMBERING = ("PUT", "BINPUT", "LONG_BINPUT")
+
 
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> object:
         if (module, name) not in ADMITTED:
             raise _RefusedError(f"expected arrays, lists, numbers and text, it names {module}.{name}")
         return _Callable(ADMITTED[module, name])
+
+
+def _require_dense(content: bytes) -> None:
+    """Refuse a value that is to be remembered under a number which does not follow from those before: Python makes room
+    for all numbers up to it, gigabytes for a file of ten bytes.
+    """
+    known = 0
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in _REMEMBERING:
+            if not isinstance(argument, int) or argument > known + 1:
+                raise ValueError(f"it numbers its {known + 1}. value {argument}")
+            known += 1
 
 
 def _name(key: object) -> str:

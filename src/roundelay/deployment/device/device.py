@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from pydantic import ValidationError
 
 from roundelay.deployment.device.shelves import Answers, Memories, Models, made
@@ -140,21 +141,16 @@ class Device:
     def pin(self) -> str | None:
         """The pin of that authority."""
         pem = self.authority
-        if pem is None:
-            return None
-        try:
-            return pin_of(x509.load_pem_x509_certificate(pem))
-        except ValueError:
-            raise IdentityError(f"{self.folder / AUTHORITY_PUBLIC}: expected a certificate in PEM; take it from the "
-                                "server's administrator again") from None  # fmt: skip
+        return None if pem is None else _pin_in(pem, str(self.folder / AUTHORITY_PUBLIC))
 
     def trust(self, pem: bytes) -> None:
         """Remember the one authority that this device trusts from now on.
 
         Raises:
             DeviceError: it trusts another one already.
+            IdentityError: it is none.
         """
-        came, known = pin_of(x509.load_pem_x509_certificate(pem)), self.pin
+        came, known = _pin_in(pem, "the authority's certificate that came"), self.pin
         if known is None:
             save_atomically(self.folder / AUTHORITY_PUBLIC, lambda file: file.write(pem))
         elif known != came:
@@ -173,6 +169,15 @@ class Device:
             return Membership.model_validate_json(path.read_bytes())
         except ValidationError:
             raise DeviceError(f"{path}: does not say which client this is; after deleting it, join anew") from None
+
+
+def _pin_in(pem: bytes, what: str) -> str:
+    try:
+        return pin_of(x509.load_pem_x509_certificate(pem))
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        raise IdentityError(
+            f"{what}: expected a certificate in PEM; take {AUTHORITY_PUBLIC} from the server's administrator again"
+        ) from None
 
 
 def _locked(folder: Path) -> int:

@@ -16,6 +16,7 @@ MAX_RETRY_S = 60.0
 """A server may ask to be left alone for so long, and no longer."""
 
 PIECE_BYTES = 256 * 1024
+_MOST_FAULTS = 100
 M = TypeVar("M", bound=Message)
 Moved = Callable[[], None]
 
@@ -62,7 +63,8 @@ def parsed(kind: type[M], body: bytes, address: Address) -> M:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        where = ", ".join(".".join(map(str, one["loc"])) or "all of it" for one in error.errors()[:3])
+        faults = error.errors()[:3] if error.error_count() <= _MOST_FAULTS else []  # each takes its time to tell
+        where = ", ".join(".".join(map(str, one["loc"])) or "all of it" for one in faults) or "all of it"
         raise Unreachable(
             f"{address}: answered something else than a {kind.__name__} ({printable(where)}); is it a roundelay server "
             "of the same version, or does a proxy answer in its place?"

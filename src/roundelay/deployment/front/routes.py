@@ -53,6 +53,16 @@ ROUTES = (
     Route("scalars", "POST", p.SCALARS, "Numbers that a script logged.", p.Scalars, p.Noted, round="body"),
 )  # fmt: skip
 
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_FORMS: Mapping[str, Mapping[str, Any]] = {
+    "digest": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    "task": {"type": "string", "pattern": "^[0-9]{1,19}$"},
+    "offset": _NUMBER,
+    "size": _NUMBER,
+    "Content-Range": {"type": "string", "pattern": "^bytes [0-9]{1,18}-[0-9]{1,18}/[0-9]{1,18}$"},
+}
+"""What stands in a path, in a query (in this order) and in the field that says again which part it is."""
+
 _REF = "#/components/schemas/{model}"
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
@@ -88,8 +98,9 @@ def _operation(route: Route) -> dict[str, Any]:
         "summary": route.meaning,
         "security": [{"signature": []}] if route.signed else [],
         "parameters": [
-            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in _names(route)),
-            *({"name": name, "in": "query", "required": True, "schema": {"type": "string"}} for name in route.query),
+            {"name": name, "in": where, "required": True, "schema": _FORMS[name]}
+            for where, names in (("path", _names(route)), ("query", route.query), ("header", _fields(route)))
+            for name in names
         ],
         "responses": {"200": {"description": route.meaning, "content": given}, "default": problem},
     }
@@ -108,6 +119,10 @@ def _plain(path: str) -> str:
     """A path without the forms of its variables."""
     head, brace, rest = path.partition("{")
     return f"{head}{{{rest.partition(':')[0]}}}" if brace else path
+
+
+def _fields(route: Route) -> list[str]:
+    return ["Content-Range"] if route.raw == "takes" else []
 
 
 def _names(route: Route) -> list[str]:

@@ -170,7 +170,7 @@ def read_secret(path: Path, limit: int = _MAX_SECRET_BYTES) -> bytes:
                 f"`chmod 600 {path}`, and if others had access to this machine, make a new one"
             )
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(limit + 1)
+            content = file.read(min(status.st_size, limit) + 1)  # so much is taken at once, whatever comes
     finally:
         os.close(descriptor)
     if len(content) > limit:

@@ -64,8 +64,8 @@ def read_members(path: Path) -> tuple[dict[str, Member], tuple[Invitation, ...]]
         IdentityError: the file is not a roster, or others than its owner may open it.
     """
     try:
-        content = json.loads(read_secret(path, limit=_MAX_BYTES))
-    except ValueError as error:
+        content = json.loads(read_secret(path, limit=_MAX_BYTES).decode())  # json itself would try other encodings
+    except (ValueError, RecursionError) as error:
         if isinstance(error, IdentityError):
             raise
         raise IdentityError(f"{path}: expected a roster in JSON; {_RESTORE}") from None

@@ -122,7 +122,7 @@ def settled(folder: Path) -> tuple[list[str], int]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         names, port = content.pop("names"), content.pop("port")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, RecursionError):
         raise _wrong(path) from None
     if content or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise _wrong(path)
