@@ -171,9 +171,12 @@ def test_the_server_agrees_with_the_model_in_five_hundred_conversations(figures:
 
 
 @pytest.mark.chaos
-def test_the_server_agrees_with_the_model_in_two_thousand_simulations(figures: Figures, chaos_seed: int) -> None:
-    num_requests = sum(simulate(f"{chaos_seed} {number}", steps=40) for number in range(2_000))
-    figures("simulations of 40 steps and an honest end", 2_000)
+@pytest.mark.parametrize("part", range(8))
+def test_the_server_agrees_with_the_model_in_two_thousand_simulations(
+    part: int, figures: Figures, chaos_seed: int
+) -> None:
+    num_requests = sum(simulate(f"{chaos_seed} {part} {number}", steps=30) for number in range(250))
+    figures("simulations of 30 steps and an honest end", 250)
     figures("requests", num_requests)
     figures("divergences", 0)
 
