@@ -199,7 +199,9 @@ def pictures(model: Model, last: Step, seed: str, draws: int) -> Iterator[tuple[
 
 def torn_logs(before: bytes, after: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield what the log may hold of a commit that is not on disk yet."""
-    at = len(before if after.startswith(before) else os.path.commonprefix([before, after]))
+    at = len(before)
+    if not after.startswith(before):  # it was begun anew
+        at = next(i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
     num_new = len(after) - at
     for cut in sorted({num_new // 2, num_new - 1}) if num_new > 1 else ():
         yield f"torn in its log at {cut}", after[: at + cut] + before[at + cut :]

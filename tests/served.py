@@ -6,8 +6,9 @@ import re
 import signal
 import socket
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +22,17 @@ from roundelay.deployment.device.device import JOINED
 from roundelay.deployment.device.hands import TrainerHands
 from roundelay.deployment.device.link import Link
 from roundelay.deployment.device.shelves import Answers
-from roundelay.deployment.front import desk  # noqa: F401
+from roundelay.deployment.front.server import Server
 from roundelay.serving import OVER
 from roundelay.tracking.run_folder import JOURNAL
 
 CLIENTS = ("c0", "c1", "c2", "c3")
+READY = "ready"
 JOB = """
 num_rounds = {rounds}
 seed = 7
 model = "networks:Awkward"
-data = "four:clients"
+data = "parts:clients"
 algorithm = "scaffold"
 [learner]
 lr = 0.1
@@ -59,17 +61,27 @@ class Run:
     of_clients: dict[str, list[Ending]] = field(default_factory=dict)
     kills: dict[str, list[str]] = field(default_factory=dict)
     stopped: list[Life] = field(default_factory=list)
+    clients: Sequence[str] = CLIENTS
+    job: str = JOB
+    killed_s: list[float] = field(default_factory=list)
+    """When the server was killed, on the clock that all processes of a machine share."""
     from_journal: int = 0
     line: list[str] = field(default_factory=list)
     lives: dict[str, Life] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
-        (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
-                                             "return federated(4)\n")  # fmt: skip
+        (self.folder / "job.toml").write_text(self.job.format(rounds=self.rounds))
+        (self.folder / "parts.py").write_text("from networks import federated\n\n\ndef clients():\n    "
+                                              f"return federated({len(self.clients)})\n")  # fmt: skip
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
+
+    @property
+    def ready_after_s(self) -> list[float]:
+        """How long after a kill the server was ready again, for each time that it was."""
+        ready = map(float, (self.folder / READY).read_text().splitlines())
+        return [at - max(before) for at in ready if (before := [kill for kill in self.killed_s if kill < at])]
 
     # ---- what is run ------------------------------------------------------------------------------------------------
 
@@ -82,7 +94,7 @@ class Run:
     def served(self) -> Path:
         """Run to the end, through all kills; return the run folder."""
         self.lives["server"] = self.opened()
-        self.lives |= {client: self.begin(client) for client in CLIENTS}
+        self.lives |= {client: self.begin(client) for client in self.clients}
         self.go_on()
         self.leave()
         (finished,) = self.finished()
@@ -144,13 +156,14 @@ class Run:
             arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self.port)]
         else:
             left = self.of_clients.get(name, [])
-            arguments = ["join", *self.line, "--id", name, "--data", "four:clients", "--allow", "networks:Awkward",
+            arguments = ["join", *self.line, "--id", name, "--data", "parts:clients", "--allow", "networks:Awkward",
                          "--folder", name]  # fmt: skip
         moment = left.pop(0) if left else None
 
         def prepare() -> None:
             if name == "server":
                 self.plant()
+                noted(self.folder / READY)
             else:
                 self.plant_client()
                 told(self.folder / f"{name}.told")
@@ -164,6 +177,7 @@ class Run:
     def _note(self, over: Life) -> None:
         self.kills.setdefault(over.name, []).append(str(over.moment))
         if over.name == "server":
+            self.killed_s.append(time.monotonic())
             self.from_journal += self._journal_is_ahead()
 
     def _journal_is_ahead(self) -> bool:
@@ -179,6 +193,19 @@ class Run:
                     return False
                 return bool(ahead)
         return False
+
+
+def noted(path: Path) -> None:
+    """Have a server note when its port is open."""
+    start = Server.start
+
+    def starting(self: Server) -> int:
+        port = start(self)
+        with path.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+        return port
+
+    Server.start = starting  # type: ignore[method-assign]
 
 
 # ---- what clients say -----------------------------------------------------------------------------------------------
@@ -218,8 +245,10 @@ def told(path: Path) -> None:
     Delivery.settle = settling  # type: ignore[method-assign]
 
 
-def check(run: Run, simulated: Path, served: Path) -> None:
-    """Nothing is lost, nothing counts twice, nothing is done again that was finished, and the bits are the same."""
+def check(run: Run, simulated: Path, served: Path) -> dict[str, int]:
+    """Nothing is lost, nothing counts twice, nothing is done again that was finished, and the bits are the same. Return
+    how many answers were acknowledged, how many of them are lost, how many updates count, and how many too often.
+    """
     states = [json.loads((folder / "state.json").read_text()) for folder in (simulated, served)]
     with closing(sqlite3.connect(f"file:{served / 'journal' / 'journal.db'}?mode=ro", uri=True)) as db:
         updates = {task: (client, digest) for task, client, digest in db.execute(
@@ -227,27 +256,31 @@ def check(run: Run, simulated: Path, served: Path) -> None:
         members = db.execute(
             "SELECT members.round, tasks.round, client, tasks.id FROM members JOIN tasks ON tasks.id = members.task"
         ).fetchall()
-    for client in CLIENTS:
-        finished, acknowledged = set[int](), dict[int, str]()
+    heard: dict[int, tuple[str, str]] = {}
+    for client in run.clients:
+        finished, acknowledged = set[int](), dict[int, tuple[str, str]]()
         for word, task, *digest in map(json.loads, (run.folder / f"{client}.told").read_text().splitlines()):
             if word == "kept":
                 finished.add(task)
             elif word == "accepted":
-                acknowledged[task] = digest[0]
+                acknowledged[task] = client, digest[0]
             elif word == "does":
                 assert task not in acknowledged, f"{client} was asked again for task {task}, which was acknowledged"
                 assert task not in finished, f"{client} did task {task} again, which it had finished"
-        for task, digest in acknowledged.items():
-            assert updates.get(task) == (client, digest), f"{client}: task {task} was acknowledged, and is lost"
+        heard |= acknowledged
+    lost = {task: answer for task, answer in heard.items() if updates.get(task) != answer}
+    assert not lost, f"acknowledged, and lost: {lost}"
     counted = Counter((number, client) for number, of_task, client, _ in members if number == of_task)
-    wanted = {(number, client): 1 for number in range(1, run.rounds + 1) for client in CLIENTS}
-    assert counted == wanted, f"counted: {counted - Counter(wanted)}, missing: {Counter(wanted) - counted}"
+    wanted = Counter({(number, client): 1 for number in range(1, run.rounds + 1) for client in run.clients})
+    double, missing = counted - wanted, wanted - counted
+    assert counted == wanted, f"counted: {double}, missing: {missing}"
     assert {task for *_, task in members} == set(updates)
     assert states[1]["sha256"] == states[0]["sha256"], "another model came out"
     for table in ("metrics.jsonl", "clients.jsonl"):
         one, other = ([timeless(line) for line in (folder / table).read_text().splitlines()]
                       for folder in (simulated, served))  # fmt: skip
         assert one == other, f"{table} is another one"
+    return {"acknowledged": len(heard), "lost": len(lost), "counted": counted.total(), "double": double.total()}
 
 
 def timeless(line: str) -> dict[str, object]:
