@@ -1,6 +1,6 @@
 """Commands of a served run that are asked to end, and what the same commands do when they are given again.
 
-Run as a program, in a process of its own: ``python -m ended FOLDER``.
+Run as a program, in a process of its own: ``python ended.py FOLDER``.
 """
 
 import json

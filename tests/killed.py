@@ -1,6 +1,6 @@
 """Kills of a served run, and bugs that the check of them must catch.
 
-Run as a program, in a process of its own: ``python -m killed WHAT FOLDER SEED``; what was seen is printed as JSON.
+Run as a program, in a process of its own: ``python killed.py WHAT FOLDER SEED``; what was seen is printed as JSON.
 """
 
 import json

@@ -61,6 +61,8 @@ class Run:
     of_clients: dict[str, list[Ending]] = field(default_factory=dict)
     kills: dict[str, list[str]] = field(default_factory=dict)
     stopped: list[Life] = field(default_factory=list)
+    ended: list[Life] = field(default_factory=list)
+    """Lives that were ended by a kill."""
     clients: Sequence[str] = CLIENTS
     job: str = JOB
     killed_s: list[float] = field(default_factory=list)
@@ -123,7 +125,9 @@ class Run:
                     if over.name == "server" and self.is_over:
                         continue
                 elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
-                    pass  # it did not come as far as to know its server: its user types the line again
+                    # it did not come as far as to know its server: its user types the line again
+                    if over.moment is not None:
+                        self.of_clients[over.name].insert(0, over.moment)
                 elif over.name == "server" or over.status == 0:
                     continue
                 else:
@@ -176,6 +180,7 @@ class Run:
 
     def _note(self, over: Life) -> None:
         self.kills.setdefault(over.name, []).append(str(over.moment))
+        self.ended.append(over)
         if over.name == "server":
             self.killed_s.append(time.monotonic())
             self.from_journal += self._journal_is_ahead()
@@ -217,8 +222,9 @@ def told(path: Path) -> None:
     """
     if path.stem[-1] in "13579":
         delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file, begun_s = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), time.monotonic()
     do, keep, put, settle = TrainerHands.do, Answers.keep, Link.put_part, Delivery.settle
+    briefing, joined = Link.briefing, (path.with_suffix("") / JOINED).exists()
 
     def note(*words: object) -> None:
         os.write(file, (json.dumps(words) + "\n").encode())
@@ -241,8 +247,13 @@ def told(path: Path) -> None:
         note(settled.verdict.value, kept.offer.id, kept.digest)
         return settled
 
+    async def briefed(self: Any) -> Any:
+        said = await briefing(self)
+        note("back", time.monotonic() - begun_s, joined)
+        return said
+
     TrainerHands.do, Answers.keep, Link.put_part = doing, keeping, putting  # type: ignore[method-assign]
-    Delivery.settle = settling  # type: ignore[method-assign]
+    Delivery.settle, Link.briefing = settling, briefed  # type: ignore[method-assign]
 
 
 def check(run: Run, simulated: Path, served: Path) -> dict[str, int]:
@@ -250,11 +261,32 @@ def check(run: Run, simulated: Path, served: Path) -> dict[str, int]:
     how many answers were acknowledged, how many of them are lost, how many updates count, and how many too often.
     """
     states = [json.loads((folder / "state.json").read_text()) for folder in (simulated, served)]
+    seen, counted, updates = check_kept(run, served)
+    wanted = {(number, 0, client) for number in range(1, run.rounds + 1) for client in run.clients}
+    assert counted.keys() == wanted, f"missing: {wanted - counted.keys()}, too many: {counted.keys() - wanted}"
+    assert seen["counted"] == len(updates)
+    assert states[1]["sha256"] == states[0]["sha256"], "another model came out"
+    for table in ("metrics.jsonl", "clients.jsonl"):
+        one, other = ([timeless(line) for line in (folder / table).read_text().splitlines()]
+                      for folder in (simulated, served))  # fmt: skip
+        assert one == other, f"{table} is another one"
+    return seen
+
+
+Counted = Counter[tuple[int, int, str]]
+"""How often each client counts, by round and attempt."""
+
+
+def check_kept(run: Run, served: Path) -> tuple[dict[str, int], Counted, dict[int, tuple[str, str]]]:
+    """Nothing that was acknowledged is lost or asked for again, nothing counts twice, nothing is done again that was
+    finished. Return what was seen, who counts where, and the journal's updates by task.
+    """
     with closing(sqlite3.connect(f"file:{served / 'journal' / 'journal.db'}?mode=ro", uri=True)) as db:
         updates = {task: (client, digest) for task, client, digest in db.execute(
             "SELECT task, client, digest FROM updates JOIN tasks ON tasks.id = updates.task")}  # fmt: skip
         members = db.execute(
-            "SELECT members.round, tasks.round, client, tasks.id FROM members JOIN tasks ON tasks.id = members.task"
+            "SELECT members.round, members.attempt, tasks.round, tasks.attempt, client, tasks.id "
+            "FROM members JOIN tasks ON tasks.id = members.task"
         ).fetchall()
     heard: dict[int, tuple[str, str]] = {}
     for client in run.clients:
@@ -270,17 +302,13 @@ def check(run: Run, simulated: Path, served: Path) -> dict[str, int]:
         heard |= acknowledged
     lost = {task: answer for task, answer in heard.items() if updates.get(task) != answer}
     assert not lost, f"acknowledged, and lost: {lost}"
-    counted = Counter((number, client) for number, of_task, client, _ in members if number == of_task)
-    wanted = Counter({(number, client): 1 for number in range(1, run.rounds + 1) for client in run.clients})
-    double, missing = counted - wanted, wanted - counted
-    assert counted == wanted, f"counted: {double}, missing: {missing}"
-    assert {task for *_, task in members} == set(updates)
-    assert states[1]["sha256"] == states[0]["sha256"], "another model came out"
-    for table in ("metrics.jsonl", "clients.jsonl"):
-        one, other = ([timeless(line) for line in (folder / table).read_text().splitlines()]
-                      for folder in (simulated, served))  # fmt: skip
-        assert one == other, f"{table} is another one"
-    return {"acknowledged": len(heard), "lost": len(lost), "counted": counted.total(), "double": double.total()}
+    assert all(where[:2] == where[2:4] for where in members), "counted in another round"
+    counted = Counter((number, attempt, client) for number, attempt, _, _, client, _ in members)
+    double = {who: times for who, times in counted.items() if times > 1}
+    assert not double, f"counted more than once: {double}"
+    assert {task for *_, task in members} <= set(updates)
+    seen = {"acknowledged": len(heard), "lost": len(lost), "counted": counted.total(), "double": len(double)}
+    return seen, counted, updates
 
 
 def timeless(line: str) -> dict[str, object]:

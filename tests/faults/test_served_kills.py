@@ -3,16 +3,12 @@ the run ends in the bits of its simulation.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from figures import Figures
-
-import roundelay
+from played import played
 
 PLANTED = {
     "acknowledged_before_it_is_written": "was asked again for task",
@@ -21,18 +17,8 @@ PLANTED = {
 }
 
 
-def seen(what: str, folder: Path, seed: int, timeout_s: float = 250) -> Any:  # Any: what JSON holds
-    path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-m", "killed", what, str(folder / "run"), str(seed)], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path}, timeout=timeout_s, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 def check_kills(folder: Path, seed: int) -> Any:
-    kills = seen("kills", folder, seed)
+    kills = json.loads(played(folder, "killed", "kills", folder / "run", seed))
     num_of_server, num_of_clients = split(kills)
     assert num_of_server >= 10, "the run ended before the server was killed as often"
     assert num_of_clients >= 10, "the run ended before the clients were killed as often"
@@ -65,7 +51,7 @@ def test_ten_kills_of_a_server_and_ten_of_its_clients_change_nothing(tmp_path: P
 def test_sixty_kills_of_a_server_over_thirty_rounds_change_nothing(
     tmp_path: Path, figures: Figures, chaos_seed: int
 ) -> None:
-    kills = seen("server_kills", tmp_path, chaos_seed, timeout_s=900)
+    kills = json.loads(played(tmp_path, "killed", "server_kills", tmp_path / "run", chaos_seed))
     note(figures, kills)
     assert split(kills) == (60, 0)
 
@@ -77,7 +63,7 @@ def test_kills_at_many_more_moments_change_nothing(tmp_path: Path, seed: int) ->
 
 
 def test_the_check_catches_planted_bugs(tmp_path: Path) -> None:
-    said = seen("caught", tmp_path, 0)
+    said = json.loads(played(tmp_path, "killed", "caught", tmp_path / "run", 0))
     assert said.keys() == PLANTED.keys()
     for name, words in PLANTED.items():
         assert words in said[name], f"{name}: {said[name] or 'nothing was noticed'}"
