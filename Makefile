@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test slow lint types bench clean
+.PHONY: demo test slow lint types bench bench-peers clean
 
 demo: .venv/demo.stamp
 	$(BIN)/roundelay run examples/digits/job.toml
@@ -22,16 +22,26 @@ lint: .venv/dev.stamp
 types: .venv/dev.stamp
 	$(BIN)/mypy
 
+# Every script adds its bars to one file, which the last line prints: `make bench STRICT=--strict` fails where one is missed.
+bench: export BENCH_BARS := $(CURDIR)/.bench-bars
 bench: .venv/dev.stamp
+	rm -f $(BENCH_BARS)
 	$(BIN)/python benchmarks/simulation.py compare
+	$(BIN)/python benchmarks/aggregation.py
+	$(BIN)/python benchmarks/population.py compare
+	if [ -d .venv-peers ]; then $(BIN)/python benchmarks/peers/compare.py; fi
 	$(BIN)/python benchmarks/wire.py
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/cell.py
 	$(BIN)/python benchmarks/scripts.py
 	$(BIN)/python benchmarks/deployment.py
+	$(BIN)/python benchmarks/bars.py $(BENCH_BARS) $(STRICT)
+
+# Each peer in an environment of its own; from then on `make bench` has them beside roundelay.
+bench-peers: .venv-peers/flower.stamp .venv-peers/pfl.stamp
 
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv .venv-peers .bench-bars build dist src/*.egg-info
 
 .venv/made.stamp:
 	$(PYTHON) -m venv .venv
@@ -44,3 +54,8 @@ clean:
 .venv/dev.stamp: .venv/made.stamp pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'
 	touch $@ .venv/demo.stamp
+
+.venv-peers/%.stamp: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	touch $@

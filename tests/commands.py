@@ -16,9 +16,9 @@ WAIT_S = 100
 class Command:
     """The ``roundelay`` command in a process of its own."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] = {}) -> None:
         self.output = ""
-        self._process = Forked(folder, ["roundelay", *arguments], path=[TESTS])
+        self._process = Forked(folder, ["roundelay", *arguments], path=[TESTS], environment=environment)
 
     def line(self, words: str) -> str:
         """Return the first line that holds ``words``, as soon as it is there."""
@@ -40,12 +40,12 @@ class Command:
 
 
 @contextmanager
-def commands(folder: Path, *lines: Sequence[str]) -> Iterator[list[Command]]:
+def commands(folder: Path, *lines: Sequence[str], environment: Mapping[str, str] = {}) -> Iterator[list[Command]]:
     """Commands that begin side by side, and are ended whatever happens."""
     with ExitStack() as stack:
         begun = []
         for line in lines:
-            begun.append(Command(folder, *line))
+            begun.append(Command(folder, *line, environment=environment))
             stack.callback(begun[-1].stop)
         yield begun
 

@@ -36,6 +36,7 @@ class Recorder(Disk):
     """A disk that keeps a record, by paths relative to ``root``."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.root = root
         self.steps: list[Step] = []
         self._open: dict[int, str] = {}

@@ -138,8 +138,13 @@ class Device:
 
     _numbers = itertools.count(1)  # of all devices: one key may be used by several objects
 
-    def __init__(self, url: str, client: str = "a", key: DeviceKey | None = None, run: str = RUN) -> None:
-        self.url, self.client, self.run = url, client, run
+    def __init__(
+        self, url: str, client: str = "a", key: DeviceKey | None = None, run: str = RUN,
+        tls: ssl.SSLContext | None = None, late_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        """``late_s`` is how far its clock is behind."""
+        self.url, self.client, self.run, self.late_s = url, client, run, late_s
+        self.tls: ssl.SSLContext | bool = True if tls is None else tls
         self.key = key or DeviceKey.new()
 
     @staticmethod
@@ -147,7 +152,8 @@ class Device:
         return Device(here.url, client, here.keys[client])
 
     async def __aenter__(self) -> "Device":
-        self.session = aiohttp.ClientSession(auto_decompress=False)
+        connector = aiohttp.TCPConnector(ssl=self.tls)
+        self.session = aiohttp.ClientSession(auto_decompress=False, connector=connector)
         return self
 
     async def __aexit__(
@@ -162,7 +168,7 @@ class Device:
         parts = urlsplit(path)
         digest = digest or (hashlib.sha256(body).digest() if body else EMPTY_DIGEST)
         asked = Request(method, parts.path, self.run, round, parts.query, digest)
-        return sign(asked, self.client, self.key, sequence or next(self._numbers), time.time())
+        return sign(asked, self.client, self.key, sequence or next(self._numbers), time.time() - self.late_s)
 
     async def send(self, method: str, path: str, body: bytes = b"", fields: Sequence[tuple[str, str]] = ()) -> Said:
         """Send just this."""

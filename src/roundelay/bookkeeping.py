@@ -14,6 +14,7 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.aggregators import Rule, root_of
 from roundelay.algorithms.protocol import Algorithm, Personalised, State, num_groups
+from roundelay.data.ids import Without
 from roundelay.epochs import Epoch
 from roundelay.errors import ClientFailed, WireError
 from roundelay.federation import Arrived, Flight, Plan, Version
@@ -21,6 +22,7 @@ from roundelay.fold import Fold, Folding
 from roundelay.gather import Gathered
 from roundelay.guard import Expected, Guard, Reason, Refusal
 from roundelay.intake import WINDOW_BYTES, ClientReport, InMemory, Intake, Outcome, Window
+from roundelay.layout.travel import opened, packed
 from roundelay.learner.cursor import EPOCH
 from roundelay.messages import Config, Payload, Task, TaskKind
 from roundelay.metrics import ClientTable, higher_is_better, weighted_means
@@ -101,14 +103,16 @@ class Bookkeeping(ABC):
         self.plan, self.clients, self.seed = given.plan, given.clients, given.trainer.work.seed
         self.history, self.layout = list(given.history), given.trainer.layout
         self._given, self._trainer, self._guard = given, given.trainer, given.guard
-        self._expected = Expected.of(self.layout, given.lengths, num_groups(given.trainer.work.algorithm))
+        groups, uplink = num_groups(given.trainer.work.algorithm), given.trainer.work.uplink
+        self._expected = Expected.of(self.layout, given.lengths, groups, encoded=uplink is not None)
+        self._shown = Expected.of(self.layout, given.lengths, groups)  # of what is sent as it is, whatever the uplink
         self._root = root_of(given.rule)
-        self._drawn = self.clients if self._root is None else [c for c in self.clients if c != self._root]
+        self._drawn = self.clients if self._root is None else Without(self.clients, (self._root,))
         self._last_task, self._failed_in_a_row, self._bytes_down, self._bytes_up = 0, 0, 0, 0
-        self._shown: set[str] = set()  # tracebacks that were logged in full
+        self._logged: set[str] = set()  # tracebacks that were logged in full
         self._reports: list[ClientReport] = []  # of the round that is not finished
         self._started = real_s()
-        self._cast: tuple[State, int, Broadcast] | None = None  # what was broadcast last, where it is encoded
+        self._cast: tuple[State, int, Broadcast] | None = None  # what was broadcast last, where it was made for that
 
     @abstractmethod
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]: ...
@@ -201,10 +205,12 @@ class Bookkeeping(ABC):
         self._bytes_up += outcome.bytes_up
         for report in outcome.reports:
             if report.status in ("refused", "lost"):
-                new = report.traceback not in self._shown  # many clients fail alike: one traceback tells
-                self._shown.add(report.traceback)
+                new = report.traceback not in self._logged  # many clients fail alike: one traceback tells
+                self._logged.add(report.traceback)
                 log.warning("round %d: %s: %s%s", outcome.number, report.status, report.reason,
-                            f"\n{report.traceback}" if new and report.traceback else "")  # fmt: skip
+                            f"\n{report.traceback}" if new and report.traceback else "",
+                            extra={"round": outcome.number, "client": report.client, "status": report.status,
+                                   "attempt": outcome.attempt})  # fmt: skip
         return outcome
 
     def _despair_of(self, failures: Sequence[tuple[str, str]]) -> None:
@@ -252,6 +258,7 @@ class Bookkeeping(ABC):
             release=release, window=self._window(),
             fold=self._folding(algorithm, version, sent, len(tasks), attempt) if fold is None else fold,
             decoder=self._decoder(sent, version.heard), bytes_each=cast.travels.num_bytes,
+            opened=partial(opened, self.layout),
         )  # fmt: skip
         return tasks, cast, intake
 
@@ -263,8 +270,11 @@ class Bookkeeping(ABC):
         sent = Payload(algorithm.broadcast(version.state), version.buffers, version.integers)
         downlink = self._trainer.work.downlink
         if downlink is None:
-            return Broadcast.plain(sent)
-        cast = downlink.broadcast(self.seed, version.number + 1, sent, version.told)
+            cast = Broadcast.plain(packed(self.layout, sent))
+        else:
+            cast = downlink.broadcast(self.seed, version.number + 1, sent, version.told)
+        if cast.travels is sent:
+            return cast
         self._cast = (version.state, version.number, cast)
         return cast
 
@@ -276,23 +286,29 @@ class Bookkeeping(ABC):
         uplink = self._trainer.work.uplink
         if uplink is None:
             return None
-        return Decoder(uplink, self._given.lengths, self.layout.dtype, sent, heard)
+        return Decoder(uplink, self._given.lengths, self.layout.dtype, opened(self.layout, sent), heard)
 
     def _arrived(self, flight: Flight, answer: Answer) -> Arrived:
         """Return an answer that belongs to no round yet, decoded and checked."""
-        update = answer.update
-        decoder = self._decoder(flight.sent, {}) if flight.task.kind == "train" else None
+        update, trained = answer.update, flight.task.kind == "train"
+        decoder = self._decoder(flight.sent, {}) if trained else None
         num_bytes = update.payload.num_bytes if decoder is None else decoder.num_bytes(update)
         try:
-            opened = update if decoder is None else decoder.decode(update).update
+            decoded = update if decoder is None else decoder.decode(update).update
         except WireError as error:
             what = f"client {flight.task.client!r} sent what cannot be decoded: {error}"
             return Arrived(flight, answer, Refusal(Reason.MALFORMED, what), num_bytes)
-        refusal = self._guard.check(opened, flight.task, self._expected, answered=False)
-        return Arrived(flight, replace(answer, update=opened), refusal, num_bytes)
+        expected = self._expected if trained else self._shown
+        refusal = self._guard.check(decoded, flight.task, expected, answered=False)
+        if refusal is None:
+            decoded = replace(decoded, payload=opened(self.layout, decoded.payload))
+            flight = replace(flight, sent=opened(self.layout, flight.sent))
+        return Arrived(flight, replace(answer, update=decoded), refusal, num_bytes)
 
     def _folding(self, algorithm: Algorithm, version: Version, sent: Payload, num_tasks: int, attempt: int) -> Folding:
         given, number = self._given, version.number + 1
+        if given.privacy is not None or given.rule is not None:
+            sent = opened(self.layout, sent)
         if given.privacy is not None:
             return Noised.begin(
                 given.privacy, algorithm.uplink, given.lengths, sent, version.clip_norm,

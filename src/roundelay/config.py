@@ -16,6 +16,7 @@ from roundelay.components import Namespace, Table, build, call, checked, find, n
 from roundelay.data import (
     augment,
     augment_boxes,
+    client_tables,
     detection,
     ecg,
     images,
@@ -55,7 +56,7 @@ FIXED = {
 
 CHOSEN: Mapping[str, tuple[Namespace, str | None]] = {
     "model": (namespace(models), None),
-    "data": (namespace(detection, ecg, images, ncctg, tabular, text), None),
+    "data": (namespace(client_tables, detection, ecg, images, ncctg, tabular, text), None),
     "partition": (namespace(partition, partition_boxes), None),
     "algorithm": (namespace(algorithms), "fedavg"),
     "learner": ({"LocalSGD": learner.LocalSGD}, "localsgd"),

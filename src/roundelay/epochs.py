@@ -7,6 +7,7 @@ left, and the server tells with every task which epoch it is of.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from roundelay.data.ids import Without
 from roundelay.intake import ClientReport
 from roundelay.learner.cursor import LEFT
 from roundelay.metrics import reported
@@ -28,7 +29,7 @@ class Epoch:
 
     def left(self, clients: Sequence[str]) -> Sequence[str] | None:
         """Return those of ``clients`` that have batches left, or None where all have."""
-        return [client for client in clients if client not in self.exhausted] if self.exhausted else None
+        return Without(clients, self.exhausted) if self.exhausted else None
 
     def after(self, counted: Sequence[ClientReport], clients: Sequence[str]) -> "Epoch":
         """Return the epoch that the next round is of.
@@ -41,6 +42,6 @@ class Epoch:
         exhausted = self.exhausted | empty
         stops = self.when_exhausted == "stop" and exhausted
         stalls = not counted and exhausted
-        if stops or stalls or exhausted.issuperset(clients):
+        if stops or stalls or len(exhausted) == len(clients):
             return Epoch(self.when_exhausted, self.number + 1)
         return replace(self, exhausted=exhausted)

@@ -6,7 +6,7 @@ up to a cap, for its weight. Checks read the update and touch nothing.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from roundelay.errors import ConfigError
 from roundelay.layout import Kind, Layout
+from roundelay.layout.travel import forms
 from roundelay.messages import Payload, Task, Update
 
 
@@ -84,7 +85,7 @@ class Guard:
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What the server knows of every update beforehand: the length and dtype of each vector, and how many models it
-    keeps.
+    keeps. ``own`` are the dtypes of those vectors that are not of the model's float ``dtype``.
     """
 
     vectors: Mapping[str, int]
@@ -92,18 +93,29 @@ class Expected:
     num_integers: int
     dtype: torch.dtype
     num_groups: int = 1
+    own: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """How many bytes the vectors of one update have."""
-        floats = sum(self.vectors.values()) + self.num_buffers
-        return floats * self.dtype.itemsize + self.num_integers * torch.int64.itemsize
+        floats = sum(length * self.dtype_of(name).itemsize for name, length in self.vectors.items())
+        return floats + self.num_buffers * self.dtype.itemsize + self.num_integers * torch.int64.itemsize
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.own.get(name, self.dtype)
 
     @staticmethod
-    def of(layout: Layout, lengths: Mapping[str, int], num_groups: int = 1) -> "Expected":
-        """``lengths`` are those of the algorithm's uplink vectors, by name."""
+    def of(layout: Layout, lengths: Mapping[str, int], num_groups: int = 1, encoded: bool = False) -> "Expected":
+        """``lengths`` are those of the algorithm's uplink vectors, by name. What comes ``encoded`` is looked at once it
+        is decoded, all of it in the model's float dtype.
+        """
         num_buffers, num_integers = layout.length(Kind.FLOAT_BUFFER), layout.length(Kind.INTEGER_BUFFER)
-        return Expected(lengths, num_buffers, num_integers, layout.dtype, num_groups)
+        if encoded:
+            return Expected(lengths, num_buffers, num_integers, layout.dtype, num_groups)
+        found = forms(layout, lengths)
+        own = {name: dtype for name, (_, dtype) in found.items()}
+        vectors = {name: length for name, (length, _) in found.items()}
+        return Expected(vectors, num_buffers, num_integers, layout.dtype, num_groups, own)
 
 
 def _group(who: str, group: object, num_groups: int) -> Refusal | None:
@@ -126,7 +138,7 @@ def _vectors(who: str, payload: Payload, expected: Expected) -> Refusal | None:
                 f"{who}: vector {name!r} has shape {tuple(vector.shape)}, the model has ({length},); "
                 "was the model changed on the client?",
             )
-        dtype = torch.int64 if name == "integers" else expected.dtype
+        dtype = torch.int64 if name == "integers" else expected.dtype_of(name)
         if vector.dtype is not dtype:
             return Refusal(Reason.WRONG_DTYPE, f"{who}: vector {name!r} has dtype {vector.dtype}, expected {dtype}")
     for name, vector, length in floats:

@@ -28,6 +28,7 @@ class Round:
     clients: Sequence[ClientReport]
     _version: Version
     _layout: Layout
+    _frozen: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -35,8 +36,10 @@ class Round:
         return {name: float(value) for name, value in self.row.items() if isinstance(value, int | float)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the global model after this round, for ``load_state_dict``."""
-        return self._layout.unflatten(self._version.vectors)
+        """Return the global model after this round, for ``load_state_dict``: what is shared, and what is frozen, which
+        is the same in every round. What ``keep_local`` names is on the clients.
+        """
+        return {**self._layout.unflatten(self._version.vectors), **self._frozen}
 
 
 @dataclass(frozen=True, slots=True)

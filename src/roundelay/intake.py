@@ -89,10 +89,12 @@ class Intake:
         fold: Folding | None = None,
         decoder: Decoder | None = None,
         bytes_each: int | None = None,
+        opened: Callable[[Payload], Payload] = lambda payload: payload,
     ) -> None:
         """``release(task id)`` is called once the tensors of an answer are no longer needed; early ones wait in
         ``window``; ``fold`` is the streaming mean unless it is given. With a ``decoder`` answers come encoded, and wait
-        so. ``bytes_each`` travelled to every client: those of ``sent`` unless it is given.
+        so. ``bytes_each`` travelled to every client: those of ``sent`` unless it is given. ``opened`` makes of values
+        that were admitted what is folded.
         """
         self._tasks = {task.id: task for task in sorted(tasks, key=lambda task: (task.client, task.id))}
         self._order = list(self._tasks)
@@ -103,6 +105,7 @@ class Intake:
         self._window = InMemory(WINDOW_BYTES) if window is None else window
         self._reports: dict[int, ClientReport] = {}
         self._memories: dict[str, Memory] = {}
+        self._opened = opened
         self._decoder, self._heard = decoder, dict[str, Mapping[str, Tensor]]()
         self._bytes_down = (sent.num_bytes if bytes_each is None else bytes_each) * len(self._order)
         self._bytes_up = 0
@@ -127,7 +130,8 @@ class Intake:
         asked = self._tasks.get(update.task.id)
         if asked is None:
             log.warning("client %r answered task %d of round %d, which is not open here",
-                        update.task.client, update.task.id, update.task.round)  # fmt: skip
+                        update.task.client, update.task.id, update.task.round,
+                        extra={"client": update.task.client, "task": update.task.id})  # fmt: skip
             self._release(update.task.id)
             return
         try:
@@ -160,7 +164,7 @@ class Intake:
         """Fold an update whose turn it is; any other waits as it came, and is decoded once more."""
         self._num_admitted += 1
         if self._order[self._next] == task_id:
-            self._fold.add(decoded.update)
+            self._add(decoded.update)
             self._next += 1
         else:
             self._window.put(update)
@@ -204,8 +208,11 @@ class Intake:
     def _fold_in_turn(self) -> None:
         while self._next < len(self._order) and (task_id := self._order[self._next]) in self._reports:
             if task_id in self._window:
-                self._fold.add(self._decoded(self._window.take(task_id)).update)
+                self._add(self._decoded(self._window.take(task_id)).update)
             self._next += 1
+
+    def _add(self, update: Update) -> None:
+        self._fold.add(replace(update, payload=self._opened(update.payload)))
 
 
 class Window(Protocol):

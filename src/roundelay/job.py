@@ -24,6 +24,7 @@ from roundelay.client.launch import ScriptLearner, arguments_of
 from roundelay.components import describe
 from roundelay.data.examples import Data
 from roundelay.data.federated import FederatedData, read
+from roundelay.data.ids import Without
 from roundelay.data.partition import FromFile, Partitioner
 from roundelay.data.split import Split
 from roundelay.epochs import Epoch
@@ -31,7 +32,7 @@ from roundelay.errors import ConfigError, DataError, LayoutError
 from roundelay.federation import Plan, Stopping, Workflow
 from roundelay.guard import Guard
 from roundelay.history import History, Round
-from roundelay.layout import Layout
+from roundelay.layout import Layout, Scope
 from roundelay.learner import (
     FunctionLearner,
     Learner,
@@ -241,7 +242,8 @@ class Job:
         if self.script is not None and data.held_out is None and not metric.startswith(("train_", "client_")):
             plan = replace(plan, stopping=replace(plan.stopping, metric=f"train_{metric}"))  # only clients measure
         trusted = root_of(self.aggregator)
-        roles = assigned(self.attacks, [client for client in data.clients if client != trusted], self.seed)
+        others = data.clients if trusted is None else Without(data.clients, (trusted,))
+        roles = assigned(self.attacks, others, self.seed)
         check_roles(learner, roles)
         return Prepared(
             work=armed(work, roles) if roles else work,
@@ -372,8 +374,8 @@ def _initialised(make: Callable[[], nn.Module], state: Mapping[str, Tensor]) -> 
     module = make()
     layout = Layout.of(module)
     try:
-        vectors = layout.flatten(state)
+        named = [layout.unflatten(layout.flatten(state, scope), scope) for scope in (Scope.SHARED, Scope.FROZEN)]
     except LayoutError as error:
         raise LayoutError(f"init: {error}") from error
-    module.load_state_dict(layout.unflatten(vectors))  # under every name: tied weights may have come under one
+    module.load_state_dict(named[0] | named[1])  # under every name: tied weights may have come under one
     return module

@@ -1,14 +1,21 @@
-"""How busy a client's machine is: what it measures of itself, and what a server believes of it.
+"""How many cores this machine has, and how busy a client's is: what it measures of itself, and what is believed of it.
 
 Without the extra ``load`` (psutil, nvidia-ml-py) nothing is known, which is no error: a round counts what is known.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 
 MEASURING_S = 0.5
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class Run:
         job.workflow.check(job.plan, len(job.work.data.clients), job.work.algorithm)
         self.trainer = Trainer(job.work)
         self._layout = self.trainer.layout
-        initial = self.trainer.bound.params().clone()
+        initial = self.trainer.bound.params()  # to look at now: it may be the module's own memory
         watched = watched_metric(job)
         self.rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         check(job, self._layout, self.rehearsal, initial)
@@ -63,8 +63,8 @@ class Run:
         self._sampling_rate = job.plan.cohort_size(clients) / clients
         network = job.simulation.network
         self._duration = None if network else slowed(job.simulation.duration, job.roles)
-        first_memory = job.work.algorithm.first_memory(initial)
-        self.standing = Standing(job, self._layout, first_memory, watched, resume)
+        first_memory = {name: value.clone() for name, value in job.work.algorithm.first_memory(initial).items()}
+        self.standing = Standing(job, self.trainer, first_memory, watched, resume)
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
         self._interrupt: Callable[[], None] = _nothing
@@ -119,7 +119,7 @@ class Run:
         """Return what the run has come to so far."""
         module = self.job.work.initial_module()
         version = self.standing.latest()
-        module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors)})
+        module.load_state_dict({**module.state_dict(), **self._layout.unflatten(version.vectors, copy=False)})
         return History(
             tuple(self.standing.rows),
             module,
@@ -175,10 +175,11 @@ class Run:
 
     def _finish_round(self, world: World, finished: Finished) -> Row:
         row = self._row(finished)
-        log.info("round %d: %s", row["round"], row)
+        log.info("round %d: %s", row["round"], row, extra={"round": row["round"], "row": row})
         if self.standing.finish_round(finished, row, world.now_ns()):
             world.checkpointed(finished.version)
-        self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout))
+        self._finished.put(Round(finished.version.number, row, finished.reports, finished.version, self._layout,
+                                 self.trainer.bound.frozen()))  # fmt: skip
         self._go_on.acquire()
         if self._stop.is_set():
             raise _Left

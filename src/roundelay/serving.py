@@ -24,7 +24,9 @@ from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.front.curves import curves_of
 from roundelay.deployment.front.dialling import Dialler, Dialling
 from roundelay.deployment.front.front import Front
+from roundelay.deployment.front.meters import SYNC_BOUNDS_S, Durations
 from roundelay.deployment.front.server import Server
+from roundelay.deployment.journal.disk import Disk
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import Run as JournalRun
 from roundelay.deployment.offered import offered_settings
@@ -35,7 +37,7 @@ from roundelay.deployment.trust.address import Address, join_line
 from roundelay.deployment.trust.certificates import Authority, server_certificate, server_context
 from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.kits import ROSTER
-from roundelay.deployment.trust.place import Place
+from roundelay.deployment.trust.place import Listening, Place
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import ConfigError, DiskError, JournalMismatch, NoJournal, RoundelayError
 from roundelay.federation import Plan, Version
@@ -81,12 +83,14 @@ class Serving:
         self.run = Run(job, unfinished(job), world=self._world)
         self._job, self._place = job, place
         self._server: Server | None = None
+        self._metrics: Server | None = None
+        self._syncs = Durations(SYNC_BOUNDS_S)
         self._deployed: Deployed | None = None
         self._dialling: Dialling | None = None
         assert self.run.folder is not None
         with ExitStack() as undone:
             undone.callback(self.run.standing.close, "interrupted", "it could not be served")
-            self.journal = _journal(self.run.folder / JOURNAL, job)
+            self.journal = _journal(self.run.folder / JOURNAL, job, Disk(self._syncs.add))
             undone.callback(self.journal.close)
             self.board = Board(self.journal, job.deployment.heartbeat_s)
             now_s = time.time()
@@ -94,7 +98,10 @@ class Serving:
             authority = Authority.open(place.folder, now_s) if place.is_secured else None
             self.roster = Roster(place.folder / ROSTER)
             clients, algorithm = tuple(job.work.data.clients), job.work.algorithm
-            expected = Expected.of(self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm))
+            expected = Expected.of(
+                self.run.trainer.layout, self.run.rehearsal.lengths, num_groups(algorithm),
+                encoded=job.work.uplink is not None,
+            )  # fmt: skip
             self._front = Front(
                 self.board, self.roster, Doors(clients), run=self.journal.run.id,
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work)),
@@ -102,6 +109,10 @@ class Serving:
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
             )  # fmt: skip
             self.join_line = self.return_line = ""
+            self.metrics_port = 0
+            if place.metrics is not None:
+                self._metrics = self._measured(place.metrics)
+                undone.callback(self._metrics.stop, 0.0)
             self._open(authority)
             undone.pop_all()
 
@@ -189,6 +200,8 @@ class Serving:
         if self._dialling is not None:
             self._dialling.stop()
         self._server.stop(1.0)
+        if self._metrics is not None:
+            self._metrics.stop(1.0)
         self.journal.close()
 
     # ---- what the front asks ----------------------------------------------------------------------------------------
@@ -251,6 +264,24 @@ class Serving:
             token = self.roster.open_door(strangers, len(strangers), TOKEN_DAYS * _DAY_S, time.time())
             self.join_line = join_line(address, pin, token.reveal())
 
+    def _measured(self, where: Listening) -> Server:
+        """Open the address at which Prometheus asks."""
+        from roundelay.deployment.front import metrics  # its package comes with an extra
+
+        def rounds() -> tuple[int, int]:
+            return self.run.num_rounds_done, self.plan.num_rounds
+
+        def num_connections() -> int:
+            return 0 if self._server is None else self._server.num_connections
+
+        told = metrics.Server(
+            self._front.meters, self.board, self.roster, self._syncs, rounds=rounds, num_clients=len(self.clients),
+            num_connections=num_connections,
+        )  # fmt: skip
+        server = Server(metrics.metrics_app(told), where.host, where.port)
+        self.metrics_port = server.start()
+        return server
+
     def _unaware(self) -> set[str]:
         present = {client for client in self.board.presence() if self.board.is_present(client)}
         return present - self._front.told_over()
@@ -279,14 +310,14 @@ def _check(job: Prepared) -> None:
                           "models of its own rounds only: leave it out to serve this job")  # fmt: skip
 
 
-def _journal(folder: Path, job: Prepared) -> Journal:
+def _journal(folder: Path, job: Prepared, disk: Disk) -> Journal:
     """Open the run's journal, or begin it. No run's name is used again: what was signed for it is worthless then."""
     wanted = tomli_w.dumps({**fixed_part(job.resolved), "clients": list(job.work.data.clients)})
     try:
-        journal = Journal(folder, None)
+        journal = Journal(folder, None, disk=disk)
     except NoJournal:
         name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.parent.name)[:50].strip("-.") or "run"
-        return Journal(folder, JournalRun(f"{name}-{secrets.token_hex(5)}", wanted))
+        return Journal(folder, JournalRun(f"{name}-{secrets.token_hex(5)}", wanted), disk=disk)
     if journal.run.job != wanted:
         journal.close()
         difference = journal.run.difference(JournalRun(journal.run.id, wanted))

@@ -65,7 +65,8 @@ class StackTrainer:
         weight = reply.num_examples if isinstance(reply.num_examples, float) else float(reply.num_examples[row])
         payload = Payload(_row(reply.vectors, row), received.buffers, received.integers)
         update = Update(task, payload, weight, group, {"train_loss": loss})
-        return travelling(self._trainer.work, task, received, Answer(update, _row(reply.memory, row)), beside)
+        answer = Answer(update, _row(reply.memory, row))
+        return travelling(self._trainer.work, self._trainer.layout, task, received, answer, beside)
 
 
 def _row(stacked: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:

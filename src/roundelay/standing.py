@@ -8,19 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from roundelay.bookkeeping import Finished
 from roundelay.client.exchange import Scalar
 from roundelay.errors import ConfigError
 from roundelay.federation import Flight, Version
 from roundelay.history import best_of
 from roundelay.intake import ClientReport
-from roundelay.layout import Layout
 from roundelay.messages import Memory
 from roundelay.prepared import Prepared, measured_metrics
 from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
 from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
 from roundelay.tracking.trackers import Trackers
+from roundelay.trainer import Trainer
+
+HELD_BYTES = 64 * 2**20
+"""A best model up to this size is held until the next checkpoint writes it; a larger one is written when a round
+follows that is not better, since it would be a copy too many.
+"""
 
 
 class Standing:
@@ -32,13 +39,16 @@ class Standing:
     is chosen.
     """
 
-    def __init__(self, job: Prepared, layout: Layout, first_memory: Memory, watched: str, resume: Path | None) -> None:
-        """Open the run folder, if the job has one.
+    def __init__(
+        self, job: Prepared, trainer: Trainer, first_memory: Memory, watched: str, resume: Path | None
+    ) -> None:
+        """Open the run folder, if the job has one. Of the ``trainer``, what is frozen goes into the files of weights.
 
         Raises:
             ConfigError: ``resume`` is not a folder of this job.
         """
-        self._job, self._layout, self._first_memory, self.watched = job, layout, first_memory, watched
+        self._job, self._trainer, self._layout = job, trainer, trainer.layout
+        self._first_memory, self.watched = first_memory, watched
         self.version: Version | None = None
         self.flights: Sequence[tuple[Flight, int]] = ()
         self.network: Mapping[str, Any] | None = None
@@ -110,7 +120,9 @@ class Standing:
         require_same_job(folder.path, self._job.resolved)
         self.memory = self._client_memory(folder.path)
         kept = folder.path / "checkpoint.pt"
-        if kept.exists():
+        if not kept.exists():
+            self.memory.restore(None)
+        else:
             checkpoint = load_checkpoint(kept, self._layout)
             self.version, self.virtual_ns, self._best = checkpoint.version, checkpoint.virtual_ns, checkpoint.best
             self.memory.restore(checkpoint.memory)
@@ -164,11 +176,14 @@ class Standing:
                 return
             told = {name: {"num_examples": size, "label_counts": counts} for name, (size, counts) in self._held.items()}
             self._folder.write_json("data.json", told)
-            counts = [self._held.get(name, (0, None))[1] for name in self._job.work.data.clients]
+            clients = self._job.work.data.clients
+            if len(self._held) < len(clients):
+                return
+            counts = [self._held[name][1] for name in clients]
             if all(counts):
                 width = max(len(row) for row in counts if row is not None)
                 rows = [[*row, *[0] * (width - len(row))] for row in counts if row is not None]
-                table = {"clients": self._job.work.data.clients, "counts": rows}
+                table = {"clients": clients, "counts": rows}
                 self._folder.write_json("label_counts.json", table)
 
     def keep_record(self, name: str, content: Mapping[str, object]) -> None:
@@ -198,20 +213,30 @@ class Standing:
         metric = self.watched
         value = row.get(metric)
         if value is not None and value != self._best and best_of((self._best, value), metric, self._better) == value:
-            self._best, self._best_version = value, version
+            self._best = value
+            self._best_version = version if self._folder else None
+        held = self._best_version
+        if held is not None and held is not version and held.vectors.params.nbytes > HELD_BYTES:
+            self._write_best()
 
     def checkpoint(self) -> None:
         if self._folder is None or self.version is None:
             return
         path = self._folder.path
         self._folder.sync()
-        if self._best_version is not None:
-            save_weights(path / "best.pt", self._layout.unflatten(self._best_version.vectors, copy=False))
-            self._best_version = None
-        save_weights(path / "last.pt", self._layout.unflatten(self.version.vectors, copy=False))
+        self._write_best()
+        save_weights(path / "last.pt", self._named(self.version))
         kept = Checkpoint(self.version, self.memory.state(), self.virtual_ns, self._best, self.flights, self.network)
         save_checkpoint(path / "checkpoint.pt", kept, self._layout)
         self.memory.checkpointed()
+
+    def _write_best(self) -> None:
+        if self._folder is not None and self._best_version is not None:
+            save_weights(self._folder.path / "best.pt", self._named(self._best_version))
+            self._best_version = None
+
+    def _named(self, version: Version) -> Mapping[str, Tensor]:
+        return {**self._layout.unflatten(version.vectors, copy=False), **self._trainer.bound.frozen()}
 
     def note(self, state: str, **facts: object) -> None:
         """Write down how far the run is, and what has become of it."""

@@ -17,6 +17,7 @@ from roundelay.data.examples import Examples
 from roundelay.data.federated import FederatedData
 from roundelay.errors import ConfigError
 from roundelay.layout import Bound, Layout, Vectors
+from roundelay.layout.travel import opened, packed
 from roundelay.learner import Context, Learner, LossFunction, Measured, Measures, evaluate
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.metrics import Rows, scalars
@@ -104,9 +105,9 @@ class Trainer:
         self.work, self._device = work, device or torch.device("cpu")
         module = work.initial_module()
         self.layout = Layout.of(module, work.keep_local)
-        self.bound: Bound = self.layout.bind(module, self._device)
+        self.bound = Bound(self.layout, module, self._device)  # made of it just now: nothing to check once more
         self._first_local = self.bound.local()
-        self._part = lru_cache(maxsize=4096)(work.data.train)  # views: a few hundred bytes each
+        self._part = lru_cache(maxsize=work.data.num_cached)(work.data.train)
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
         """Do a task.
@@ -128,7 +129,9 @@ class Trainer:
         call.
         """
         memory, beside = apart(memory)
-        return travelling(self.work, task, received, self._trained(for_training(task), received, memory), beside)
+        received = opened(self.layout, received)
+        answer = self._trained(for_training(task), received, memory)
+        return travelling(self.work, self.layout, task, received, answer, beside)
 
     def _trained(self, task: Task, received: Payload, memory: Memory) -> Answer:
         bound, work = self.bound, self.work
@@ -190,7 +193,7 @@ class Trainer:
         model, or the client's own where the algorithm gives it one.
         """
         bound, data, algorithm = self.bound, self.work.data, self.work.algorithm
-        own = data.test(task.client)
+        own, received = data.test(task.client), opened(self.layout, received)
         bound.load_buffers(received.buffers, received.integers)
         remembered, private = self._load_local(apart(memory)[0])
         if isinstance(algorithm, Personalised):
@@ -244,11 +247,14 @@ class Trainer:
         return evaluate(self.bound, examples, work.loss, work.measures, work.eval_batch_size)
 
 
-def travelling(work: Work, task: Task, received: Payload, answer: Answer, beside: Memory) -> Answer:
+def travelling(
+    work: Work, layout: Layout, task: Task, received: Payload, answer: Answer, beside: Memory
+) -> Answer:  # fmt: skip
     """Return what came of a task in the form in which it travels; ``beside`` is what the client remembers for that."""
     uplink = work.uplink if task.kind == "train" else None
     if uplink is None:  # what a client shows to others is shown as it is
-        return replace(answer, memory={**answer.memory, **kept(beside)})
+        update = replace(answer.update, payload=packed(layout, answer.update.payload))
+        return Answer(update, {**answer.memory, **kept(beside)})
     sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
     update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
     return Answer(update, {**answer.memory, **sent.memory})

@@ -32,7 +32,6 @@ It guards against accidents; it is not a signature.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from torch import Tensor
 from roundelay import header
 from roundelay.errors import WireError
 from roundelay.header import Bytes, Head, Limits
+from roundelay.load import available_cores
 
 DIGEST_BYTES, CHUNK_BYTES, HASH_THREADS = 32, 4 << 20, 4
 FIRST_BYTES, GROWTH = 16 << 20, 4  # a stream's body: the first buffer, and how many times larger the next one is
@@ -107,7 +107,7 @@ def body_of(head: Head, tensors: Mapping[str, Tensor]) -> list[memoryview]:
 def digest(head: bytes, body: Iterable[memoryview]) -> bytes:
     """Return the digest of a frame whose body lies in these buffers. Large ones are hashed in threads."""
     chunks, total = list(_chunks(body)), hashlib.sha256(head)
-    threads = min(HASH_THREADS, len(chunks), _num_cores())
+    threads = min(HASH_THREADS, len(chunks), available_cores())
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(_hash, chunks))
@@ -137,10 +137,6 @@ def _hash(chunk: Sequence[memoryview]) -> bytes:
     for piece in chunk:
         sha.update(piece)
     return sha.digest()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- decoding -------------------------------------------------------------------------------------------------------

@@ -142,6 +142,7 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "cryptography": "deployment/",
         "aiohttp": "deployment/",
         "pydantic": "deployment/",
+        "prometheus_client": "deployment/front/metrics.py",
         "psutil": "load.py",
         "pynvml": "load.py",
     }

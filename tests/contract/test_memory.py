@@ -1,7 +1,8 @@
 """What a client remembers between rounds: pending until its update was folded, and the same in every executor."""
 
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -210,8 +211,20 @@ def test_memory_on_disk_gives_the_same_bits_with_tracking_and_without(
         if done.number == 3:
             break
     assert tracked.run(resume=tmp_path / "run").sha256 == in_process
-    names = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["memory"]
-    assert {path.name for path in (tmp_path / "run" / "memory").iterdir()} == set(names.values())
+    kept = tmp_path / "run" / "memory"
+    assert [path.name for path in kept.iterdir()] == ["kept"]
+    took_part = {row["client"] for row in tracked_rows(tmp_path / "run")}
+    assert len(list(kept.glob("kept/???/*.pt"))) == len(took_part) < 8
+
+
+def tracked_rows(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "clients.jsonl").read_text().splitlines()]
+
+
+def test_a_checkpoint_with_memory_on_disk_holds_a_number_however_many_took_part(tmp_path: Path) -> None:
+    history = finished(tmp_path, simulation=on_disk(SERIAL), num_rounds=3)
+    kept = torch.load(history.run_folder / "checkpoint.pt", weights_only=True)["memory"]
+    assert kept == 4  # one after every round, and one at the end
 
 
 def test_files_of_the_last_checkpoint_outlive_the_rounds_after_it(
@@ -230,18 +243,69 @@ def test_files_of_the_last_checkpoint_outlive_the_rounds_after_it(
     assert job.run(resume=tmp_path / "run").sha256 == whole
 
 
-def test_the_test_would_see_files_dropped_before_the_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: what a checkpoint knows is superseded before the next one is there."""
     write = Disk.write
 
-    def hasty(self: Disk, client: str, memory: Memory) -> None:
+    def at_once(self: Disk, client: str, memory: Memory) -> None:
         write(self, client, memory)
-        self.drop_superseded()
+        self._settle(self._since(self._number))
+        self._unsynced.clear()
 
-    monkeypatch.setattr(Disk, "write", hasty)
-    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError):
+    monkeypatch.setattr(Disk, "write", at_once)
+
+
+def keep_whatever_lies_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted bug: what rounds after the checkpoint wrote is taken for the checkpoint's."""
+    restore = Disk.restore
+    monkeypatch.setattr(Disk, "restore", lambda self, number: restore(self, 2**62))
+
+
+@pytest.mark.parametrize("plant", [hasty, keep_whatever_lies_there])
+def test_the_test_would_see_files_superseded_too_early_or_taken_from_later_rounds(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plant(monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
         test_files_of_the_last_checkpoint_outlive_the_rounds_after_it(patch, tmp_path)
+
+
+def test_a_run_that_ended_between_its_checkpoint_and_settling_goes_on_with_that_checkpoints_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = {"algorithm": Drifting(), "num_rounds": 6, "clients_per_round": 4, "simulation": on_disk(SERIAL)}
+    whole = small_job(**settings).run().sha256
+    job = small_job(**settings, tracking=rd.Tracking(str(tmp_path), "run", checkpoint_every_s=0))
+    checkpoint, settle = Standing.checkpoint, Disk._settle
+    monkeypatch.setattr(Standing, "checkpoint", lambda self: checkpoint(self) if self.num_rounds_done <= 3 else None)
+    monkeypatch.setattr(Disk, "_settle", lambda self, since: None if since.name == "since-3" else settle(self, since))
+    for done in job.rounds():
+        if done.number == 3:
+            break
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "memory" / "since-3").is_dir()
+    assert job.run(resume=tmp_path / "run").sha256 == whole
+
+
+def test_what_a_run_without_a_checkpoint_wrote_is_nobodys_memory(tmp_path: Path) -> None:
+    dead, anew = Disk(tmp_path / "memory"), ClientMemory({"turns": torch.zeros(1)}, Disk(tmp_path / "memory"))
+    dead.write("c1", {"turns": torch.ones(1)})
+    anew.restore(None)
+    assert int(anew.of("c1")["turns"]) == 0
+    with pytest.raises(ConfigError, match="written by an earlier version"):
+        anew.restore({"c1": {}})
+
+
+def test_a_clients_file_is_found_by_its_id_alone_in_folders_of_which_none_holds_them_all(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "memory")
+    ids = [f"../client {number}" for number in range(300)]  # which is no file name
+    for number, client in enumerate(ids):
+        disk.write(client, {"turns": torch.tensor(number)})
+    assert [int(disk.read(client)["turns"]) for client in ids] == list(range(300))
+    assert disk.read("../client 300") is None
+    folders = [folder for folder in (tmp_path / "memory").glob("since-1/*") if folder.is_dir()]
+    assert len(folders) > 200
+    assert max(len(list(folder.iterdir())) for folder in folders) < 5
 
 
 def test_where_memory_is_kept_stays_in_a_resumed_run(tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def luck_by_the_task(patch: pytest.MonkeyPatch) -> None:
 
 
 def ask_whoever(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Air, "there", lambda self, pool: pool)
+    patch.setattr(Air, "there", lambda self, number, attempt, count, pool: pool)
 
 
 def free_wire(patch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from aiohttp import web
-from fronts import MODEL, Device, Place, part_of, place, within
+from asked import ANSWER, asked, ready, state
+from fronts import Device, Place, place, within
 from journals import sha256
 
 from roundelay.deployment import protocol as p
@@ -21,34 +22,6 @@ from roundelay.deployment.trust.identity import DeviceKey
 
 OPEN = {"/authority.crt", p.HELLO, p.JOIN, p.HEALTH, p.READY, p.STATS, p.OPENAPI}
 SIGNED = [route.name for route in ROUTES if route.signed]
-ANSWER = b"an answer of a client. " * 10
-Asked = tuple[str, str, bytes, int, list[tuple[str, str]]]
-
-
-def asked(route: str) -> Asked:
-    """A good request of client "a", which has task 1, whose answer is announced: method, path, body, round, fields."""
-    path, fields = part_of(1, ANSWER, 0, len(ANSWER))
-    text = {
-        "work": p.Poll(),
-        "beat": p.Beat(doing=[1]),
-        "announce": p.Announce(digest=sha256(ANSWER), size=len(ANSWER)),
-        "failure": p.Failure(reason="no data"),
-        "data": p.Holding(num_examples=3, label_counts=[1, 2]),
-        "scalars": p.Scalars(round=1, scalars=[p.LoggedScalar(name="x", value=1.0, step=1)]),
-    }
-    body = text[route].model_dump_json().encode() if route in text else b""
-    plain: dict[str, Asked] = {
-        "run": ("GET", p.RUN, b"", 0, []),
-        "work": ("POST", p.WORK, body, 0, []),
-        "blob": ("GET", f"{p.BLOBS}/{sha256(MODEL)}", b"", 0, []),
-        "beat": ("POST", p.BEAT, body, 0, []),
-        "announce": ("POST", f"{p.UPDATES}/1", body, 1, []),
-        "part": ("PUT", path, ANSWER, 1, fields),
-        "failure": ("POST", f"{p.FAILURES}/1", body, 1, []),
-        "data": ("POST", p.DATA, body, 0, []),
-        "scalars": ("POST", p.SCALARS, body, 1, []),
-    }
-    return plain[route]
 
 
 def test_every_route_is_signed_or_on_the_list_of_open_ones() -> None:
@@ -105,20 +78,6 @@ def of_another_body(here: Place) -> Device:
 STRANGERS = [
     unsigned, not_enrolled, revoked, with_anothers_key, with_a_key_of_its_own, of_another_path, of_another_body,
 ]  # fmt: skip
-
-
-def ready(here: Place) -> None:
-    here.open_round()
-    here.journal.uploads.begin("a", sha256(ANSWER), len(ANSWER))
-
-
-def state(here: Place) -> tuple[object, ...]:
-    journal = here.journal
-    return (
-        journal.tasks.all(), journal.updates(), journal.uploads.received("a", sha256(ANSWER), len(ANSWER)),
-        [one for one in here.news if one is not None], here.scalars.copy(),
-        set(journal.blobs.digests()), {one.client for one in journal.clients.all()},
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("stranger", STRANGERS, ids=lambda one: one.__name__)

@@ -132,6 +132,7 @@ def test_the_check_of_turns_catches_norms(monkeypatch: pytest.MonkeyPatch) -> No
         check_turns()
 
 
+@pytest.mark.slow
 def test_most_steps_need_not_be_sent() -> None:
     here = script("send_on_delta")
     everything, _, _ = here.measured(here.WAYS["all are sent"], 20, 1)

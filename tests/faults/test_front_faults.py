@@ -61,7 +61,7 @@ def check_a_cut(here: Place) -> None:
             with dialled(here) as sock:
                 sock.sendall(head(device, 1, ANSWER, PART, PART) + ANSWER[PART : PART + 500])
                 await until(lambda: intake.in_flight == PART)
-            await until(lambda: here.front._meters.in_flight == 0)
+            await until(lambda: here.front.meters.in_flight == 0)
             assert intake.in_flight == 0
             assert (await device.announce(1, ANSWER)).receipt().received == PART
             settled = (await device.deliver(1, ANSWER, length=PART)).settled
@@ -131,8 +131,8 @@ def test_who_takes_nothing_is_cut() -> None:
             signed = "".join(f"{name}: {value}\r\n" for name, value in device.fields("GET", path))
             with dialled(here) as sock:
                 sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n{signed}\r\n".encode())
-                await until(lambda: here.front._meters.requests == 1)
-                await until(lambda: here.front._meters.in_flight == 0)
+                await until(lambda: here.front.meters.requests == 1)
+                await until(lambda: here.front.meters.in_flight == 0)
 
     with place(patience_s=0.1) as here:
         digest = here.open_round(model=os.urandom(2**20) * 64)
@@ -185,6 +185,7 @@ class Slow(Disk):
     """A disk whose syncs wait until they may go on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.going, self.waiting = threading.Event(), threading.Event()
         self.going.set()
 

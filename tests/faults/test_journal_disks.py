@@ -31,6 +31,7 @@ class Failing(Disk):
     """
 
     def __init__(self, at: int, how: str) -> None:
+        super().__init__()
         self.at, self.how = at, how
         self.calls: list[str] = []
         self.failed, self.was_short = "", False

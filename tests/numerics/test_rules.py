@@ -7,6 +7,7 @@ with r = f / (n - 2f): kappa = 6 r (1 + r) for the trimmed mean, 6 (1 + r) for K
 
 import math
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import roundelay as rd
 from roundelay import aggregators
-from roundelay.aggregators import Rule, Updates
+from roundelay.aggregators import Rule, Updates, protocol
 
 MEDIANS = [rd.CoordinateMedian(f=1), rd.GeometricMedian(f=1)]
 RULES = [
@@ -79,6 +80,54 @@ def test_the_geometric_median_has_a_zero_gradient() -> None:
     centre = rd.GeometricMedian(tolerance=1e-10, iterations=1000)(updates(points))
     towards = (points - centre) / (points - centre).norm(dim=1, keepdim=True)
     assert towards.sum(0).norm() < 1e-6
+
+
+def by_differences(points: Tensor, iterations: int) -> Tensor:
+    """Return the geometric median of float64 points by Weiszfeld's iteration on differences, begun at the median."""
+    centre = points.quantile(0.5, dim=0)
+    for _ in range(iterations):
+        weights = 1 / (points - centre).norm(dim=1)
+        centre = (weights[:, None] * points).sum(0) / weights.sum()
+    return centre
+
+
+@pytest.mark.parametrize(("drift", "hostile"), [(0.0, 0.0), (0.0, 1e30), (1e3, 0.0), (1e3, 1e12)])
+def test_the_geometric_median_is_that_of_differences_whatever_the_scales(drift: float, hostile: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    points = torch.randn(11, 40, dtype=torch.float64, generator=generator)
+    points[:4] += hostile * torch.randn(4, 40, dtype=torch.float64, generator=generator)
+    previous = torch.full((40,), 1e6, dtype=torch.float64)  # lengths from zero would leave nothing of the distances
+    given = replace(updates(points + previous + drift), previous=previous, last=torch.zeros_like(previous))
+    rule = rd.GeometricMedian(f=4, tolerance=1e-12, iterations=2000)
+    expected = by_differences(given.points - previous, 2000) + previous
+    torch.testing.assert_close(rule(given), expected, rtol=0, atol=1e-7)
+
+
+def test_the_median_of_many_columns_has_the_same_bits_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BLOCK_VALUES", 2**9)
+    points = torch.randn(8, 30_001, generator=torch.Generator().manual_seed(5))
+    results, seen = [], []
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(protocol, "available_cores", lambda cores=cores: seen.append(cores) or cores)
+        rules = aggregators.products, rd.GeometricMedian(), rd.Robust(), rd.Mean()
+        results.append([rule(updates(points)) for rule in rules])
+    assert set(seen) == {1, 2, 7}
+    for one, two, seven in zip(*results, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, seven)
+    assert not any(thread.name.startswith("roundelay-span") for thread in threading.enumerate())
+
+
+def test_a_span_that_fails_says_so_in_the_callers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "BLOCK_VALUES", 2)
+    given = updates(torch.zeros(2, 300))
+
+    def fails(blocks: Sequence[slice]) -> None:
+        if blocks[0].start:
+            raise ArithmeticError(f"columns from {blocks[0].start}")
+
+    with pytest.raises(ArithmeticError, match="columns from 64"):
+        given.by_span(fails)
 
 
 def test_centred_clipping_moves_from_the_last_step_by_clipped_differences() -> None:

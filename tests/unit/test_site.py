@@ -428,9 +428,14 @@ def test_a_job_of_scripts_needs_a_script_or_brings_it() -> None:
     assert renamed.clients == ("a", "b", "c")
 
 
-def test_what_has_no_classes_has_no_counts() -> None:
+def test_classes_are_counted_only_where_that_is_allowed() -> None:
     made = trainer_hands(Brought(data="sites_data:own"), briefing(logistic()))
     assert holding(made, True) == Holding(num_examples=40, label_counts=[14, 13, 13])
+    assert holding(made, False) == Holding(num_examples=40)
+
+
+def test_what_has_no_classes_has_no_counts() -> None:
+    made = trainer_hands(Brought(data="sites_data:own"), briefing(logistic()))
     made.examples = rd.data.examples.as_examples((torch.zeros(3, 7), torch.zeros(3)))
     assert holding(made, True) == Holding(num_examples=3)
     assert read_settings("has_init = 1")["has_init"] is False

@@ -1,8 +1,11 @@
 """What several rules compute, block by block.
 
 Distances are float64 sums over differences of coordinates, never ||a||^2 - 2ab + ||b||^2: beside one client at 1e30
-that form would drown the distances among all others.
+that form would drown the distances among all others. Where it does not, a rule may ask for ``products``.
 """
+
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -39,17 +42,42 @@ def squared_distances(updates: Updates) -> Tensor:
 
 def distances_to(updates: Updates, centre: Tensor) -> Tensor:
     """Return the distance of each client's step to the step ``centre`` (D,), float64 (n,)."""
+
+    def squares(blocks: Sequence[slice]) -> list[Tensor]:
+        return [updates.steps(columns).sub_(centre[columns]).square_().sum(dim=1) for columns in blocks]
+
     total = torch.zeros(len(updates.points), dtype=torch.float64)
-    for columns in updates.blocks():
-        total += updates.steps(columns).sub_(centre[columns]).square_().sum(dim=1)
+    for of_a_block in chain.from_iterable(updates.by_span(squares)):
+        total += of_a_block
     return total.sqrt_()
+
+
+def products(updates: Updates) -> Tensor:
+    """Return the dot products of all pairs of steps, float64 (n, n)."""
+    n = len(updates.points)
+
+    def of_span(blocks: Sequence[slice]) -> Tensor:
+        total = torch.zeros(n, n, dtype=torch.float64)
+        for columns in blocks:
+            steps = updates.steps(columns)
+            total.addmm_(steps, steps.t())
+        return total
+
+    total = torch.zeros(n, n, dtype=torch.float64)
+    for part in updates.by_span(of_span):
+        total += part
+    return total
 
 
 def combined(updates: Updates, weights: Tensor) -> Tensor:
     """Return the sum of the clients' steps under float64 ``weights`` (n,), float64 (D,)."""
     result = torch.empty_like(updates.previous, dtype=torch.float64)
-    for columns in updates.blocks():
-        torch.mv(updates.steps(columns).t(), weights, out=result[columns])
+
+    def fill(blocks: Sequence[slice]) -> None:
+        for columns in blocks:
+            torch.mv(updates.steps(columns).t(), weights, out=result[columns])
+
+    updates.by_span(fill)
     return result
 
 

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.aggregators.arithmetic import combined, distances_to, in_order, median, moved
+from roundelay.aggregators.arithmetic import combined, in_order, median, moved, products
 from roundelay.aggregators.protocol import Updates, check_f, require, too_few
 from roundelay.errors import ConfigError
+
+SAME = 1e-13
+"""Two points are one where the square of their distance is at most this share of the squares of their steps' lengths:
+what rounding leaves of equal ones in sums of 64 bits, and about what the last place of 32 bits makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,13 @@ class GeometricMedian:
     """The point with the least sum of distances to all updates, by the smoothed Weiszfeld iteration. For f < n/2.
 
     ``smoothing`` is the distance below which a point's weight grows no further, ``tolerance`` the length of a move at
-    which the iteration ends, both as shares of the median distance to the coordinate median, where it begins: begun at
-    the mean, one client at 1e30 would keep it busy.
+    which the iteration ends, both as shares of the median distance to where it begins. That is the mean of the updates,
+    each weighing the less the farther it is from most others: begun at the plain mean, one client at 1e30 would keep
+    the iteration busy.
+
+    Every point of the iteration is a mean of the updates, and its distances follow from their dot products: the updates
+    are read twice, for these and for the end, however many iterations there are. Steps are measured from what was
+    broadcast, and a far one weighs as little as it is far, so no distance among the others drowns in it.
     """
 
     f: int = 0
@@ -81,17 +90,33 @@ class GeometricMedian:
 
     def __call__(self, updates: Updates) -> Tensor:
         require(self, updates)
-        centre = torch.empty_like(updates.previous, dtype=torch.float64)
-        for columns in updates.blocks():
-            centre[columns] = median(updates.steps(columns))
-        far = distances_to(updates, centre)
-        scale = far.sort().values[(len(far) - 1) // 2]
-        if scale == 0:  # half of the points are this one: no other has a smaller sum of distances
-            return moved(updates, centre)
+        return moved(updates, combined(updates, self._weights(products(updates))))
+
+    def _weights(self, products: Tensor) -> Tensor:
+        """Return the weights of the mean that is the median, (n,), from the steps' dot products, (n, n)."""
+        n, lengths = len(products), products.diagonal()
+        both = lengths[:, None] + lengths
+        apart = both - 2 * products
+        usual = apart.where(apart > SAME * both, 0.0).sort(dim=1).values[:, n // 2].sqrt()
+        if usual.min() == 0:  # more than half of the points are this one: no other has a smaller sum of distances
+            return (torch.arange(n) == usual.argmin()).double()
+        weights = _normalised(1 / usual)
+        far = _distances(products, weights)
+        scale = far.sort().values[(n - 1) // 2]
         for _ in range(self.iterations):
-            weights = 1 / far.clamp(min=self.smoothing * scale)
-            before, centre = centre, combined(updates, weights / weights.sum())
-            if before.sub_(centre).norm() <= self.tolerance * scale:
+            before, weights = weights, _normalised(1 / far.clamp(min=self.smoothing * scale))
+            move = weights - before
+            if (move @ products @ move).clamp(min=0).sqrt() <= self.tolerance * scale:
                 break
-            far = distances_to(updates, centre)
-        return moved(updates, centre)
+            far = _distances(products, weights)
+        return weights
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    return weights / weights.sum()
+
+
+def _distances(products: Tensor, weights: Tensor) -> Tensor:
+    """Return the distance of every point to the mean of all under these weights."""
+    to_mean = products @ weights
+    return (products.diagonal() - 2 * to_mean + weights @ to_mean).clamp(min=0).sqrt()

@@ -1,16 +1,22 @@
 """The form of a rule: what it sees of a round, what it may promise, and what it refuses."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
+from roundelay.load import available_cores
 
 BLOCK_VALUES = 2**17
 """A block of columns holds about this many values: a MiB in float64, so that it stays in the processor's cache."""
+SPAN_BLOCKS = 64
+"""So many blocks are one thread's at a time."""
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +47,19 @@ class Updates:
         """Cut the D columns into blocks."""
         length, width = self.points.shape[1], max(1, BLOCK_VALUES // max(1, len(self.points)))
         return (slice(start, min(start + width, length)) for start in range(0, length, width))
+
+    def by_span(self, work: Callable[[Sequence[slice]], Part]) -> list[Part]:
+        """Call ``work`` with the blocks of one span after another, a thread for each core; return what it returned.
+
+        The spans follow from the shape of ``points`` alone, and the parts come in order of the columns: what is made
+        of them has the same bits on any number of cores. Few columns are one span, and the caller's own thread's.
+        """
+        blocks = list(self.blocks())
+        spans = [blocks[start : start + SPAN_BLOCKS] for start in range(0, len(blocks), SPAN_BLOCKS)]
+        if len(spans) < 2:
+            return [work(span) for span in spans]
+        with ThreadPoolExecutor(available_cores(), "roundelay-span") as threads:
+            return list(threads.map(work, spans))
 
 
 Rule = Callable[[Updates], Tensor]

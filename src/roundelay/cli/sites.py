@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import random
 import signal
 import time
@@ -15,6 +14,7 @@ import typer
 
 from roundelay import config
 from roundelay.cli.common import SERVER_FOLDER, JobFile, Overrides, ServerFolder, concluded, console, remind, say
+from roundelay.cli.logs import quiet_unless, telling
 from roundelay.client.launch import arguments_of
 from roundelay.errors import ConfigError
 from roundelay.history import History
@@ -35,6 +35,10 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain HTTP to 
 Id = Annotated[str | None, typer.Option("--id", help="The client's name.")]
 Folder = Annotated[Path | None, typer.Option(help="Where this client keeps its key and its answers.")]
 Pin = Annotated[str, typer.Option(help="The server's pin, from its administrator.")]
+Metrics = Annotated[
+    str | None,
+    typer.Option(metavar="[HOST:]PORT", help="Where Prometheus may ask; a port alone is for this machine only."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say more of what goes on.")]
 DataSpec = Annotated[
     str | None,
@@ -75,16 +79,23 @@ def serve(
         str | None, typer.Option(help="alice,bob or 3: who takes part, where the job's data does not say.")
     ] = None,
     folder: ServerFolder = SERVER_FOLDER,
+    metrics: Metrics = None,
     insecure: Insecure = False,
+    verbose: Verbose = False,
 ) -> None:
     """Serve a job to clients that join. After a crash, the same command goes on with the run."""
-    from roundelay.deployment.trust.place import Place
+    from roundelay.deployment.trust.place import Listening, Place
     from roundelay.serving import Serving
 
-    place = Place(folder, host, port, tuple(name or ()), insecure)
+    quiet_unless(verbose)
+    measured = None if metrics is None else Listening.of(metrics)
+    place = Place(folder, host, port, tuple(name or ()), insecure, metrics=measured)
 
     def opened() -> Serving:
         serving = Serving(config.load(job, set or []).prepared(_named(clients)), place)
+        if measured is not None:
+            tell = telling(say)
+            tell(f"metrics: http://{measured.host}:{serving.metrics_port}/metrics")
         _say_who_may_join(serving)
         gc.freeze()  # what was imported stays: no collection, while clients wait, need walk over all of it again
         return serving
@@ -144,15 +155,16 @@ def join(
     async def take_part(device: Device) -> None:
         # A server that was never reached is told at once: the address may be wrong. One that is known, or goes away in
         # the middle of the joining, is waited for.
-        patience = Patience(say, asyncio.sleep, time.monotonic, random.random)
+        patience = Patience(tell, asyncio.sleep, time.monotonic, random.random)
         link = await patience.insist(
             lambda: enrolled(device, server, token=token, pin=pin, client=id, kit=kit, insecure=insecure)
         )
         async with link:
-            say(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
-            say(f"over: {await _agent(link, device, brought, tell_labels)}")
+            tell(f"client {link.client!r} takes part; its keys and answers are in {device.folder}")
+            tell(f"over: {await _agent(link, device, brought, tell_labels)}")
 
-    _quiet_unless(verbose)
+    quiet_unless(verbose)
+    tell = telling(say)
     if kit is not None:
         require_kit(kit)
     with Device(folder or kit or Path(".roundelay") / (id or "client")) as device:
@@ -188,12 +200,13 @@ def worker(
     brought = Brought(data, shard, split, job, script, arguments_of(script_args), tuple(allow or ()))
 
     async def wait(device: Device) -> None:
-        async with Listener(device, say, client=id, pin=pin, insecure=insecure) as listener:
+        async with Listener(device, tell, client=id, pin=pin, insecure=insecure) as listener:
             there = await listener.start(host, port)
-            say(f"worker {id!r} waits on {host}:{there}")
-            await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), say)
+            tell(f"worker {id!r} waits on {host}:{there}")
+            await worker_loop(listener, device, lambda link: _agent(link, device, brought, tell_labels), tell)
 
-    _quiet_unless(verbose)
+    quiet_unless(verbose)
+    tell = telling(say)
     with Device(folder or Path(".roundelay") / id) as device:
         _until_stopped(lambda: wait(device))
 
@@ -205,7 +218,7 @@ async def _agent(link: "Link", device: "Device", brought: "Brought", tell_labels
     def hands(briefing: "Briefing") -> "Hands":
         return hands_for(brought, briefing, device.folder / "script", agent.log)
 
-    agent = Agent(link, device, hands, say, holding=lambda hands: holding(hands, tell_labels))
+    agent = Agent(link, device, hands, telling(say), holding=lambda hands: holding(hands, tell_labels))
     return await agent.run()
 
 
@@ -263,7 +276,3 @@ def _token_in(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(f"{path}: cannot read a token there ({why}); give the file in which it was saved") from None
-
-
-def _quiet_unless(verbose: bool) -> None:
-    logging.getLogger("roundelay").setLevel(logging.INFO if verbose else logging.WARNING)

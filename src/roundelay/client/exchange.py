@@ -24,7 +24,7 @@ from torch import Tensor
 
 from roundelay.errors import WireError
 from roundelay.header import DTYPE_NAMES, DTYPES
-from roundelay.layout import Kind, Layout, Spec
+from roundelay.layout import Kind, Layout, Scope, Spec
 from roundelay.messages import Memory, Payload, Task
 from roundelay.metrics import Rows
 from roundelay.wire import Frame
@@ -50,7 +50,7 @@ class Site:
 
     def frame(self) -> Frame:
         specs = [
-            [s.name, list(s.shape), DTYPE_NAMES[s.dtype], s.kind.value, list(s.aliases), s.local]
+            [s.name, list(s.shape), DTYPE_NAMES[s.dtype], s.kind.value, list(s.aliases), s.scope.value, s.digest]
             for s in self.layout.specs
         ]
         fields = {
@@ -63,8 +63,8 @@ class Site:
     def read(frame: Frame) -> "Site":
         fields = dict(frame.fields)
         specs = tuple(
-            Spec(name, tuple(shape), _dtype_of(dtype), Kind(kind), tuple(aliases), local)
-            for name, shape, dtype, kind, aliases, local in fields.pop("specs")
+            Spec(name, tuple(shape), _dtype_of(dtype), Kind(kind), tuple(aliases), Scope(scope), digest)
+            for name, shape, dtype, kind, aliases, scope, digest in fields.pop("specs")
         )
         layout = Layout(specs, _dtype_of(fields.pop("dtype")))
         return Site(layout=layout, **fields)

@@ -20,7 +20,7 @@ from roundelay.client.patch import Steps
 from roundelay.client.remembered import Remembered, kept_state
 from roundelay.components import build, foreign, namespace
 from roundelay.errors import ChannelClosed, ClientError, ConfigError
-from roundelay.layout import Vectors
+from roundelay.layout import Scope, Vectors
 from roundelay.learner import Context
 from roundelay.messages import FLModel, ParamsType, Payload, Task
 from roundelay.wire import Frame
@@ -48,7 +48,7 @@ class Session:
         self.patched = WeakSet[torch.optim.Optimizer]()
         self.last_round = 1
         self._work: _Work | None = None
-        self._ended = False
+        self._ended, self._base_known = False, False
 
     @property
     def task(self) -> Task | None:
@@ -87,6 +87,10 @@ class Session:
             )
         if not isinstance(model, FLModel):
             raise ClientError(f"client {self.site.name!r}: fl.send() takes an fl.FLModel, got {type(model).__name__}")
+        if not self._base_known and isinstance(model.params, Mapping) and model.params_type is ParamsType.FULL:
+            named = {name: torch.as_tensor(value) for name, value in model.params.items()}
+            self.site.layout.require_frozen(named, f"client {self.site.name!r}: the model that this script sends")
+            self._base_known = True
         answered = work.answer(model)
         if answered is not None:
             self._channel.send(answered.frame())
@@ -198,7 +202,7 @@ class _Work:
         self.ask, self._start = ask, Vectors(ask.start, buffers, integers)
         params = self._layout.unflatten(self._start)
         if self._local is not None:
-            params |= self._layout.unflatten(self._local, local=True)
+            params |= self._layout.unflatten(self._local, Scope.LOCAL)
         meta = {"submit_model_name": "best_model"} if self.task.kind == "submit" else {}
         self.model = FLModel(params, meta=meta, current_round=self.task.round - 1, total_rounds=self._site.num_rounds)
         self.taken, self.steps = False, Steps()
@@ -219,7 +223,7 @@ class _Work:
             named = {name: torch.zeros_like(value) for name, value in self.model.params.items()} | named
         came = self._layout.flatten(named)
         if self._local is not None:
-            local = self._layout.flatten(named, local=True)
+            local = self._layout.flatten(named, Scope.LOCAL)
             self._local = _sum(self._local, local) if difference else local
         return _sum(self._start, came) if difference else came
 

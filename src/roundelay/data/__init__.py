@@ -1,9 +1,11 @@
 """Data: what a learner reads, who holds what, and where it comes from."""
 
 from roundelay.data.augment import Compose, HorizontalFlip, Normalise, RandomCrop
+from roundelay.data.client_tables import client_table, write_client_table
 from roundelay.data.ecg import heartbeats
 from roundelay.data.examples import Data, Examples, MapExamples, TensorExamples, as_examples
 from roundelay.data.federated import FederatedData
+from roundelay.data.ids import NumberedIds
 from roundelay.data.images import (
     PixelExamples,
     cifar10,
@@ -46,6 +48,7 @@ __all__ = [
     "MapExamples",
     "Natural",
     "Normalise",
+    "NumberedIds",
     "Partitioner",
     "PixelExamples",
     "QuantitySkew",
@@ -58,6 +61,7 @@ __all__ = [
     "as_examples",
     "cifar10",
     "cifar100",
+    "client_table",
     "csv_by_site",
     "digits",
     "fashion_mnist",
@@ -69,4 +73,5 @@ __all__ = [
     "lung",
     "mnist",
     "shakespeare",
+    "write_client_table",
 ]

@@ -1,8 +1,7 @@
 """A data set in the hands of its clients. Nothing is copied for a client; only the list of ids grows with their
-number."""
+number, and not even that where ids and parts are worked out."""
 
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -11,18 +10,33 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.data.examples import Data, Examples, MapExamples, as_examples
-from roundelay.data.parts import Elsewhere, Parts, Pooled, Seen, Separate, Stretches
+from roundelay.data.ids import Ids, NumberedIds, place
+from roundelay.data.parts import (
+    Elsewhere,
+    Made,
+    Parts,
+    Pooled,
+    Seen,
+    Separate,
+    Stretches,
+    check_size,
+    read_part,
+)
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
 __all__ = ["Data", "FederatedData"]
+
+VIEWS_KEPT = 4096
+"""A part that is a view takes some hundred bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FederatedData:
     """What each client trains and is tested on, and what the server keeps; clients in ascending order of id.
 
-    Make one with ``from_split`` or ``from_datasets``. Pickled, it holds each tensor once.
+    Make one with ``from_split``, ``from_datasets`` or, for many clients, ``from_function``. Pickled, it holds each
+    tensor once. Each process that trains keeps the parts of ``num_cached`` clients, those that it trained last.
 
     >>> import numpy as np
     >>> parts = {"bob": (np.zeros((3, 2)), np.zeros(3)), "ann": (np.ones((1, 2)), np.ones(1))}
@@ -31,10 +45,12 @@ class FederatedData:
     (('ann', 'bob'), 3)
     """
 
-    clients: tuple[str, ...]
+    clients: Sequence[str]
     held_out: Examples | None
     _train: Parts
     _test: Parts | None
+    num_cached: int = VIEWS_KEPT
+    _sizes: Callable[[str], int] | None = None
 
     @classmethod
     def from_split(cls, data: Data, split: Split, client_test_fraction: float = 0.0, seed: int = 0) -> "FederatedData":
@@ -55,7 +71,7 @@ class FederatedData:
                 f"{data.name}: it has {len(data.train)} training examples, the split is of {split.num_examples}"
             )
         for client, size in zip(split.clients, split.sizes().tolist(), strict=True):
-            _check_size(client, size)
+            check_size(client, size)
         if client_test_fraction == 0.0:
             return cls(split.clients, data.test, Pooled(data.train, split.indices, split.offsets), None)
         tested = _keep_for_test(split, client_test_fraction, seed)
@@ -76,17 +92,17 @@ class FederatedData:
         Raises:
             DataError: no client, an id that is no string, a client without examples, a test of an unknown client.
         """
-        if not datasets:
-            raise DataError("datasets: expected at least one client, got none")
-        for client in datasets:
-            if not isinstance(client, str) or not client:
-                raise DataError(f"datasets: expected client ids to be non-empty strings, got {client!r}")
+        _check_ids("datasets", datasets)
         unknown = sorted(set(tests or {}) - set(datasets), key=str)
         if unknown:
             raise DataError(f"tests: client {unknown[0]!r} has no training data; known are {_some(sorted(datasets))}")
         clients = tuple(sorted(datasets))
-        train = tuple(_read(client, datasets[client]) for client in clients)
-        test = tuple(_read(client, tests[client]) if client in tests else None for client in clients) if tests else None
+        train = tuple(read_part(client, datasets[client]) for client in clients)
+        test = (
+            tuple(read_part(client, tests[client]) if client in tests else None for client in clients)
+            if tests
+            else None
+        )
         return cls(
             clients,
             None if held_out is None else as_examples(held_out),
@@ -111,7 +127,7 @@ class FederatedData:
         if list(clients) != sorted(clients):
             raise DataError(f"sizes: expected client ids in ascending order, got {_some(clients)}")
         for client, (num_train, _) in sizes.items():
-            _check_size(client, num_train)
+            check_size(client, num_train)
         ends = torch.tensor(list(sizes.values())).flatten().cumsum(0)
         if int(ends[-1]) != len(examples):
             raise DataError(f"sizes: they add up to {int(ends[-1])}, but there are {len(examples)} examples")
@@ -119,6 +135,42 @@ class FederatedData:
         train, test = Stretches(examples, starts, ends[::2]), Stretches(examples, ends[::2], ends[1::2])
         held_out = test.whole()
         return cls(clients, held_out if len(held_out) else None, train, test)
+
+    @classmethod
+    def from_function(
+        cls,
+        clients: int | Sequence[str],
+        make: Callable[[str], object],
+        *,
+        sizes: Callable[[str], int] | None = None,
+        tests: Callable[[str], object | None] | None = None,
+        held_out: object | None = None,
+        seed: int = 0,
+        num_cached: int = 16,
+    ) -> "FederatedData":
+        """Return data of which each client's part is made when the client trains: ``make(client)`` gives anything that
+        ``as_examples`` takes, the same every time. It runs in the process that trains the client.
+
+        ``clients`` are the ids, in any order, or a number of clients, whose ids then are those of ``NumberedIds``. What
+        is worked out (an ``Ids``) is held as it is: a million clients cost nothing before one of them is asked.
+        ``sizes(client)`` says how many examples a client has, where that is known without making them; a modelled
+        network reckons with it. ``tests(client)`` is what the client is tested on, or None. What these functions draw
+        from global generators follows from ``seed`` and the client.
+
+        Raises:
+            ConfigError: ``num_cached`` is below 0, or ``clients`` a number below 1.
+            DataError: no client, an id that is no non-empty string, or one that comes twice.
+
+        >>> data = FederatedData.from_function(1_000_000, lambda client: (torch.ones(3, 1), torch.zeros(3)))
+        >>> data, len(data.train("000007"))
+        (FederatedData(1000000 clients: '000000', '000001', '000002', '000003', '000004', ... (1000000 in all)), 3)
+        """
+        if num_cached < 0:
+            raise ConfigError(f"num_cached must be at least 0, got {num_cached!r}")
+        ids = NumberedIds(clients) if isinstance(clients, int) else _ascending(clients)
+        server = None if held_out is None else as_examples(held_out)
+        own = None if tests is None else Made(ids, tests, seed, "test data")
+        return cls(ids, server, Made(ids, make, seed), own, num_cached, sizes)
 
     @classmethod
     def elsewhere(cls, clients: Sequence[str], held_out: Examples | None = None) -> "FederatedData":
@@ -133,7 +185,8 @@ class FederatedData:
             DataError: there is no such client.
         """
         part = self._train.part(self._number(client))
-        assert part is not None, "a client without examples is refused when the data is put together"
+        if part is None:  # the others are refused when the data is put together
+            raise DataError(f"client {client!r}: the function that makes its data returned None; expected examples")
         return part
 
     def test(self, client: str) -> Examples | None:
@@ -144,6 +197,17 @@ class FederatedData:
         """
         number = self._number(client)
         return None if self._test is None else self._test.part(number)
+
+    def size(self, client: str) -> int:
+        """Return how many examples the client trains on; they are made where nothing else tells.
+
+        Raises:
+            DataError: there is no such client, or its data is with it.
+        """
+        if self._sizes is None:
+            return len(self.train(client))
+        self._number(client)
+        return self._sizes(client)
 
     def among(self, clients: Sequence[str]) -> "FederatedData":
         """Return data of which only these clients have a part.
@@ -180,9 +244,9 @@ class FederatedData:
 
     def label_counts(self) -> list[list[int]] | None:
         """Return how many training examples of each class each client has, (C, K) in order of id; None where there are
-        no classes, every item would have to be read to find them, or the data is with the clients.
+        no classes, every item would have to be read or made to find them, or the data is with the clients.
         """
-        if isinstance(self._train, Elsewhere):
+        if isinstance(self._train, Elsewhere | Made):
             return None
         counts: list[Tensor] = []
         for client in self.clients:
@@ -197,8 +261,8 @@ class FederatedData:
         return [[*row.tolist(), *[0] * (width - len(row))] for row in counts]
 
     def _number(self, client: str) -> int:
-        number = bisect_left(self.clients, client)
-        if number == len(self.clients) or self.clients[number] != client:
+        number = place(self.clients, client)
+        if number is None:
             raise DataError(f"client {client!r}: it holds no data; known are {_some(self.clients)}")
         return number
 
@@ -230,21 +294,22 @@ def _offsets(split: Split, mask: Tensor) -> Tensor:
     return kept_before[split.offsets]
 
 
-def _read(client: str, value: object) -> Examples:
-    try:
-        examples = as_examples(value)
-    except DataError as error:
-        raise DataError(f"client {client!r}: {error}") from error
-    _check_size(client, len(examples))
-    return examples
+def _ascending(clients: Sequence[str]) -> Sequence[str]:
+    if isinstance(clients, Ids):
+        return clients
+    _check_ids("clients", clients)
+    if len(set(clients)) != len(clients):
+        raise DataError(f"clients: expected each id once, got {_some(clients)}")
+    return tuple(sorted(clients))
 
 
-def _check_size(client: str, size: int) -> None:
-    if size == 0:
-        raise DataError(
-            f"client {client!r}: expected at least one example, got none; leave the client out or give it data"
-        )
+def _check_ids(what: str, clients: Collection[str]) -> None:
+    if not clients:
+        raise DataError(f"{what}: expected at least one client, got none")
+    for client in clients:
+        if not isinstance(client, str) or not client:
+            raise DataError(f"{what}: expected client ids to be non-empty strings, got {client!r}")
 
 
-def _some(clients: tuple[str, ...] | list[str]) -> str:
+def _some(clients: Sequence[str]) -> str:
     return ", ".join(map(repr, clients[:5])) + (f", ... ({len(clients)} in all)" if len(clients) > 5 else "")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from roundelay import seeds
 from roundelay.data.examples import Data
+from roundelay.data.ids import NumberedIds
 from roundelay.data.split import Split
 from roundelay.errors import ConfigError, DataError
 
@@ -259,8 +260,7 @@ def client_ids(num_clients: int) -> tuple[str, ...]:
     >>> client_ids(11)[:3]
     ('00', '01', '02')
     """
-    width = len(str(num_clients - 1))
-    return tuple(f"{number:0{width}d}" for number in range(num_clients))
+    return tuple(NumberedIds(num_clients))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -1,13 +1,14 @@
 """Who holds which part of a data set: one form for each way in which parts lie. None copies anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from roundelay.data.examples import Examples
+from roundelay import seeds
+from roundelay.data.examples import Examples, as_examples
 from roundelay.data.joined import Joined
 from roundelay.errors import DataError
 
@@ -71,10 +72,35 @@ class Separate:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """Parts that ``make(client)`` gives whenever they are asked for, which nothing here keeps.
+
+    What it draws from global generators follows from ``seed`` and the client alone, and the caller finds its own as
+    they were: a part is the same in every process, however often it is made.
+    """
+
+    clients: Sequence[str]
+    make: Callable[[str], object]
+    seed: int
+    purpose: str = "data"
+
+    def part(self, number: int) -> Examples | None:
+        client = self.clients[number]
+        with seeds.preserved_globals():
+            seeds.seed_globals(seeds.key(self.seed, 0, 0, client, self.purpose))
+            value = self.make(client)
+        return None if value is None else read_part(client, value)
+
+    def whole(self) -> Examples:
+        parts = (self.part(number) for number in range(len(self.clients)))
+        return Joined([part for part in parts if part is not None])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Elsewhere:
     """Parts that only the clients themselves have."""
 
-    clients: tuple[str, ...]
+    clients: Sequence[str]
 
     def part(self, number: int) -> Examples | None:
         raise DataError(f"client {self.clients[number]!r}: its data is with its script, not here")
@@ -87,7 +113,7 @@ class Elsewhere:
 class Seen:
     """Parts seen through a function of client id and part."""
 
-    clients: tuple[str, ...]
+    clients: Sequence[str]
     parts: Parts
     change: Callable[[str, Examples], Examples]
 
@@ -98,3 +124,24 @@ class Seen:
     def whole(self) -> Examples:
         parts = (self.part(number) for number in range(len(self.clients)))
         return Joined([part for part in parts if part is not None])
+
+
+def read_part(client: str, value: object) -> Examples:
+    """Return what a client holds, given as anything that ``as_examples`` takes.
+
+    Raises:
+        DataError: it is nothing of that kind, or no example; names the client.
+    """
+    try:
+        examples = as_examples(value)
+    except DataError as error:
+        raise DataError(f"client {client!r}: {error}") from error
+    check_size(client, len(examples))
+    return examples
+
+
+def check_size(client: str, size: int) -> None:
+    if size == 0:
+        raise DataError(
+            f"client {client!r}: expected at least one example, got none; leave the client out or give it data"
+        )

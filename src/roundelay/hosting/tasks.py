@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 from roundelay.client.exchange import Answered
 from roundelay.hosting.talk import ScriptFailed
+from roundelay.layout import Layout
+from roundelay.layout.travel import packed
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.stages.uplink import Uplink, coded, kept
 from roundelay.trainer import TRIES
@@ -53,7 +55,7 @@ def tried(
 
 
 def on_the_air(
-    uplink: Uplink | None, seed: int, task: Task, received: Payload, answered: Answered, beside: Memory
+    uplink: Uplink | None, layout: Layout, seed: int, task: Task, received: Payload, answered: Answered, beside: Memory
 ) -> Answered:
     """Return a script's answer as it travels; ``beside`` is what its client remembers for its uplink, of which the
     script knows nothing.
@@ -62,7 +64,8 @@ def on_the_air(
         return answered
     payload = answered.payload
     if uplink is None or task.kind != "train" or payload is None:
-        return replace(answered, memory={**answered.memory, **kept(beside)})
+        shown = None if payload is None else packed(layout, payload)
+        return replace(answered, payload=shown, memory={**answered.memory, **kept(beside)})
     sent = coded(uplink, seed, task, received, payload, beside)
     memory = {**answered.memory, **sent.memory}
     return replace(answered, payload=sent.payload, memory=memory, silent=sent.silent, fresh=sent.fresh)

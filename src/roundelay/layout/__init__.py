@@ -2,11 +2,12 @@
 position.
 
 Three vectors hold a model: its *parameters*, its *float buffers* (BatchNorm statistics), its *integer buffers*
-(counters). Algorithms see parameters only. Named tensors appear at the edges: user code and files.
+(counters). Algorithms see parameters only. Named tensors appear at the edges: user code and files. What is frozen is in
+no vector: each side has it from the model's factory.
 """
 
 from roundelay.layout.bound import ALIGNMENT, Bound
-from roundelay.layout.layout import BATCH_NORM, FLOATS, Layout
-from roundelay.layout.specs import Kind, Spec, Vectors
+from roundelay.layout.layout import BATCH_NORM, FLOATS, HALVES, Layout
+from roundelay.layout.specs import Kind, Scope, Spec, Vectors
 
-__all__ = ["ALIGNMENT", "BATCH_NORM", "FLOATS", "Bound", "Kind", "Layout", "Spec", "Vectors"]
+__all__ = ["ALIGNMENT", "BATCH_NORM", "FLOATS", "HALVES", "Bound", "Kind", "Layout", "Scope", "Spec", "Vectors"]

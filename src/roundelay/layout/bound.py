@@ -5,14 +5,14 @@ is not a nicety: matrix-vector products give other last bits from a misaligned w
 training loop to the bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from roundelay.errors import LayoutError
-from roundelay.layout.specs import Kind, Vectors
+from roundelay.layout.specs import Kind, Scope, Spec, Vectors, digest_of
 
 if TYPE_CHECKING:  # a layout makes bound modules, and needs them first
     from roundelay.layout.layout import Layout
@@ -23,8 +23,9 @@ ALIGNMENT = 64
 class Bound:
     """A module whose tensors are views of one aligned buffer. Reading gives vectors, loading takes them.
 
-    ``parameters`` are the module's own, each once, in the layout's order. ``load``, ``params`` and ``buffers`` are of
-    what is shared; ``load_local`` and ``local`` of what stays on the client.
+    ``parameters`` are the module's own that are not frozen, each once, in the layout's order. ``load``, ``params`` and
+    ``buffers`` are of what is shared; ``load_local`` and ``local`` of what stays on the client. What is frozen stays in
+    the memory that the module has it in, such as the pages of a file, unless that is misaligned or on another device.
     """
 
     def __init__(self, layout: "Layout", module: nn.Module, device: torch.device) -> None:
@@ -37,21 +38,24 @@ class Bound:
             Kind, Tensor | None
         ] = {}  # the kind's vector itself, where its views have no gap between them
         self.parameters: list[nn.Parameter] = []
+        self._frozen: dict[str, tuple[Tensor, int]] = {}  # values, and how often they were written
         self._place(module)
         self._grad: Tensor | None = None
 
     def _place(self, module: nn.Module) -> None:
-        offsets, at = [], 0
-        for spec in self.layout.specs:
+        placed, offsets, at = [s for s in self.layout.specs if s.scope is not Scope.FROZEN], [], 0
+        for spec in placed:
             offsets.append(at)
             at += -(-spec.numel * spec.dtype.itemsize // ALIGNMENT) * ALIGNMENT
         storage = torch.zeros(at, dtype=torch.uint8, device=self.device)
         state, owners = module.state_dict(keep_vars=True), dict(module.named_modules(remove_duplicate=False))
-        for spec, offset in zip(self.layout.specs, offsets, strict=True):
+        for spec in self.layout.frozen:
+            self._frozen[spec.name] = _settled(state[spec.name], self.device)
+        for spec, offset in zip(placed, offsets, strict=True):
             flat = storage[offset : offset + spec.numel * spec.dtype.itemsize].view(spec.dtype)
             view, tensor = flat.view(spec.shape), state[spec.name]
             view.copy_(tensor.detach())
-            (self._local if spec.local else self._views)[spec.kind].append(flat)
+            (self._local if spec.scope is Scope.LOCAL else self._views)[spec.kind].append(flat)
             if isinstance(tensor, nn.Parameter):
                 tensor.data = view
             else:
@@ -59,7 +63,7 @@ class Bound:
                 for name in (spec.name, *spec.aliases):
                     owner, _, leaf = name.rpartition(".")
                     owners[owner]._buffers[leaf] = buffer
-        shared, local = (self.layout.of_kind(Kind.PARAMETER, local) for local in (False, True))
+        shared, local = (self.layout.of_kind(Kind.PARAMETER, scope) for scope in (Scope.SHARED, Scope.LOCAL))
         self.parameters = [state[spec.name] for spec in (*shared, *local)]
         self._num_shared = len(shared)
         for kind in Kind:
@@ -67,7 +71,7 @@ class Bound:
             dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
             gapless = all(s.numel * s.dtype.itemsize % ALIGNMENT == 0 for s in specs[:-1])
             if specs and gapless and all(s.dtype is dtype for s in specs):
-                start = offsets[self.layout.specs.index(specs[0])]
+                start = offsets[placed.index(specs[0])]
                 self._whole[kind] = storage[start : start + self.layout.length(kind) * dtype.itemsize].view(dtype)
             else:
                 self._whole[kind] = None
@@ -96,6 +100,10 @@ class Bound:
         for views, vector in ((self._local[kind], vector) for kind, vector in parts):
             if views:
                 torch._foreach_copy_(views, vector.split_with_sizes([view.numel() for view in views]))
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Return what is frozen under every name that it has, for a state dict; the module's own memory."""
+        return {name: self._frozen[spec.name][0] for spec in self.layout.frozen for name in (spec.name, *spec.aliases)}
 
     def params(self) -> Tensor:
         """Return the parameters as one vector (D,). It may share the module's memory: valid until the next training
@@ -136,11 +144,18 @@ class Bound:
     def adopt(self) -> None:
         """Take in tensors that user code put in place of the bound ones (``module.to(...)``, ``p.data = ...``), and
         bind again.
+
+        Raises:
+            LayoutError: a tensor is gone or has another shape, or a frozen one was changed.
         """
         current = self.module.state_dict(keep_vars=True)
+        for spec in self.layout.frozen:
+            self._check_frozen(spec, current.get(spec.name))
         for kind in Kind:
             for spec, view in zip(
-                [s for s in self.layout.specs if s.kind is kind], [*self._views[kind], *self._local[kind]], strict=True
+                [*self.layout.of_kind(kind), *self.layout.of_kind(kind, Scope.LOCAL)],
+                [*self._views[kind], *self._local[kind]],
+                strict=True,
             ):
                 if spec.name not in current or tuple(current[spec.name].shape) != spec.shape:
                     raise LayoutError(
@@ -149,6 +164,24 @@ class Bound:
                 if current[spec.name].data_ptr() != view.data_ptr():
                     self.renew()
                     return
+
+    def require_frozen(self, state: Mapping[str, Tensor]) -> None:
+        """Raise a LayoutError that names a frozen tensor of which ``state`` has other values."""
+        for spec in self.layout.frozen:
+            values, there = self._frozen[spec.name][0], state.get(spec.name)
+            if there is not None and not torch.equal(there.to(values), values):
+                raise _changed(spec.name)
+
+    def _check_frozen(self, spec: Spec, now: Tensor | None) -> None:
+        """Look at the values only where something was written or put in their place: they may be many."""
+        values, version = self._frozen[spec.name]
+        if now is not None and not now.requires_grad:
+            if now.data_ptr() == values.data_ptr() and now._version == version:
+                return
+            if digest_of(now) == spec.digest:
+                self._frozen[spec.name] = _settled(now, self.device)
+                return
+        raise _changed(spec.name)
 
     def renew(self) -> None:
         """Move on to a new byte buffer with the same values; vectors read from the old one stay as they are."""
@@ -173,3 +206,20 @@ class Bound:
             return self._nothing[kind]
         dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
         return torch.cat([v if v.dtype is dtype else v.to(dtype) for v in views])
+
+
+def _changed(name: str) -> LayoutError:
+    return LayoutError(
+        f"local training changed {name!r}, which is frozen (requires_grad is False in what the model's factory "
+        "returns) and stays as it is on every side; to train it, leave it unfrozen there"
+    )
+
+
+def _settled(parameter: Tensor, device: torch.device) -> tuple[Tensor, int]:
+    """Move a frozen parameter to ``device`` where it is not there, onto a boundary where it is not on one."""
+    values = parameter.detach().to(device).contiguous()
+    if values.data_ptr() % ALIGNMENT:
+        values = values.clone()
+    if values.data_ptr() != parameter.data_ptr():
+        parameter.data = values
+    return values, parameter._version

@@ -59,7 +59,9 @@ class FunctionLearner:
                     "expected (num_examples, metrics), (weights, num_examples, metrics) or an FLModel"
                 )
         if weights is not None:
-            bound.load(bound.layout.flatten(_state_dict(weights, bound.module)))
+            named = _state_dict(weights, bound.module)
+            bound.require_frozen(named)
+            bound.load(bound.layout.flatten(named))
         count = metrics.scalar("num_examples", len(examples) if num_examples is None else num_examples)
         return Fitted(bound.params(), count, metrics=metrics.scalars(reported))
 

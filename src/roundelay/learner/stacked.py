@@ -234,6 +234,8 @@ def obstacle(module: nn.Module, layout: Layout, learner: object) -> str | None:
         return f"some of its parameters are frozen; {ELSEWHERE}"
     if layout.local_names:
         return f"keep_local keeps {layout.local_names[0]!r} on each client; {ELSEWHERE}"
+    if layout.has_halves:
+        return f"its parameters are of half precision, and clients side by side train in float32; {ELSEWHERE}"
     dtypes = {spec.dtype for spec in layout.specs}
     return f"its tensors are of several dtypes; {ELSEWHERE}" if len(dtypes) > 1 else None
 

@@ -66,7 +66,7 @@ class Air:
                         down_bits=max(1, sent_bits + self._network.header_bits))  # fmt: skip
             trip.compute_ns, trip.energy_j = self._population.computing(task)
             self._trips[task.id] = trip
-            self._population.past.asked(task.client, task.round)
+            self._population.asked(task.client, task.round)
             back_ns = self._population.back_ns(task.client, now_ns)
             if back_ns == now_ns:
                 self._watch(trip)
@@ -100,15 +100,15 @@ class Air:
         link = self._population.reaches[self._population.site(task.client)].link(task.client, "up", task.round, sent_ns)
         return own_transfer.carried(self._network.transfer, answer, link, self._population.seed)
 
-    def there(self, pool: Sequence[str]) -> Sequence[str]:
-        return self._population.there(pool, self._loop.now_ns)
+    def there(self, number: int, attempt: int, count: int, pool: Sequence[str]) -> Sequence[str]:
+        return self._population.there(number, attempt, count, pool, self._loop.now_ns)
 
     def choose(self, number: int, attempt: int, count: int, pool: Sequence[str]) -> Sequence[str] | None:
         bits = self._raw_bits + self._network.header_bits
         return self._population.choose(number, attempt, count, pool, bits, self._loop.now_ns)
 
     def counted(self, clients: Sequence[str]) -> None:
-        self._population.past.counted(clients)
+        self._population.counted(clients)
 
     async def haul(self, edge: str, bits: int, up: bool) -> None:
         wire = self._wire_up if up else self._wire_down

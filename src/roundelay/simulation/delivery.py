@@ -72,8 +72,8 @@ class Delivery(Protocol):
         """Return whom to ask, where a rule chooses, else None."""
         ...
 
-    def there(self, pool: Sequence[str]) -> Sequence[str]:
-        """Return those who can be asked now."""
+    def there(self, number: int, attempt: int, count: int, pool: Sequence[str]) -> Sequence[str]:
+        """Return those who can be asked now, or ``count`` of them, drawn."""
         ...
 
     def counted(self, clients: Sequence[str]) -> None:
@@ -137,7 +137,7 @@ class Durations:
     def choose(self, number: int, attempt: int, count: int, pool: Sequence[str]) -> Sequence[str] | None:
         return None
 
-    def there(self, pool: Sequence[str]) -> Sequence[str]:
+    def there(self, number: int, attempt: int, count: int, pool: Sequence[str]) -> Sequence[str]:
         return pool
 
     def counted(self, clients: Sequence[str]) -> None: ...

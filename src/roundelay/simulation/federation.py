@@ -20,6 +20,7 @@ from roundelay.errors import ConfigError, VirtualDeadlock
 from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.intake import ClientReport, Outcome
+from roundelay.layout.travel import packed
 from roundelay.load import Load
 from roundelay.messages import Lost, Memory, Payload, Task, TaskKind
 from roundelay.simulation.delivery import Delivery, Sent
@@ -237,7 +238,7 @@ class SimulatedFederation(Bookkeeping):
         self._delivery.counted([report.client for report in outcome.reports if report.status == "admitted"])
 
     def sample(self, number: int, attempt: int, count: int, among: Sequence[str] | None = None) -> tuple[str, ...]:
-        there = self._delivery.there(self._drawn if among is None else among)
+        there = self._delivery.there(number, attempt, count, self._drawn if among is None else among)
         chosen = self._delivery.choose(number, attempt, count, there)
         if chosen is None:
             return super().sample(number, attempt, min(count, len(there)), there)
@@ -282,6 +283,7 @@ class SimulatedFederation(Bookkeeping):
         return result if isinstance(result, Lost) else self._delivery.carried(result)[0]
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
+        model = packed(self.layout, model)
         tasks = self._tasks(clients, number, 0, model, "evaluate")
         memories: dict[str, Memory] = {}
         work = self._trainer.work

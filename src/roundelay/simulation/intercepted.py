@@ -16,6 +16,8 @@ from roundelay.attacks.protocol import Colludes, Lies
 from roundelay.attacks.roles import Roles, is_honest
 from roundelay.fold import starting_point
 from roundelay.guard import all_finite
+from roundelay.layout import Layout
+from roundelay.layout.travel import opened, packed
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.seeds import generator
 from roundelay.simulation.executors.protocol import Executor, Result
@@ -40,10 +42,10 @@ class _Batch:
 
 
 class Intercepted:
-    def __init__(self, inner: Executor, roles: Roles, lengths: Mapping[str, int], work: Work) -> None:
+    def __init__(self, inner: Executor, roles: Roles, lengths: Mapping[str, int], work: Work, layout: Layout) -> None:
         """``lengths`` are those of the algorithm's uplink vectors, in their order."""
         self._inner, self._roles, self._lengths, self._seed = inner, roles, lengths, work.seed
-        self._uplink = work.uplink
+        self._uplink, self._layout = work.uplink, layout
         self._batches: dict[int, tuple[Task, _Batch]] = {}
         self._dropped: set[int] = set()
 
@@ -53,7 +55,8 @@ class Intercepted:
         answered = [task for task in tasks if task.id not in dropped]
         self._inner.submit(answered, received, memories)
         if tasks and tasks[0].kind != "evaluate":
-            batch = _Batch(sorted(answered, key=lambda task: (task.client, task.id)), received, memories)
+            in_order = sorted(answered, key=lambda task: (task.client, task.id))
+            batch = _Batch(in_order, opened(self._layout, received), memories)
             self._batches.update({task.id: (task, batch) for task in tasks})
 
     def result(self, task_id: int) -> Result:
@@ -143,7 +146,7 @@ class Intercepted:
         """Return what an answer says, or None where it says nothing: who keeps silent does not lie."""
         update, uplink = answer.update, self._uplink
         if uplink is None or update.task.kind != "train":
-            return update.payload
+            return opened(self._layout, update.payload)
         if update.silent:
             return None
         client = update.task.client
@@ -157,7 +160,7 @@ class Intercepted:
         """
         update, uplink = answer.update, self._uplink
         if uplink is None or update.task.kind != "train":
-            return answer
+            return replace(answer, update=replace(update, payload=packed(self._layout, update.payload)))
         followed = uplink.feedback == "ef21"
         liars = replace(uplink, trigger=Always(), feedback="ef21" if followed else "none")
         _, beside = apart(batch.memories.get(update.task.client, {})) if followed else ({}, {})

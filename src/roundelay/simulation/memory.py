@@ -4,20 +4,22 @@ A client's memory changes only when its update was folded: a refused or late cli
 checkpoint sees changes with the model's version, not before: a run that is interrupted between the two loses neither.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from roundelay.errors import ConfigError
 from roundelay.messages import Memory
 
-Kept = Mapping[str, Tensor] | str
-"""A memory as a checkpoint holds it: itself, or the name of its file."""
+Kept = Mapping[str, Memory] | int
+"""Memories as a checkpoint holds them: themselves, or the number under which their files know it."""
 
 
 class ClientMemory:
@@ -32,9 +34,8 @@ class ClientMemory:
     def of(self, client: str) -> Memory:
         if client in self._committed:
             return self._committed[client]
-        if self._disk is not None and client in self._disk:
-            return self._disk.read(client)
-        return self._kept.get(client, self._first)
+        kept = self._kept.get(client) if self._disk is None else self._disk.read(client)
+        return self._first if kept is None else kept
 
     def commit(self, memories: Mapping[str, Memory]) -> None:
         self._committed.update(memories)
@@ -48,29 +49,42 @@ class ClientMemory:
                 self._disk.write(client, memory)
         self._committed = {}
 
-    def state(self) -> dict[str, Kept]:
-        """Return every memory that differs from the first, as of the last finished round, for a checkpoint; what the
-        checkpoint names is on disk by then.
+    def state(self) -> Kept:
+        """Return every memory that differs from the first, as of the last finished round, for a checkpoint, or what
+        tells its files from later ones; they are on disk by then.
         """
         if self._disk is None:
             return {client: dict(memory) for client, memory in self._kept.items()}
-        self._disk.sync()
-        return dict(self._disk.names)
+        return self._disk.sync()
 
-    def restore(self, state: Mapping[str, Kept]) -> None:
+    def restore(self, state: Kept | None) -> None:
+        """Go on from a checkpoint's ``state``; None is that of a run which has not come to one.
+
+        Raises:
+            ConfigError: the files of the run are those of another version.
+        """
         if self._disk is None:
-            self._kept = {client: kept for client, kept in state.items() if not isinstance(kept, str)}
+            assert not isinstance(state, int), "where memories are kept stays in a resumed run"
+            self._kept = dict(state or {})
+        elif isinstance(state, int) or state is None:
+            self._disk.restore(state or 0)
         else:
-            self._disk.restore({client: kept for client, kept in state.items() if isinstance(kept, str)})
+            raise ConfigError("this run's memory on disk was written by an earlier version of roundelay, under other "
+                              "names: go on with that version, or begin anew")  # fmt: skip
 
     def checkpointed(self) -> None:
         """A checkpoint with the last ``state`` is in place: what only older ones named may go."""
         if self._disk is not None:
-            self._disk.drop_superseded()
+            self._disk.checkpointed()
 
 
 class Disk:
-    """One file per client and change of its memory: a checkpoint's files stay until the next one is in place."""
+    """One file for each client that took part, none for the others, in up to 4096 folders; nothing but paths that are
+    worked out is held in the process, however many clients there are.
+
+    What changed since the last checkpoint lies apart, under the number of the checkpoint that will be the first to know
+    of it. Until that is in place, the files of the one before stay as they are.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         """Without a ``folder``, the files live in a temporary one, as long as this object."""
@@ -78,48 +92,62 @@ class Disk:
         if folder is None:
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._folder.mkdir(exist_ok=True)
-        self.names: dict[str, str] = {}
-        self._unsynced: list[Path] = []
-        self._superseded: list[Path] = []
-        self._next = 1
+        self._number = 1
+        self._unsynced: set[Path] = set()
 
-    def __contains__(self, client: str) -> bool:
-        return client in self.names
-
-    def read(self, client: str) -> Memory:
-        memory: Memory = torch.load(self._path(self.names[client]), map_location="cpu", weights_only=True)
-        return memory
+    def read(self, client: str) -> Memory | None:
+        """Return what was written last for a client; None where nothing was."""
+        place = _place(client)
+        for folder in (self._since(self._number), self._kept):
+            with suppress(FileNotFoundError):
+                memory: Memory = torch.load(folder / place, map_location="cpu", weights_only=True)
+                return memory
+        return None
 
     def write(self, client: str, memory: Memory) -> None:
-        if client in self.names:
-            self._superseded.append(self._path(self.names[client]))
-        name = f"{self._next:010d}.pt"  # by number: a client's id may be no file name
-        self._next += 1
-        torch.save(dict(memory), self._path(name))
-        self.names[client] = name
-        self._unsynced.append(self._path(name))
+        path = self._since(self._number) / _place(client)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(memory), path)
+        self._unsynced.add(path)
 
-    def sync(self) -> None:
-        """Make every file that ``names`` holds as durable as the checkpoint that will name it."""
+    def sync(self) -> int:
+        """Make every file as durable as the checkpoint that follows; return its number."""
         for path in self._unsynced:
-            if path.exists():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        self._unsynced = []
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self._unsynced.clear()
+        return self._number
 
-    def drop_superseded(self) -> None:
-        for path in self._superseded:
-            path.unlink(missing_ok=True)
-        self._superseded = []
+    def checkpointed(self) -> None:
+        """The checkpoint with the number of the last ``sync`` is in place: what it supersedes may go."""
+        self._settle(self._since(self._number))
+        self._number += 1
 
-    def restore(self, names: Mapping[str, str]) -> None:
-        """Go on from a checkpoint's names; whatever it does not name was written after it."""
-        self.names = dict(names)
-        named = set(self.names.values())
-        for path in self._folder.glob("*.pt"):
-            if path.name not in named:
-                path.unlink()
-        self._next = 1 + max((int(name.removesuffix(".pt")) for name in named), default=0)
+    def restore(self, number: int) -> None:
+        """Go on from a checkpoint, 0 for none; whatever it does not know of was written after it."""
+        for folder in self._folder.glob("since-*"):
+            if int(folder.name.removeprefix("since-")) <= number:
+                self._settle(folder)  # the run ended between its checkpoint and this
+            else:
+                shutil.rmtree(folder)
+        self._number = number + 1
 
-    def _path(self, name: str) -> Path:
-        return self._folder / name
+    def _settle(self, since: Path) -> None:
+        for path in since.glob("*/*"):
+            settled = self._kept / path.relative_to(since)
+            settled.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(settled)
+        shutil.rmtree(since, ignore_errors=True)
+
+    def _since(self, number: int) -> Path:
+        return self._folder / f"since-{number}"
+
+    @property
+    def _kept(self) -> Path:
+        return self._folder / "kept"
+
+
+def _place(client: str) -> Path:
+    """Return where a client's file lies; its id may be no file name."""
+    name = hashlib.blake2b(client.encode(), digest_size=16).hexdigest()
+    return Path(name[:3], f"{name}.pt")

@@ -25,6 +25,6 @@ def carried(transfer: Transfer, answer: Answer, link: Link, seed: int) -> tuple[
     generator = seeds.generator(seed, task.round, task.attempt, task.client, "transfer")
     came = transferred(transfer, whole, link, generator)
     parts = torch.split(came.vector, [vector.numel() for vector in payload.vectors.values()])
-    vectors = dict(zip(payload.vectors, parts, strict=True))
+    vectors = {name: part.to(payload.vectors[name].dtype) for name, part in zip(payload.vectors, parts, strict=True)}
     update = replace(answer.update, payload=replace(payload, vectors=vectors))
     return replace(answer, update=update), Sent(came.bits, came.duration_ns)

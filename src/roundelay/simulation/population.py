@@ -2,6 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from roundelay import seeds
+from roundelay.data.ids import place
 from roundelay.messages import Task
 from roundelay.simulation.choosing import Past, candidates, chosen
 from roundelay.simulation.delivery import Duration
@@ -9,7 +13,7 @@ from roundelay.simulation.loop import NS
 from roundelay.simulation.network.availability import Always
 from roundelay.simulation.network.devices import Spent
 from roundelay.simulation.network.network import Network
-from roundelay.simulation.network.reach import Reach
+from roundelay.simulation.network.reach import LARGE, Reach
 from roundelay.simulation.trips import Trip
 from roundelay.simulation.workload import Workload
 
@@ -27,13 +31,19 @@ class Population:
         self.past = Past()
         self._computing_s = slowed(self._modelled_s)
         self._asked: tuple[str, Task, Spent] | None = None
-        self._site = {client: site for site, reach in enumerate(reaches) for client in reach.clients}
+        self._sites: dict[str, int] = {}  # of those that were asked, where there are several cells
 
     def site(self, client: str) -> int:
-        return self._site[client]
+        if len(self.reaches) == 1:
+            return 0
+        if client not in self._sites:
+            self._sites[client] = next(
+                number for number, reach in enumerate(self.reaches) if place(reach.clients, client) is not None
+            )
+        return self._sites[client]
 
     def row(self, client: str) -> int:
-        return self.reaches[self._site[client]].row[client]
+        return self.reaches[self.site(client)].row(client)
 
     def back_ns(self, client: str, now_ns: int) -> int | None:
         """Return when a client is there, now or as the first moment from now on; None for never."""
@@ -46,14 +56,45 @@ class Population:
         """Return when a client that is there leaves; None for never."""
         return self._network.availability.next_change_ns(self.seed, client, now_ns)
 
-    def there(self, pool: Sequence[str], now_ns: int) -> Sequence[str]:
-        """Return who is there; where nobody is, who will be there first: a task waits for its client."""
+    def there(self, number: int, attempt: int, count: int, pool: Sequence[str], now_ns: int) -> Sequence[str]:
+        """Return who is there; where nobody is, who will be there first: a task waits for its client. Of a large pool
+        no more than ``count`` are returned, drawn from those who are there, if they are found.
+        """
         if isinstance(self._network.availability, Always):
             return pool
+        if len(pool) > LARGE and self._network.select is None:
+            met = self._met(number, attempt, count, pool, now_ns)
+            if met is not None:
+                return met
         back = [(self.back_ns(client, now_ns), client) for client in pool]
         here = [client for back_ns, client in back if back_ns == now_ns]
         later = [(back_ns, client) for back_ns, client in back if back_ns is not None]
         return here or [client for _, client in sorted(later)[:1]]
+
+    def _met(self, number: int, attempt: int, count: int, pool: Sequence[str], now_ns: int) -> Sequence[str] | None:
+        """Draw clients one by one until ``count`` are there; None where that would not be less work than a look at
+        everybody.
+        """
+        draw, drawn, met = seeds.rng(self.seed, number, attempt, "", "there"), set[int](), list[int]()
+        while len(drawn) < len(pool) // 4:
+            at = draw.randrange(len(pool))
+            if at in drawn:
+                continue
+            drawn.add(at)
+            if self._network.availability.is_available(self.seed, pool[at], now_ns):
+                met.append(at)
+                if len(met) == count:
+                    return [pool[at] for at in sorted(met)]
+        return None
+
+    def asked(self, client: str, number: int) -> None:
+        """Note whom a rule chose; where none chooses, nobody reads it."""
+        if self._network.select is not None:
+            self.past.asked(client, number)
+
+    def counted(self, clients: Sequence[str]) -> None:
+        if self._network.select is not None:
+            self.past.counted(clients)
 
     def choose(
         self, number: int, attempt: int, count: int, pool: Sequence[str], bits: int, now_ns: int
@@ -78,8 +119,9 @@ class Population:
         """Return who gets one message together. Who hears nothing at this moment would hold a broadcast up for all."""
         if self._network.downlink == "unicast":
             return [[trip] for trip in trips]
-        rates = self.reaches[site].rates_bps("down", now_ns)
-        hear = [rates[self.row(trip.task.client)] > 0 for trip in trips]
+        reach = self.reaches[site]
+        rates = reach.rates_bps("down", now_ns, rows=np.array([reach.row(trip.task.client) for trip in trips]))
+        hear = [bool(rate > 0) for rate in rates]
         together = [trip for trip, hears in zip(trips, hear, strict=True) if hears]
         alone = [[trip] for trip, hears in zip(trips, hear, strict=True) if not hears]
         return [together, *alone] if together else alone

@@ -1,6 +1,5 @@
 """How to simulate: which executor, how many workers, where they compute, how long tasks take in virtual time."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,9 +8,10 @@ import torch
 from roundelay.algorithms.protocol import Rehearsal
 from roundelay.client.launch import ScriptLearner
 from roundelay.errors import ConfigError
-from roundelay.layout import Kind
+from roundelay.layout import Kind, Scope
 from roundelay.learner import Learner
 from roundelay.learner.stacked import ELSEWHERE
+from roundelay.load import available_cores
 from roundelay.messages import Task
 from roundelay.simulation.devices import assign, read_gpu_mapping
 from roundelay.simulation.executors.arena import Packed
@@ -130,16 +130,13 @@ class Simulation:
         buffers = torch.empty(layout.length(Kind.FLOAT_BUFFER), dtype=layout.dtype, device="meta")
         integers = torch.empty(layout.length(Kind.INTEGER_BUFFER), dtype=torch.int64, device="meta")
         vectors += [buffers, integers] * (2 if rehearsal.private else 1)  # a private model has its own, in memory
-        kept = sum(layout.length(kind, local=True) for kind in Kind) * 8 + 64 * len(Kind)
+        kept = sum(layout.length(kind, Scope.LOCAL) for kind in Kind) * 8 + 64 * len(Kind)
         kept += 64  # the learner's cursor
         if work.uplink is not None:  # what a client remembers for it, at most two of each vector
             kept += 2 * Packed.of(vectors).size + 128
         return Processes(
-            work, devices, Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64
+            work,
+            devices,
+            Packed.of(vectors).size + rehearsal.memory_bytes + kept + 64 * len(rehearsal.lengths) + 64,
+            layout,
         )
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

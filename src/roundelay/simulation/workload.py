@@ -22,7 +22,7 @@ class Workload:
         """Return how many examples a client has."""
         if client not in self._sizes:
             try:
-                self._sizes[client] = len(self.work.data.train(client))
+                self._sizes[client] = self.work.data.size(client)
             except DataError:
                 self._sizes[client] = 1
         return self._sizes[client]

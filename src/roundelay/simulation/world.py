@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-
 from roundelay.algorithms.protocol import Rehearsal
 from roundelay.attacks.roles import Roles
 from roundelay.attacks.work import slowed
 from roundelay.bookkeeping import Given
 from roundelay.course import Course
 from roundelay.federation import Flight, Version
-from roundelay.layout import Kind
+from roundelay.guard import Expected
 from roundelay.simulation.air import Air
 from roundelay.simulation.calibration import calibrated
 from roundelay.simulation.delivery import Delivery, Duration, Durations
@@ -60,7 +58,7 @@ class Simulated:
         executor = self.simulation.start(work, self.trainer, self.rehearsal, self.sites)
         if self.roles:
             lengths = {name: self.rehearsal.lengths[name] for name in work.algorithm.uplink}
-            executor = Intercepted(executor, self.roles, lengths, work)
+            executor = Intercepted(executor, self.roles, lengths, work, self.trainer.layout)
         self._executor = executor
 
     def loop(self) -> AbstractEventLoop:
@@ -94,9 +92,7 @@ class Simulated:
 
     def _raw_bytes(self) -> int:
         """Return how long an update is where no codec is set."""
-        layout = self.trainer.layout
-        floats = sum(self.rehearsal.lengths.values()) + layout.length(Kind.FLOAT_BUFFER)
-        return floats * layout.dtype.itemsize + layout.length(Kind.INTEGER_BUFFER) * torch.int64.itemsize
+        return Expected.of(self.trainer.layout, self.rehearsal.lengths).num_bytes
 
     def now_ns(self) -> int:
         assert self._loop is not None

@@ -1,7 +1,7 @@
 """From what a site brought and what a server told it: the hands that do a client's tasks."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,10 @@ def _told(briefing: "Briefing") -> Site:
 
 
 def _require_first_values(job: Job, algorithm: Algorithm, layout: Layout, offered: Settings) -> None:
-    if offered[HAS_INIT] and job.init is None and _hangs_on_values(algorithm, layout):
+    if offered[HAS_INIT] and job.init is None and (layout.frozen or _hangs_on_values(algorithm, layout)):
         what = "keep_local" if layout.local_names else type(algorithm).__name__
+        if layout.frozen:
+            what = "frozen parameters"
         raise ConfigError(
             f"with {what}, a client begins with the model's first values, which the server has from init and not from "
             "the seed: bring the job and its init with --job FILE"
@@ -244,7 +246,7 @@ def _by_name(brought: Brought, job: Job, data: Data, client: str) -> torch.Tenso
     return split[client]
 
 
-def _require_held(client: str, clients: tuple[str, ...], whose: str) -> None:
+def _require_held(client: str, clients: Sequence[str], whose: str) -> None:
     if client not in clients:
         known = ", ".join(clients[:5]) + (f", ... ({len(clients)} in all)" if len(clients) > 5 else "")
         raise ConfigError(f"client {client!r}: {whose} has no part of that name, only {known}; take one of these names,"

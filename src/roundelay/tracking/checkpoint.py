@@ -22,12 +22,13 @@ class Checkpoint:
     """Where a run stands after a round.
 
     ``best`` is the watched metric's best value so far, NaN before the first. ``flights`` are the tasks under way, each
-    with the virtual nanosecond of its arrival. ``memory`` holds each client's, or the name of the file that does.
+    with the virtual nanosecond of its arrival. ``memory`` holds each client's, or the number that tells its files on
+    disk from later ones.
     ``network`` is what a modelled network goes on from.
     """
 
     version: Version
-    memory: Mapping[str, Memory | str]
+    memory: Mapping[str, Memory] | int
     virtual_ns: int
     best: float
     flights: Sequence[tuple[Flight, int]] = ()
@@ -65,11 +66,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, layout: Layout) -> None:
         "integers": version.integers,
         "last": version.last,
         "clip_norm": version.clip_norm,
-        "heard": {client: dict(vectors) for client, vectors in version.heard.items()},
+        "heard": _plain(version.heard),
         "told": None if version.told is None else dict(version.told),
         "steps": list(version.steps),
         "epoch": None if version.epoch is None else _epoch_fields(version.epoch),
-        "memory": {client: kept if isinstance(kept, str) else dict(kept) for client, kept in checkpoint.memory.items()},
+        "memory": checkpoint.memory if isinstance(checkpoint.memory, int) else _plain(checkpoint.memory),
         "virtual_ns": checkpoint.virtual_ns,
         "best": checkpoint.best,
         "flights": [
@@ -115,6 +116,10 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
     return Checkpoint(version, content["memory"], content["virtual_ns"], content["best"], flights, network)
 
 
+def _plain(by_client: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {client: dict(vectors) for client, vectors in by_client.items()}
+
+
 def _fields(value: Task | Payload) -> dict[str, Any]:  # Any: plain values and tensors
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
@@ -128,4 +133,5 @@ def _epoch(kept: Mapping[str, Any] | None) -> Epoch | None:
 
 
 def _described(layout: Layout) -> list[str]:
-    return [f"{s.kind.value} {s.name} {s.shape} {s.dtype}" for s in layout.specs]
+    frozen = {spec.name: f" frozen {spec.digest}" for spec in layout.frozen}
+    return [f"{s.kind.value} {s.name} {s.shape} {s.dtype}{frozen.get(s.name, '')}" for s in layout.specs]

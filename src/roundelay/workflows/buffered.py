@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from roundelay.algorithms.protocol import Algorithm, num_groups
+from roundelay.data.ids import Without
 from roundelay.errors import ConfigError
 from roundelay.federation import Arrived, Federation, Plan, Version
 from roundelay.fold import Fold
@@ -72,7 +73,7 @@ class Buffered:
             while buffer.count < self.buffer_size:
                 if not fed.arrived and len(fed.flying) < at_once:  # whoever arrives at one moment is taken in first
                     flying = {flight.task.client for flight in fed.flying}
-                    resting = [client for client in fed.clients if client not in flying]
+                    resting = Without(fed.clients, flying)
                     cohort = fed.sample(version.number + 1, dispatches, at_once - len(flying), among=resting)
                     fed.dispatch(algorithm, version, cohort, dispatches)
                     dispatches += 1

@@ -16,6 +16,7 @@ from torch import Tensor
 from roundelay import seeds
 from roundelay.algorithms.protocol import Algorithm, num_groups
 from roundelay.components import unknown_message
+from roundelay.data.ids import place
 from roundelay.errors import ConfigError, LayoutError
 from roundelay.federation import Federation, Version
 from roundelay.fold import Fold, Total
@@ -344,9 +345,9 @@ class Server:
         """Return clients sorted by id."""
         if isinstance(clients, str):
             raise ConfigError(f"fed.{verb} takes a list of client ids, got the string {clients!r}")
-        known, listed = set(self.clients), sorted(clients)
+        listed = sorted(clients)
         for client, following in zip(listed, [*listed[1:], None], strict=True):
-            if client not in known:
+            if place(self.clients, client) is None:
                 raise ConfigError(unknown_message(f"fed.{verb}: client {client!r}", client, self.clients[:50]))
             if client == following:
                 raise ConfigError(f"fed.{verb}: client {client!r} is named twice; a second call lets it train again")

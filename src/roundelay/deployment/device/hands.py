@@ -21,6 +21,7 @@ from roundelay.hosting.forkserver import context
 from roundelay.hosting.process import ScriptProcess
 from roundelay.hosting.talk import ScriptFailed, Watch
 from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, on_the_air, tried
+from roundelay.layout.travel import opened
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.stages.downlink import Downlink
 from roundelay.stages.uplink import Uplink, apart, for_training
@@ -161,7 +162,8 @@ class ScriptHands:
         self._uplink, self._downlink, self._lengths = uplink, downlink, lengths
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
-        received = _opened(self._downlink, task, received, self._lengths, self._site.layout.dtype)
+        layout = self._site.layout
+        received = opened(layout, _opened(self._downlink, task, received, self._lengths, layout.dtype))
         work, beside = apart(memory or self._first)
         frame = task_frame(for_training(task), received, work)
 
@@ -175,7 +177,7 @@ class ScriptHands:
         if task.kind == "evaluate":
             num_examples = max(1.0, outcome.num_examples)
             return Done(Answered(task.id, num_examples, outcome.weighted, outcome.metrics), {})
-        outcome = on_the_air(self._uplink, self._site.seed, task, received, outcome, beside)
+        outcome = on_the_air(self._uplink, layout, self._site.seed, task, received, outcome, beside)
         return Done(replace(outcome, memory={}), outcome.memory)
 
     def interrupt(self) -> None:

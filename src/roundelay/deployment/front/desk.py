@@ -10,7 +10,7 @@ from aiohttp import web
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.front.admission import require_open
-from roundelay.deployment.front.lobby import Meters
+from roundelay.deployment.front.meters import Meters
 from roundelay.deployment.front.polls import Polls
 from roundelay.deployment.front.problems import Rejected
 from roundelay.deployment.front.receiving import Intake, Part, announced

@@ -6,6 +6,7 @@ threads, so that one client's slow disk keeps nobody else waiting.
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,18 +18,21 @@ from aiohttp import web
 from roundelay.deployment.board import Board
 from roundelay.deployment.front.admission import Admission
 from roundelay.deployment.front.desk import Call, Desk, OnData, OnScalar
-from roundelay.deployment.front.lobby import Lobby, Meters, as_json
+from roundelay.deployment.front.lobby import Lobby, as_json
+from roundelay.deployment.front.meters import CUT, NO_ROUTE, Meters
 from roundelay.deployment.front.polls import Polls
-from roundelay.deployment.front.problems import Rejected, answer_to, is_of_the_disk
+from roundelay.deployment.front.problems import Refusal, Rejected, answer_to, is_of_the_disk
 from roundelay.deployment.front.receiving import Intake, read_message
 from roundelay.deployment.front.routes import ROUTES, Route
 from roundelay.deployment.front.server import DIALLED, DRAIN
 from roundelay.deployment.front.together import Together
 from roundelay.deployment.journal.records import KeptTask
-from roundelay.deployment.protocol import Briefing, Curves, Message, Scalars
+from roundelay.deployment.protocol import Briefing, Curves, Message, Receipt, Scalars
 from roundelay.deployment.trust.doors import Doors
 from roundelay.deployment.trust.roster import Roster
 from roundelay.deployment.trust.signing import Claim, Reason, Refused, Request, check_body
+
+log = logging.getLogger(__name__)
 
 _MAX_TASK = 2**63 - 1
 _Came = tuple[Request, list[tuple[str, str]], int]
@@ -63,14 +67,16 @@ class Front:
         """
         self._journal, self._patience_s = board.journal, patience_s
         self._admission = Admission(board, roster, doors, now_s)
-        self._meters, self._polls, self._run = Meters(), Polls(), run
+        self.meters, self._polls, self._run = Meters(), Polls(), run
+        self._names: dict[web.AbstractRoute, str] = {}
+        self._claims: dict[int, Claim] = {}  # whose requests are under way, by the objects that stand for them
         self._readers = ThreadPoolExecutor(4, "front")
         self._writers = ThreadPoolExecutor(8, "front-writes")  # apart: they sync megabytes
         self._lobby = Lobby(
-            board, self._admission, self._meters, run, authority_pem, curves, self._in_thread, patience_s
+            board, self._admission, self.meters, run, authority_pem, curves, self._in_thread, patience_s
         )
         self._desk = Desk(
-            board, self._polls, Intake(in_flight_bytes, patience_s), self._meters, briefing, on_scalar, on_data,
+            board, self._polls, Intake(in_flight_bytes, patience_s), self.meters, briefing, on_scalar, on_data,
             max_answer_bytes, self._in_thread, self._writers, patience_s,
         )  # fmt: skip
         self._quiet = asyncio.Event()
@@ -90,7 +96,7 @@ class Front:
                 handler = partial(self._signed, route, getattr(self._desk, route.name))
             else:
                 handler = getattr(self._lobby, route.name)
-            app.router.add_route(route.method, route.path, handler)
+            self._names[app.router.add_route(route.method, route.path, handler)] = route.name
         app[DRAIN], app[DIALLED] = self._drain, {}
         app.on_startup.append(self._begin)
         app.on_response_prepare.append(_unbranded)
@@ -103,7 +109,7 @@ class Front:
     async def _drain(self, grace_s: float) -> None:
         """Have polls end, refuse what comes, and wait for what is under way, for ``grace_s`` seconds at most."""
         self._polls.close()
-        if self._meters.in_flight:
+        if self.meters.in_flight:
             try:
                 async with asyncio.timeout(grace_s):
                     await self._quiet.wait()
@@ -121,17 +127,20 @@ class Front:
     @web.middleware
     async def _answered(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Have every error answered as a ``Problem``, and count."""
-        meters = self._meters
+        meters, begun, status, error = self.meters, time.monotonic(), CUT, ""
         meters.requests += 1
         meters.in_flight += 1
         try:
             response = await self._response(request, handler)
             meters.bytes_out += response.content_length or 0
+            status = str(response.status)
+            error = response.error if isinstance(response, Refusal) else ""
             if self._polls.closing:
                 response.force_close()
             return response
         finally:
             meters.in_flight -= 1
+            self._note(request, status, error, time.monotonic() - begun)
             if self._polls.closing and not meters.in_flight:
                 self._quiet.set()
 
@@ -143,8 +152,21 @@ class Front:
                 raise Rejected("message", "a body must be sent as it is, without Content-Encoding")
             return await handler(request)
         except Exception as error:
-            self._meters.disk_failed |= is_of_the_disk(error)
+            self.meters.disk_failed |= is_of_the_disk(error)
             return answer_to(error, request)
+
+    def _note(self, request: web.Request, status: str, error: str, seconds: float) -> None:
+        """Count a request that has ended, and have the log say who asked what; nobody's words are quoted there."""
+        route = self._names.get(request.match_info.route, NO_ROUTE)
+        claim = self._claims.pop(id(request), None)
+        self.meters.end(route, status, seconds)
+        if error:
+            self.meters.refused[error] += 1
+        if log.isEnabledFor(logging.INFO):
+            facts = {"route": route, "status": status, "seconds": round(seconds, 6)}
+            facts |= {"error": error} if error else {}
+            facts |= {} if claim is None else {"client": claim.client, "round": claim.round}
+            log.info("%s: %s in %.3f s%s", route, status, seconds, f", {error}" if error else "", extra=facts)
 
     async def _signed(
         self, route: Route, handle: Callable[[Call, Any], Awaitable[Any]], request: web.Request
@@ -154,7 +176,8 @@ class Front:
         asked = Request(request.method, path, self._run, query=query)
         task_id = int(request.match_info["task"]) if route.round == "task" else 0
         claim, kept = await self._enter((asked, list(request.headers.items()), task_id))
-        self._meters.disk_failed = False  # the number of the request was written
+        self._claims[id(request)] = claim
+        self.meters.disk_failed = False  # the number of the request was written
         message = None
         if route.raw != "takes":
             message = await self._message(request, route, claim)
@@ -162,6 +185,8 @@ class Front:
             raise Rejected("not_found", f"client {claim.client!r} has no such task")
         _check_round(route, claim, message, kept)
         answer = await handle(Call(request, claim, task_id, kept), message)
+        if isinstance(answer, Receipt) and answer.settled is not None:
+            self.meters.answers["duplicate" if answer.settled.duplicate else answer.settled.verdict.value] += 1
         if isinstance(answer, web.StreamResponse):
             return answer
         return web.Response(status=204) if answer is None else as_json(answer)
@@ -180,7 +205,7 @@ class Front:
 
     async def _message(self, request: web.Request, route: Route, claim: Claim) -> Message | None:
         body = await read_message(request, self._patience_s)
-        self._meters.bytes_in += len(body)
+        self.meters.bytes_in += len(body)
         check_body(claim, hashlib.sha256(body).digest())
         if route.takes is None:
             if body:

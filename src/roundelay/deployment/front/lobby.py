@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from aiohttp import web
@@ -10,24 +10,13 @@ from aiohttp import web
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.front.admission import Admission, require_open
+from roundelay.deployment.front.meters import Meters
 from roundelay.deployment.front.problems import Rejected
 from roundelay.deployment.front.receiving import read_message
 from roundelay.deployment.front.routes import openapi
 from roundelay.deployment.front.sending import InThread
 from roundelay.deployment.front.server import DIALLED
 from roundelay.errors import JournalError
-
-
-@dataclass(slots=True)
-class Meters:
-    """What a server counts from its start. ``disk_failed`` is whether the last write to the journal failed."""
-
-    begun: float = field(default_factory=time.monotonic)
-    requests: int = 0
-    in_flight: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    disk_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

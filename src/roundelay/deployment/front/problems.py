@@ -1,6 +1,7 @@
 """What is said to a client whose request is refused: a status, a ``Problem``, and when to come again."""
 
 import logging
+from collections.abc import Mapping
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -35,6 +36,14 @@ class Rejected(RoundelayError):
         self.error, self.received = error, received
 
 
+class Refusal(web.Response):
+    """The answer to a request that is refused, with what it says to programs."""
+
+    def __init__(self, error: str, body: bytes, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(body=body, status=status, headers=headers, content_type="application/json")
+        self.error = error
+
+
 def answer_to(error: Exception, request: web.Request) -> web.Response:
     """Return what is answered where a handler raised. What no client can cause is logged, and told to nobody."""
     if isinstance(error, Rejected):
@@ -55,7 +64,7 @@ def answer_to(error: Exception, request: web.Request) -> web.Response:
         log.error("a request could not be served: %s", error)
         return refusal("disk", "the server's disk failed or is full; nothing was acknowledged, come again later")
     log.error("%s %s failed: a bug of the server", request.method, request.path, exc_info=error)
-    return web.json_response({"error": "internal"}, status=500)
+    return Refusal("internal", b'{"error": "internal"}', 500, {})
 
 
 def is_of_the_disk(error: Exception) -> bool:
@@ -68,10 +77,7 @@ def is_of_the_disk(error: Exception) -> bool:
 def refusal(error: str, message: str, received: int | None = None, status: int | None = None) -> web.Response:
     problem = Problem(error=error, message=message[:_MAX_TEXT], received=received)
     retry = {"Retry-After": str(RETRY_AFTER_S[error])} if error in RETRY_AFTER_S else {}
-    return web.Response(
-        body=problem.model_dump_json().encode(), status=status or STATUS[error], headers=retry,
-        content_type="application/json",
-    )  # fmt: skip
+    return Refusal(error, problem.model_dump_json().encode(), status or STATUS[error], retry)
 
 
 def _faults(error: ValidationError) -> str:

@@ -96,6 +96,10 @@ class Server:
         ended.set_exception(ConnectionAbortedError("the server has stopped"))
         return ended
 
+    @property
+    def num_connections(self) -> int:
+        return len(self._open)
+
     def stop(self, grace_s: float) -> None:
         """Take no new connections, let requests end for ``grace_s`` seconds, then cut. May be repeated."""
         if self._thread.is_alive():

@@ -6,6 +6,9 @@
 import errno
 import os
 import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from roundelay.errors import DiskError, JournalError
@@ -15,6 +18,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class Disk:
     """The real one. A file is what ``os.open`` returned; ``write`` may write less than it was given."""
+
+    def __init__(self, on_sync: Callable[[float], object] = lambda seconds: None) -> None:
+        """``on_sync(seconds)`` hears, in whatever thread, what each sync and each commit has taken."""
+        self._on_sync = on_sync
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
@@ -27,7 +34,8 @@ class Disk:
         return os.pwrite(file, data, offset)
 
     def sync(self, file: int) -> None:
-        os.fsync(file)
+        with self._timed():
+            os.fsync(file)
 
     def close(self, file: int) -> None:
         os.close(file)
@@ -41,13 +49,21 @@ class Disk:
     def sync_folder(self, path: Path) -> None:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
+            with self._timed():
+                os.fsync(folder)
         finally:
             os.close(folder)
 
     def commit(self, connection: sqlite3.Connection) -> None:
         """End a transaction; with ``synchronous = FULL`` it is on disk when this returns."""
-        connection.execute("COMMIT")
+        with self._timed():
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._on_sync(time.monotonic() - begun)
 
 
 def write_all(disk: Disk, file: int, data: bytes | bytearray | memoryview, offset: int) -> None:

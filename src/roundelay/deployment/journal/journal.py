@@ -163,6 +163,17 @@ class Journal:
             rows = self._db.all(f"{_RECEIVED} {where}", number, attempt, kind)
         return tuple(_received(*row) for row in rows)
 
+    def fates(self) -> dict[tuple[str, str], int]:
+        """Return how many answers to training tasks were accepted, by fate ("waiting" where it is not known yet) and,
+        of those that were refused, by the guard's reason.
+        """
+        sql = """
+            SELECT COALESCE(fate, 'waiting'), CASE fate WHEN 'refused'
+                THEN substr(updates.reason, 1, instr(updates.reason || ':', ':') - 1) ELSE '' END, count(*)
+            FROM updates JOIN tasks ON tasks.id = updates.task WHERE kind = 'train' GROUP BY 1, 2
+        """
+        return {(fate, reason): count for fate, reason, count in self._db.all(sql)}
+
     def commit(self, task_ids: Sequence[int]) -> None:
         """Note that the model counts these updates: what their clients came to remember is theirs for good.
 

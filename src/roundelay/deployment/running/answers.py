@@ -13,6 +13,7 @@ from roundelay.deployment.protocol import MAX_HEADER_BYTES
 from roundelay.errors import WireError
 from roundelay.guard import Expected
 from roundelay.header import ALIGNMENT, PREFIX, Limits
+from roundelay.layout import HALVES
 from roundelay.messages import Task, Update
 from roundelay.trainer import Answer, Work
 
@@ -34,8 +35,10 @@ MAX_ROWS_BYTES = 32 * 2**20
 def limits_of(expected: Expected, work: Work) -> Limits:
     """Return what an answer's frame may cost: the vectors whose lengths the server knows, and their names. An encoding
     may be longer than what it encodes; values that have none come as they are, to be refused. Evaluations hold rows.
+    What is shown beside training comes as it is, one vector for each dtype of the model.
     """
-    num_tensors, uplink = len(expected.vectors) + 2 + len(work.measures.whole), work.uplink
+    num_tensors = len(expected.vectors) + len(HALVES) + 2 + len(work.measures.whole)
+    uplink = work.uplink
     beyond = len(work.measures.whole) * MAX_ROWS_BYTES
     if uplink is not None:
         size = expected.dtype.itemsize

@@ -25,6 +25,7 @@ from roundelay.federation import Arrived, Flight, Version
 from roundelay.fold import Folding
 from roundelay.guard import Reason, Refusal
 from roundelay.intake import ClientReport, Intake, Outcome
+from roundelay.layout.travel import packed
 from roundelay.load import Load
 from roundelay.messages import Config, Lost, Payload, Task, TaskKind
 from roundelay.trainer import Answer
@@ -101,7 +102,7 @@ class DeployedFederation(Bookkeeping):
         try:
             return Load.of(self._answers.read(task).metrics)
         except WireError as error:
-            log.warning("client %s sent what is no load: %s", task.client, error)
+            log.warning("client %s sent what is no load: %s", task.client, error, extra=_about(task))
             return None
 
     async def rest(self, seconds: float, why: str) -> None:
@@ -176,7 +177,8 @@ class DeployedFederation(Bookkeeping):
                 if intake.closed:
                     return
         if not intake.closed:
-            log.info("round %d closed at its deadline of %g s", opening.number, deadline_s)
+            log.info("round %d closed at its deadline of %g s", opening.number, deadline_s,
+                     extra={"round": opening.number})  # fmt: skip
 
     def _fold_again(self, tasks: Sequence[Task], members: Sequence[int], intake: Intake) -> None:
         """Bring a round that was closed before a crash to the same end."""
@@ -285,6 +287,7 @@ class DeployedFederation(Bookkeeping):
     # ---- evaluation on clients' own data ----------------------------------------------------------------------------
 
     async def measure(self, model: Payload, number: int, clients: Sequence[str]) -> list[ClientReport]:
+        model = packed(self.layout, model)
         tasks = self._tasks(clients, number, 0, model, "evaluate")
         self._asking.post(tasks, model)
         self._asking.lose_strangers(tasks)
@@ -295,17 +298,18 @@ class DeployedFederation(Bookkeeping):
     def _measured(self, task: Task) -> ClientReport | None:
         lost = self._lost(task)
         if lost is not None:
-            log.warning("client %s could not evaluate: %s\n%s", task.client, lost.reason, lost.traceback)
+            log.warning("client %s could not evaluate: %s\n%s", task.client, lost.reason, lost.traceback,
+                        extra=_about(task))  # fmt: skip
             return None
         try:
             answered = self._answers.read(task)
             rows = self._trainer.work.measures.checked(answered.rows) if answered.rows else {}
         except (WireError, MetricError) as error:
-            log.warning("client %s sent what is no evaluation: %s", task.client, error)
+            log.warning("client %s sent what is no evaluation: %s", task.client, error, extra=_about(task))
             return None
         if not 0 <= answered.num_examples <= self._guard.max_num_examples:  # as NaN is not
             log.warning("client %s claims to have evaluated %r examples; expected up to %g: left out", task.client,
-                        answered.num_examples, self._guard.max_num_examples)  # fmt: skip
+                        answered.num_examples, self._guard.max_num_examples, extra=_about(task))  # fmt: skip
             return None
         return ClientReport(task.client, "evaluated", "", answered.num_examples, answered.metrics,
                             rows={name: found.clone() for name, found in rows.items()})  # fmt: skip
@@ -341,6 +345,11 @@ class DeployedFederation(Bookkeeping):
         if kept is None or kept.state is not TaskState.LOST:
             return None
         return Lost(task, kept.reason, kept.traceback)
+
+
+def _about(task: Task) -> dict[str, object]:
+    """Return what a structured log says beside a message about a task."""
+    return {"client": task.client, "round": task.round, "task": task.id}
 
 
 def _is_on_disk(_: int) -> None:

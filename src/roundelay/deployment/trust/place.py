@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from roundelay.deployment.greeting import COORDINATOR, Worker, is_loopback
 from roundelay.deployment.trust.address import Address
@@ -17,14 +18,39 @@ SETTINGS, LAST_ADDRESS = "server.toml", "address"
 """In the folder: under which names and port the server is to be reached, if that was settled; where it was last."""
 
 PORT = 8443
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """An address of this machine at which something is open."""
+
+    host: str
+    port: int
+
+    @staticmethod
+    def of(text: str) -> "Listening":
+        """Read ``9464``, which only this machine itself can reach, or ``host:9464``.
+
+        Raises:
+            IdentityError: it is something else.
+        """
+        try:
+            parts = urlsplit(f"//{text}" if ":" in text else f"//{LOOPBACK}:{text}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+        if not host or port is None or parts.netloc.count("@") or parts.path or parts.query or parts.fragment:
+            raise IdentityError(f"expected a port, as 9464, or an address with one, as 10.0.0.5:9464, got {text!r}")
+        return Listening(host, port)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """``names`` are what clients reach the server under, the first in the join line; without any, those that the folder
     was made for, or what this machine is known by. The same goes for the port. With ``workers`` it does not listen: it
-    dials them. Without TLS (``insecure``), whoever stands between sees and changes all; to this machine itself, TLS is
-    not needed.
+    dials them. ``metrics`` is where Prometheus asks, None: nowhere. Without TLS (``insecure``), whoever stands between
+    sees and changes all; to this machine itself, TLS is not needed.
     """
 
     folder: Path
@@ -33,6 +59,7 @@ class Place:
     names: Sequence[str] = ()
     insecure: bool = False
     workers: Sequence[Worker] = ()
+    metrics: Listening | None = None
 
     @property
     def is_secured(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from roundelay.errors import RoundelayError
 from roundelay.hosting.forkserver import context, main_hidden
+from roundelay.layout import Layout
 from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.protocol import Result
@@ -72,9 +73,9 @@ class _Job:
 
 
 class Processes:
-    def __init__(self, work: Work, devices: Sequence[str], result_bytes: int) -> None:
+    def __init__(self, work: Work, devices: Sequence[str], result_bytes: int, layout: Layout) -> None:
         """Start one worker per entry of ``devices``. ``result_bytes`` is the size that a task's result is expected to
-        have.
+        have; ``layout`` is the server's, and what a worker builds must be the same model.
 
         Raises:
             ConfigError: the work cannot be sent to another process.
@@ -85,7 +86,7 @@ class Processes:
         except BaseException:
             self._arena.close()
             raise
-        self._result_bytes = result_bytes
+        self._result_bytes, self._layout = result_bytes, layout
         self._context = context(PRELOAD)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -185,7 +186,10 @@ class Processes:
     def _start(self, device: str) -> _Worker:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=main, args=(theirs, self._arena, self._shipment, device), name="roundelay-worker", daemon=True
+            target=main,
+            args=(theirs, self._arena, self._shipment, device, self._layout),
+            name="roundelay-worker",
+            daemon=True,
         )
         with main_hidden():
             process.start()

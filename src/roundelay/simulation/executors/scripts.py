@@ -26,6 +26,7 @@ from roundelay.hosting.process import ScriptProcess
 from roundelay.hosting.talk import Host, ScriptFailed, Watch
 from roundelay.hosting.tasks import FAREWELL_S, PRELOAD, checked, folder_of, on_the_air, tried
 from roundelay.hosting.thread import ScriptThread
+from roundelay.layout.travel import opened
 from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.simulation.executors.protocol import Result
 from roundelay.stages.uplink import apart, for_training
@@ -104,6 +105,7 @@ class Scripts:
     def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
         if self._interrupted.is_set():
             raise KeyboardInterrupt
+        received = opened(self._layout, received)
         for task in tasks:
             memory = {**self._first_local, **memories.get(task.client, {})}
             order = _Order(task, received, memory, self._keep(task.client))
@@ -201,9 +203,8 @@ class Scripts:
                 raise ScriptFailed("cancelled", final=True)
             memory, beside = apart(order.memory)
             answered = checked(task, host.work(task_frame(for_training(task), order.received, memory)))
-            return self._result(
-                task, on_the_air(self._work.uplink, self._work.seed, task, order.received, answered, beside)
-            )
+            uplink, seed = self._work.uplink, self._work.seed
+            return self._result(task, on_the_air(uplink, self._layout, seed, task, order.received, answered, beside))
 
         return tried(task, once, partial(self._end, task.client), partial(self._was_cancelled, task))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from roundelay.hosting.forkserver import die_with_parent
+from roundelay.layout import Layout
 from roundelay.messages import Memory, Payload, Task
 from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.shipping import Shipment, unpack
@@ -87,13 +88,14 @@ class Done(NamedTuple):
     fresh: bool = False
 
 
-def main(connection: Connection, arena: Arena, shipment: Shipment, device: str) -> None:
+def main(connection: Connection, arena: Arena, shipment: Shipment, device: str, layout: Layout) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole terminal; the server tells us when to stop
     threading.Thread(target=die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _keep_freed_memory()
     try:
         trainer = Trainer(unpack(shipment, arena), torch.device(device))
+        layout.require_same(trainer.layout, "the model that a worker builds")
     except BaseException:
         _send(connection, Ready(traceback.format_exc()))
         return

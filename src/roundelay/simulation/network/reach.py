@@ -1,13 +1,14 @@
 """What the network is to the clients of one cell: the rates of each, now and in the mean, and what it knows of them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from roundelay import seeds
+from roundelay.data.ids import place
 from roundelay.simulation.network.cell import Cell, Dedicated, EqualShare, Fixed, Links, MinMax
-from roundelay.simulation.network.cell.rates import NS, Direction, Floats
+from roundelay.simulation.network.cell.rates import NS, Direction, Floats, Ints
 from roundelay.simulation.network.network import Network
 from roundelay.simulation.network.packets import Crossing
 from roundelay.simulation.network.radio import Channel, NoFading, Radio
@@ -16,16 +17,18 @@ from roundelay.simulation.network.transfer import Link
 MEAN_OVER = 32
 """So many fading blocks are looked at for a client's mean rate."""
 
+LARGE = 100_000
+"""Of more clients than that, some are looked at where a look at all of them would cost more than the round."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reach:
-    """One cell and its clients, who are its rows in this order."""
+    """One cell and its clients, by ascending id, who are its rows in this order."""
 
     network: Network
     seed: int
-    clients: tuple[str, ...]
+    clients: Sequence[str]
     channel: Channel | Fixed
-    row: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of(network: Network, seed: int, clients: Sequence[str]) -> "Reach":
@@ -34,7 +37,12 @@ class Reach:
         """
         cell = network.cell
         channel = cell.rates(clients) if isinstance(cell, Links) else cell.channel(seed, clients)
-        return Reach(network, seed, tuple(clients), channel, {client: row for row, client in enumerate(clients)})
+        return Reach(network, seed, clients, channel)
+
+    def row(self, client: str) -> int:
+        row = place(self.clients, client)
+        assert row is not None, "who asks knows in which cell a client is"
+        return row
 
     def cell(self, direction: Direction, now_ns: int) -> Cell:
         network, wire = self.network, isinstance(self.network.cell, Links)
@@ -59,23 +67,28 @@ class Reach:
     def bandwidth_hz(self) -> float:
         return self.network.cell.bandwidth_hz if isinstance(self.network.cell, Radio) else 1.0
 
-    def rates_bps(self, direction: Direction, now_ns: int, band_hz: float | None = None) -> Floats:
-        """Return what each client would have alone at a moment, in the whole band or in ``band_hz``."""
+    def rates_bps(
+        self, direction: Direction, now_ns: int, band_hz: float | None = None, rows: Ints | None = None
+    ) -> Floats:
+        """Return what each client, or each of ``rows``, would have alone at a moment, in the whole band or in
+        ``band_hz``.
+        """
         block = now_ns // self.channel.block_ns if self.channel.block_ns else 0
-        rows = np.arange(len(self.clients))
+        rows = np.arange(len(self.clients)) if rows is None else rows
         return self.channel.bps(rows, self.bandwidth_hz if band_hz is None else band_hz, block, direction)
 
-    def mean_rates_bps(self, direction: Direction, band_hz: float) -> Floats:
-        """Return each client's mean rate over the first fading blocks."""
+    def mean_rates_bps(self, direction: Direction, band_hz: float, rows: Ints) -> Floats:
+        """Return the mean rates of some clients over the first fading blocks."""
         block_ns = self.channel.block_ns
         if not block_ns:
-            return self.rates_bps(direction, 0, band_hz)
-        rates: Floats = np.mean([self.rates_bps(direction, n * block_ns, band_hz) for n in range(MEAN_OVER)], axis=0)
+            return self.rates_bps(direction, 0, band_hz, rows)
+        blocks = [self.rates_bps(direction, n * block_ns, band_hz, rows) for n in range(MEAN_OVER)]
+        rates: Floats = np.mean(blocks, axis=0)
         return rates
 
     def link(self, client: str, direction: Direction, round: int, now_ns: int) -> Link:
         """Return what a link is like at a moment."""
-        row = np.array([self.row[client]])
+        row = np.array([self.row(client)])
         channel = self.channel
         block = now_ns // channel.block_ns if channel.block_ns else 0
         rate_bps = float(channel.bps(row, self.bandwidth_hz, block, direction)[0])

@@ -99,7 +99,7 @@ class Links:
     def _column(self, name: str, clients: Sequence[str]) -> Floats:
         rates = getattr(self, name)
         if not isinstance(rates, Mapping):
-            return np.full(len(clients), float(rates))
+            return np.broadcast_to(np.array(float(rates)), len(clients))  # one number, however many they are
         absent = next((client for client in clients if client not in rates), None)
         if absent is not None:
             raise ConfigError(f"Links: {name} names no rate for client {absent!r}; add it, or give one for all")

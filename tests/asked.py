@@ -1,0 +1,51 @@
+"""One good request for each signed route, and what a request could have changed."""
+
+from fronts import MODEL, Place, part_of
+from journals import sha256
+
+from roundelay.deployment import protocol as p
+
+ANSWER = b"an answer of a client. " * 10
+Asked = tuple[str, str, bytes, int, list[tuple[str, str]]]
+
+
+def asked(route: str, task: int = 1) -> Asked:
+    """A good request of client "a", which has this task of round 1, whose answer is announced: method, path, body,
+    round, fields.
+    """
+    path, fields = part_of(task, ANSWER, 0, len(ANSWER))
+    text = {
+        "work": p.Poll(),
+        "beat": p.Beat(doing=[task]),
+        "announce": p.Announce(digest=sha256(ANSWER), size=len(ANSWER)),
+        "failure": p.Failure(reason="no data"),
+        "data": p.Holding(num_examples=3, label_counts=[1, 2]),
+        "scalars": p.Scalars(round=1, scalars=[p.LoggedScalar(name="x", value=1.0, step=1)]),
+    }
+    body = text[route].model_dump_json().encode() if route in text else b""
+    plain: dict[str, Asked] = {
+        "run": ("GET", p.RUN, b"", 0, []),
+        "work": ("POST", p.WORK, body, 0, []),
+        "blob": ("GET", f"{p.BLOBS}/{sha256(MODEL)}", b"", 0, []),
+        "beat": ("POST", p.BEAT, body, 0, []),
+        "announce": ("POST", f"{p.UPDATES}/{task}", body, 1, []),
+        "part": ("PUT", path, ANSWER, 1, fields),
+        "failure": ("POST", f"{p.FAILURES}/{task}", body, 1, []),
+        "data": ("POST", p.DATA, body, 0, []),
+        "scalars": ("POST", p.SCALARS, body, 1, []),
+    }
+    return plain[route]
+
+
+def ready(here: Place) -> None:
+    here.open_round()
+    here.journal.uploads.begin("a", sha256(ANSWER), len(ANSWER))
+
+
+def state(here: Place) -> tuple[object, ...]:
+    journal = here.journal
+    return (
+        journal.tasks.all(), journal.updates(), journal.uploads.received("a", sha256(ANSWER), len(ANSWER)),
+        [one for one in here.news if one is not None], here.scalars.copy(),
+        set(journal.blobs.digests()), {one.client for one in journal.clients.all()},
+    )  # fmt: skip
