@@ -19,8 +19,8 @@ DATABASE, LOG = "journal.db", "journal.db-wal"
 
 @dataclass(frozen=True)
 class Step:
-    """One call: what it was, on which path, and what went with it; with a commit, the database's log before and after.
-    "told" is no call, but what the caller was told.
+    """One call: what it was, on which path, and what went with it. With a commit goes the database's file before it, and
+    its log before and after. "told" is no call, but what the caller was told.
     """
 
     call: str
@@ -28,7 +28,7 @@ class Step:
     other: str = ""
     offset: int = 0
     data: bytes = b""
-    log: tuple[bytes, bytes] = (b"", b"")
+    log: tuple[bytes, bytes, bytes] = (b"", b"", b"")
     told: tuple[object, ...] = ()
 
 
@@ -77,10 +77,10 @@ class Recorder(Disk):
 
     def commit(self, connection: sqlite3.Connection) -> None:
         (_, _, database), *_ = connection.execute("PRAGMA database_list")
-        log = Path(database).with_name(LOG)
-        before = log.read_bytes() if log.exists() else b""
+        file, log = Path(database), Path(database).with_name(LOG)
+        before = file.read_bytes(), log.read_bytes() if log.exists() else b""
         super().commit(connection)
-        self.steps.append(Step("commit", data=connection.serialize(), log=(before, log.read_bytes())))
+        self.steps.append(Step("commit", data=connection.serialize(), log=(*before, log.read_bytes())))
 
     def _note(self, call: str, path: Path) -> None:
         self.steps.append(Step(call, str(path.relative_to(self.root))))
@@ -100,7 +100,6 @@ class Model:
     names: dict[str, File] = field(default_factory=dict)
     synced_names: dict[str, File] = field(default_factory=dict)
     database: bytes | None = None
-    database_before: bytes | None = None
     log: bytes = b""
     """What the database's log holds beyond ``database``: only until the first commit, which is noted with all of it."""
 
@@ -145,7 +144,7 @@ class Model:
                 found = {name: file for name, file in self.names.items() if _parent(name) == step.path}
                 self.synced_names = kept | found
             case "commit":
-                self.database_before, self.database, self.log = self.database, step.data, b""
+                self.database, self.log = step.data, b""
 
 
 def _parent(name: str) -> str:
@@ -181,8 +180,9 @@ def pictures(model: Model, last: Step, seed: str, draws: int) -> Iterator[tuple[
         for cut in sorted({0, len(last.data) // 2, len(last.data) - 1}):
             kept = now[torn][: last.offset + cut] + synced[torn][last.offset + cut :]
             yield f"torn at {cut}", replace(found, contents={**now, torn: kept})
-    for name, log in torn_logs(*last.log) if model.database_before is not None else ():
-        yield name, replace(found, database=model.database_before, log=log)
+    file, *logs = last.log
+    for name, log in torn_logs(*logs):
+        yield name, replace(found, database=file, log=log)
     if synced != now:
         yield "no data that was not synced", replace(found, contents=synced)
         zeros = {key: synced[key].ljust(len(data), b"\0") for key, data in now.items()}

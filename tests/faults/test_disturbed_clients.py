@@ -36,6 +36,7 @@ def note(figures: Figures, seen: Any) -> None:
     back = sorted(seen["back_s"])
     figures("a client that was killed was back, median", back[len(back) // 2], "s")
     figures("a client that was killed was back, at most", back[-1], "s")
+    figures("lines of errors in the server's log", len(seen["errors"].splitlines()))
     for name in ("acknowledged", "lost", "counted", "double"):
         figures(f"updates {name}", seen[name])
 

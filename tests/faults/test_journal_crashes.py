@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crashes import Model, Recorder, Step, materialise, pictures
+from crashes import LOG, Model, Recorder, Step, materialise, pictures
 from figures import Figures
 from journals import check, opened, quick_folder, result, serve
 
@@ -287,10 +287,19 @@ def forget_what_no_round_folds(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(database, "SCHEMA", tables)
 
 
+def forget_the_log(patch: pytest.MonkeyPatch) -> None:
+    """What was committed since the database's file was written last lies in its log alone."""
+
+    def planted(self: Database) -> None:
+        self._path.with_name(LOG).unlink(missing_ok=True)
+
+    patch.setattr(Database, "_write_log_anew", planted)
+
+
 @pytest.mark.parametrize(
     ("plant", "first"),
-    [(collect_everything, 0), (let_go_before_the_commit, 220), (commit_each_statement, 100), (commit_in_memory, 0),
-     (lose_before_it_is_written, 0), (forget_what_no_round_folds, 200)],
+    [(collect_everything, 0), (forget_the_log, 0), (let_go_before_the_commit, 220), (commit_each_statement, 100),
+     (commit_in_memory, 0), (lose_before_it_is_written, 0), (forget_what_no_round_folds, 200)],
 )  # fmt: skip
 def test_the_check_of_crashes_catches(plant: Planting, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
