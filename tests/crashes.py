@@ -19,8 +19,8 @@ DATABASE, LOG = "journal.db", "journal.db-wal"
 
 @dataclass(frozen=True)
 class Step:
-    """One call: what it was, on which path, and what went with it. With a commit goes the database's file before it, and
-    its log before and after. "told" is no call, but what the caller was told.
+    """One call: what it was, on which path, and what went with it. With a commit goes the database's file before it,
+    and its log before and after. "told" is no call, but what the caller was told.
     """
 
     call: str
