@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from journals import quick_folder
+
 from roundelay.deployment.journal.disk import Disk
 
 DATABASE, LOG = "journal.db", "journal.db-wal"
@@ -84,6 +86,18 @@ class Recorder(Disk):
 
     def _note(self, call: str, path: Path) -> None:
         self.steps.append(Step(call, str(path.relative_to(self.root))))
+
+
+class AcknowledgedBeforeCommitted(Recorder):
+    """A planted bug. The database writes behind: a commit is on disk when the next call is made."""
+
+    behind: Step | None = None
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        late, self.behind = self.behind, None
+        self.steps += [late] if late is not None else []
+        super().commit(connection)
+        self.behind = self.steps.pop()
 
 
 @dataclass
@@ -241,3 +255,30 @@ def materialise(picture: Picture, root: Path, run: str) -> None:
         (root / run / DATABASE).write_bytes(picture.database)
         if picture.log:
             (root / run / LOG).write_bytes(picture.log)
+
+
+Told = list[tuple[object, ...]]
+
+
+def crashes(
+    disk: Recorder, before: Model | None = None, told: Told | None = None, first: int = 0, draws: int = 1,
+    seed: int = 0, run: str = "run",
+) -> Iterator[tuple[int, str, Told, Path]]:  # fmt: skip
+    """Yield a folder for each state that a crash of the recorded run may have left, with the number of the call after
+    which it was cut off, what that was, and what had been told until then. ``before`` and ``told`` say how the run
+    began; what is cut off before the ``first`` call is left out. ``run`` is the folder of the journal.
+    """
+    model, told, seen = before or Model(), list(told or []), set()
+    for number, step in enumerate(disk.steps):
+        if step.call == "told":
+            told.append(step.told)
+            continue
+        model.take(step)
+        for name, picture in pictures(model, step, f"{seed} {number}", draws) if number >= first else ():
+            key = (len(told), picture.fingerprint)
+            if key in seen:
+                continue
+            seen.add(key)
+            with quick_folder() as root:
+                materialise(picture, Path(root), run)
+                yield number, f"{step.call} {step.path}: {name}", told, Path(root)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crashes import LOG, Model, Recorder, Step, materialise, pictures
+from crashes import LOG, AcknowledgedBeforeCommitted, Model, Recorder, Step, Told, crashes
 from figures import Figures
 from journals import check, opened, quick_folder, result, serve
 
@@ -30,33 +30,6 @@ def recorded(disk_of: type[Recorder] = Recorder) -> tuple[Recorder, tuple[object
         with opened(Path(root) / "run", disk) as journal:
             serve(journal, disk.tell)
             return disk, result(journal)
-
-
-Told = list[tuple[object, ...]]
-
-
-def crashes(
-    disk: Recorder, before: Model | None = None, told: Told | None = None, first: int = 0, draws: int = 1,
-    seed: int = 0,
-) -> Iterator[tuple[int, str, Told, Path]]:  # fmt: skip
-    """Yield a folder for each state that a crash of the recorded run may have left, with the number of the call after
-    which it was cut off, what that was, and what had been told until then. ``before`` and ``told`` say how the run
-    began; what is cut off before the ``first`` call is left out.
-    """
-    model, told, seen = before or Model(), list(told or []), set()
-    for number, step in enumerate(disk.steps):
-        if step.call == "told":
-            told.append(step.told)
-            continue
-        model.take(step)
-        for name, picture in pictures(model, step, f"{seed} {number}", draws) if number >= first else ():
-            key = (len(told), picture.fingerprint)
-            if key in seen:
-                continue
-            seen.add(key)
-            with quick_folder() as root:
-                materialise(picture, Path(root), "run")
-                yield number, f"{step.call} {step.path}: {name}", told, Path(root)
 
 
 def survive(
@@ -186,18 +159,6 @@ class IncomingNeverSynced(Recorder):
     def sync_folder(self, path: Path) -> None:
         if path.name != "incoming":
             super().sync_folder(path)
-
-
-class AcknowledgedBeforeCommitted(Recorder):
-    """The database writes behind: a commit is on disk when the next call is made."""
-
-    behind: Step | None = None
-
-    def commit(self, connection: sqlite3.Connection) -> None:
-        late, self.behind = self.behind, None
-        self.steps += [late] if late is not None else []
-        super().commit(connection)
-        self.behind = self.steps.pop()
 
 
 @pytest.mark.parametrize(
