@@ -43,13 +43,13 @@ SERVERS_CALLS, CLIENTS_CALLS = (20_000, 250_000), (20_000, 100_000)
 """Between these, a life ends at any moment: some in their beginning, some rounds later."""
 
 
-NUM_ROUNDS, NUM_KILLS = 30, 60
+NUM_ROUNDS, LAST_ROUNDS, NUM_KILLS = 30, 5, 60
 EACH_ROUND = (
     (Rounds, "open"), (Tasks, "open"), (Rounds, "close"), (Journal, "commit"), (Blobs, "put"),
     (Standing, "finish_round"),
 )  # fmt: skip
 EACH_UPDATE = ((Clients, "advance"), (Uploads, "begin"), (Uploads, "write"), (Uploads, "finish"), (Journal, "accept"))
-EARLY_CALLS = (2_000, 60_000)
+EARLY_CALLS = (2_000, 40_000)
 
 
 def kills(folder: Path, seed: int) -> object:
@@ -97,7 +97,9 @@ class From:
 
 
 def spread(count: int, num_rounds: int, draw: random.Random) -> Iterator[Ending]:
-    """Draw moments all over a run, each of which is not far from where a life begins: so many come to pass in it."""
+    """Draw moments all over a run but for its last rounds, each of them not far from where a life begins: so many come
+    to pass in it.
+    """
     for number in range(count):
         kind, after = draw.randrange(3), draw.random() < 0.5
         if kind == 0:
@@ -105,7 +107,7 @@ def spread(count: int, num_rounds: int, draw: random.Random) -> Iterator[Ending]
         else:
             where = draw.choice(EACH_ROUND if kind == 1 else EACH_UPDATE)
             moment = Moment(where, 1 if kind == 1 else draw.randint(1, 3), after)
-            yield From(1 + number * num_rounds // count, moment)
+            yield From(1 + number * (num_rounds - LAST_ROUNDS) // count, moment)
 
 
 def moments(

@@ -79,6 +79,7 @@ def test_a_run_goes_on_from_what_a_loss_of_power_left(tmp_path: Path, figures: F
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_from_what_any_loss_of_power_left(tmp_path: Path, figures: Figures, chaos_seed: int) -> None:
     note(figures, *check(tmp_path, every=5, seed=chaos_seed))
 

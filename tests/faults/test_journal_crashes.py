@@ -98,11 +98,13 @@ def test_no_crash_while_a_crash_is_recovered_from_loses_anything() -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_after_every_crash_the_run_goes_on_to_the_same_end(figures: Figures, chaos_seed: int) -> None:
     check_every_prefix(figures, go_on_every=1, draws=5, seed=chaos_seed)
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_no_crash_of_many_while_a_crash_is_recovered_from_loses_anything(figures: Figures, chaos_seed: int) -> None:
     states = survive_twice(every=30, num_calls=60, seed=chaos_seed)
     figures("states after a second crash", states)

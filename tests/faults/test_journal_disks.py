@@ -157,6 +157,7 @@ def test_a_disk_that_fails_in_any_call_costs_nothing_that_was_acknowledged(figur
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", HOWS)
 def test_a_disk_may_fail_in_every_way_in_every_call(how: str, figures: Figures) -> None:
     noticed = check_failures(figures, (how,), every=1)
