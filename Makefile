@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: demo test slow lint types bench bench-peers clean
+.PHONY: demo test slow chaos lint types bench bench-peers clean
 
 demo: .venv/demo.stamp
 	$(BIN)/roundelay run examples/digits/job.toml
@@ -14,6 +14,11 @@ test: .venv/dev.stamp
 
 slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+# Faults, strangers and load at length, one test after the other; another SEED, other moments.
+SEED ?= 0
+chaos: .venv/dev.stamp
+	ROUNDELAY_CHAOS_SEED=$(SEED) $(BIN)/python -m pytest -m chaos
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -27,6 +32,7 @@ bench: export BENCH_BARS := $(CURDIR)/.bench-bars
 bench: .venv/dev.stamp
 	rm -f $(BENCH_BARS)
 	$(BIN)/python benchmarks/simulation.py compare
+	$(BIN)/python benchmarks/uneven.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/population.py compare
 	if [ -d .venv-peers ]; then $(BIN)/python benchmarks/peers/compare.py; fi
@@ -35,6 +41,8 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/cell.py
 	$(BIN)/python benchmarks/scripts.py
 	$(BIN)/python benchmarks/deployment.py
+	$(BIN)/python benchmarks/large_models.py
+	$(BIN)/python benchmarks/ray_overhead.py
 	$(BIN)/python benchmarks/bars.py $(BENCH_BARS) $(STRICT)
 
 # Each peer in an environment of its own; from then on `make bench` has them beside roundelay.

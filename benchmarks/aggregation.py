@@ -101,7 +101,7 @@ def turn(rates: Rates, a: Tensor, points: Tensor) -> None:
         floor(rates, a, points, threads)
     rates.measure(MEAN, mean_bytes, partial(fold, guarded=False))
     rates.measure(GUARDED, mean_bytes + 4.0 * n * length, partial(fold, guarded=True))
-    median = rd.GeometricMedian(iterations=ITERATIONS, tolerance=1e-300)
+    median = rd.GeometricMedian(iterations=ITERATIONS)
     updates = Updates(points, a, torch.zeros(1).expand(length), [task.client for task in tasks], [1.0] * n)
     rates.measure(MEDIAN, 4.0 * ITERATIONS * n * length, lambda: median(updates))
     rates.of.setdefault(MEDIAN_READ, []).append(rates.of[MEDIAN][-1] * 2 / ITERATIONS)

@@ -91,8 +91,7 @@ class _Trainer:
             params = [nn.Parameter(self.flat)]
             params[0].grad = self.flat_grad
         self.optimizer = torch.optim.SGD(params, lr=LEARNING_RATE)
-        self.batch_x = torch.empty(workload.examples_per_client, *workload.input_shape)
-        self.batch_y = torch.empty(workload.examples_per_client, dtype=torch.int64)
+        self.batch_x, self.batch_y = (torch.empty_like(whole[: workload.examples_per_client]) for whole in (x, y))
 
     def train(self, params_D: Tensor, client: int, seed: int) -> Tensor:
         """Return the client's parameters after one epoch from `params_D`, in a vector that the next call overwrites.

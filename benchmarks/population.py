@@ -1,6 +1,6 @@
 """What a registered client costs that is not asked: jobs of a thousand clients beside the same ones of a million.
 
-    python benchmarks/population.py compare [NAMES] [--repeats N] [--few N] [--many N]
+    python benchmarks/population.py compare [NAMES] [--repeats N] [--rounds N] [--few N] [--many N]
 
 A round asks 100 clients, whose data a function makes; nothing else is different but how many there are. Every
 measurement is a fresh process, and the two populations take turns, so that a noisy minute hits both. A round's time is
@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
+from bars import Bar, tell
 from machine import describe_machine
 from rich.console import Console
 from rich.table import Table
@@ -109,9 +110,9 @@ def cpu_s(process: psutil.Process) -> float:
     return sum(time.user + time.system for time in times)
 
 
-def measure(name: str, num_clients: int) -> dict[str, Any]:
+def measure(name: str, num_clients: int, rounds: int) -> dict[str, Any]:
     process, began = psutil.Process(), time.perf_counter()
-    run = JOBS[name](num_clients).start()
+    run = replace(JOBS[name](num_clients), num_rounds=WARMUP + rounds).start()
     seconds, first_s, worker, cpu = [], 0.0, 0, 0.0
     for finished in run:
         seconds.append(finished.row["seconds"])
@@ -119,11 +120,11 @@ def measure(name: str, num_clients: int) -> dict[str, Any]:
         worker = max([worker, *(child.memory_info().rss for child in process.children(recursive=True))])
         if finished.number == WARMUP:
             cpu = cpu_s(process)
-        if finished.number == WARMUP + ROUNDS:
+        if finished.number == WARMUP + rounds:
             cpu = cpu_s(process) - cpu
     return {
         "seconds": seconds[WARMUP:],
-        "cpu_s": cpu / ROUNDS,
+        "cpu_s": cpu / rounds,
         "start_s": first_s,
         "server_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "worker_mib": worker / 2**20,
@@ -131,12 +132,12 @@ def measure(name: str, num_clients: int) -> dict[str, Any]:
 
 
 @app.command(hidden=True)
-def one(name: str, num_clients: int) -> None:
-    print(json.dumps(measure(name, num_clients)))
+def one(name: str, num_clients: int, rounds: int) -> None:
+    print(json.dumps(measure(name, num_clients, rounds)))
 
 
-def in_new_process(name: str, num_clients: int) -> dict[str, Any]:
-    asked = [sys.executable, str(Path(__file__)), "one", name, str(num_clients)]
+def in_new_process(name: str, num_clients: int, rounds: int) -> dict[str, Any]:
+    asked = [sys.executable, str(Path(__file__)), "one", name, str(num_clients), str(rounds)]
     shown = subprocess.run(asked, capture_output=True, text=True, check=False)
     if shown.returncode:
         raise SystemExit(f"{name} of {num_clients} clients failed:\n{shown.stderr}")
@@ -147,6 +148,7 @@ def in_new_process(name: str, num_clients: int) -> dict[str, Any]:
 def compare(
     names: Annotated[list[str] | None, typer.Argument(help="Jobs; all when left out.")] = None,
     repeats: Annotated[int, typer.Option(help="How often the two populations take turns.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of each measurement.")] = ROUNDS,
     few: Annotated[int, typer.Option(help="Clients of the one population.")] = 1000,
     many: Annotated[int, typer.Option(help="Clients of the other.")] = 1_000_000,
 ) -> None:
@@ -154,23 +156,31 @@ def compare(
     describe_machine()
     table = Table("job", "clients", "s/round", "CPU s/round", "first round done, s", "server MiB", "worker MiB",
                   "within the bars")  # fmt: skip
+    bars = list[Bar]()
     for name in names or list(JOBS):
         runs: dict[int, list[dict[str, Any]]] = {few: [], many: []}
         for _ in range(repeats):
             for num_clients, measured in runs.items():
-                measured.append(in_new_process(name, num_clients))
-        rounds = {n: statistics.median(s for run in runs[n] for s in run["seconds"]) for n in runs}
+                measured.append(in_new_process(name, num_clients, rounds))
+        round_s = {n: statistics.median(s for run in runs[n] for s in run["seconds"]) for n in runs}
         told = {n: {key: statistics.median(run[key] for run in runs[n]) for key in
                     ("cpu_s", "start_s", "server_mib", "worker_mib")} for n in runs}  # fmt: skip
-        later_s = rounds[many] - rounds[few]
+        later_s = round_s[many] - round_s[few]
         more = max(told[many][key] - told[few][key] for key in ("server_mib", "worker_mib"))
-        fits = later_s <= max(BAR_SHARE * rounds[few], BAR_S), more <= BAR_MIB
+        limit_s, beside = max(BAR_SHARE * round_s[few], BAR_S), f"{few:,} clients"
+        told_bars = (
+            Bar(f"population: {name}, a round", later_s * 1e3, limit_s * 1e3, "ms more", "at most", beside),
+            Bar(f"population: {name}, memory", more, BAR_MIB, "MiB more", "at most", beside),
+        )
+        bars += told_bars
+        fits = [bar.reached for bar in told_bars]
         for n, row in told.items():
             verdict = "" if n == few else f"{later_s * 1e3:+.2f} ms {'yes' if fits[0] else 'NO'}, " \
                                           f"{more:+.0f} MiB {'yes' if fits[1] else 'NO'}"  # fmt: skip
-            table.add_row(name, f"{n:,}", f"{rounds[n]:.4f}", f"{row['cpu_s']:.4f}", f"{row['start_s']:.2f}",
+            table.add_row(name, f"{n:,}", f"{round_s[n]:.4f}", f"{row['cpu_s']:.4f}", f"{row['start_s']:.2f}",
                           f"{row['server_mib']:.0f}", f"{row['worker_mib']:.0f}", verdict)  # fmt: skip
     Console(width=140).print(table)
+    tell(bars)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The five workloads every benchmark runs: cross entropy, plain SGD, one local epoch, random data of a fixed seed.
+"""The workloads that benchmarks run: cross entropy, plain SGD, one local epoch, random data of a fixed seed.
 
 The data are noise, so a loss says nothing here; the workloads differ in what they make expensive: `small` and `cnn` the
-training itself, `tiny` the handling of a client, `silo` a long client, `big` the moving of parameters.
+training itself, `tiny` the handling of a client, `silo` a long client, `big` the moving of parameters, `gru` the many
+small steps of a recurrent layer. Frameworks are compared on the first five.
 """
 
 from collections.abc import Callable
@@ -80,6 +81,19 @@ class Mlp(nn.Module):
         return self.layers[-1](x)
 
 
+class CharGru(nn.Module):
+    """Next characters by an embedding, a GRU of 64 and a dense layer: 20,194 parameters for 82 characters."""
+
+    def __init__(self, num_characters: int = 82) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(num_characters, 8)
+        self.gru = nn.GRU(8, 64, batch_first=True)
+        self.out = nn.Linear(64, num_characters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.gru(self.embed(x))[0]).transpose(1, 2)  # classes second, as cross entropy has it
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """One federated job; `make_model()` draws its weights from torch's global generator, so seed that first."""
@@ -93,14 +107,20 @@ class Workload:
     input_shape: tuple[int, ...]
     num_classes: int
     rounds: int
+    is_text: bool = False
 
     def make_data(self) -> tuple[Tensor, Tensor]:
-        """Return new float32 inputs of shape (N, *input_shape) and int64 labels of shape (N,), the same at every call.
+        """Return new float32 inputs of shape (N, *input_shape) and int64 labels of shape (N,), the same at every call;
+        of text, int64 characters (N, L) and those that follow them.
 
         Client i owns the rows [i * examples_per_client, (i + 1) * examples_per_client). `small` and `cnn` take 614 MB.
         """
         num_rows = self.num_clients * self.examples_per_client
         generator = torch.Generator().manual_seed(SEED)
+        if self.is_text:
+            (length,) = self.input_shape
+            text = torch.randint(self.num_classes, (num_rows, length + 1), generator=generator)
+            return text[:, :-1].contiguous(), text[:, 1:].contiguous()
         x = torch.randn(num_rows, *self.input_shape, generator=generator)
         y = torch.randint(self.num_classes, (num_rows,), generator=generator)
         return x, y
@@ -117,5 +137,6 @@ WORKLOADS = {
         Workload("tiny", 1000, 20, 200, 10, Logistic, (60,), 10, rounds=50),
         Workload("silo", 8, 200, 8, 32, LeNet, IMAGE, 10, rounds=40),
         Workload("big", 8, 8, 8, 8, partial(Mlp, BIG_WIDTHS), (1024,), 10, rounds=10),
+        Workload("gru", 1000, 8, 50, 4, CharGru, (80,), 82, rounds=10, is_text=True),
     )
 }

@@ -42,6 +42,7 @@ from workloads import WORKLOADS  # noqa: E402
 
 WARMUP, LIMIT_S, LOOK_S = 2, 900, 1.0
 OURS = {"tiny": "vectorized"}
+COMPARED = ("small", "cnn", "tiny", "silo", "big")
 CHECK_ROUNDS, CHECKED = 3, ("tiny", "silo", "big")
 TOLERANCE = 1e-5
 
@@ -160,7 +161,7 @@ def check(names: list[str], venvs: Path, folder: Path) -> None:
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="Workloads; all when left out.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Workloads; the five when left out.")] = None,
     repeats: Annotated[int, typer.Option(help="How often all take turns.")] = 3,
     rounds: Annotated[int, typer.Option(help="Timed rounds; the workload's own when 0.")] = 0,
     venvs: Annotated[Path, typer.Option(help="Where the peers' environments are.")] = Path(".venv-peers"),
@@ -169,7 +170,7 @@ def main(
 ) -> None:
     """Print the table, or compare the models."""
     describe_machine()
-    names = names or list(CHECKED if checked else WORKLOADS)
+    names = names or list(CHECKED if checked else COMPARED)
     missing = [name for name in ("flower", "pfl") if not (venvs / name / "bin" / "python").exists()]
     if missing:
         print(f"not installed in {venvs}, and left out: {', '.join(missing)}; `make bench-peers` installs them")

@@ -137,8 +137,14 @@ class Bookkeeping(ABC):
 
     def begin(self, algorithm: Algorithm) -> Version:
         first = self._initial()
+        self._trainer.rest()
         state = algorithm.init(first.state["params"], len(self.clients))
         return Version(0, state, first.buffers, first.integers, epoch=self._given.epoch)
+
+    def _reached(self) -> Version | None:
+        if self._given.restored is not None:
+            self._trainer.rest()
+        return self._given.restored
 
     def _initial(self) -> Version:
         """Return the model as it is before anything was trained, which is now. Kept, it would be one copy too many."""

@@ -212,7 +212,8 @@ class Intake:
             self._next += 1
 
     def _add(self, update: Update) -> None:
-        self._fold.add(replace(update, payload=self._opened(update.payload)))
+        payload = self._opened(update.payload)
+        self._fold.add(update if payload is update.payload else replace(update, payload=payload))
 
 
 class Window(Protocol):

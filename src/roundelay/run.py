@@ -12,6 +12,7 @@ import threading
 import weakref
 from asyncio import CancelledError, Runner
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from roundelay.algorithms.protocol import rehearse
 from roundelay.attacks.work import slowed
 from roundelay.bookkeeping import Finished, Given
+from roundelay.chosen import RECORD, settled
 from roundelay.client.launch import ScriptLearner
 from roundelay.course import Course
 from roundelay.errors import RoundelayError
@@ -51,7 +53,6 @@ class Run:
         Raises:
             ConfigError: a combination cannot mean what its name says, or ``resume`` is not a folder of this job.
         """
-        self.job = job
         job.workflow.check(job.plan, len(job.work.data.clients), job.work.algorithm)
         self.trainer = Trainer(job.work)
         self._layout = self.trainer.layout
@@ -59,12 +60,16 @@ class Run:
         watched = watched_metric(job)
         self.rehearsal = rehearse(job.work.algorithm, initial, len(job.work.data.clients))
         check(job, self._layout, self.rehearsal, initial)
+        job, choice = settled(job, self.trainer, resume, real=world is not None)
+        self.job = job
         clients = len(job.work.data.clients)
         self._sampling_rate = job.plan.cohort_size(clients) / clients
         network = job.simulation.network
         self._duration = None if network else slowed(job.simulation.duration, job.roles)
         first_memory = {name: value.clone() for name, value in job.work.algorithm.first_memory(initial).items()}
         self.standing = Standing(job, self.trainer, first_memory, watched, resume)
+        if choice is not None:
+            self.standing.keep_record(RECORD, asdict(choice))
         self._finished: queue.Queue[Round | BaseException | None] = queue.Queue()
         self._go_on, self._stop = threading.Semaphore(0), threading.Event()
         self._interrupt: Callable[[], None] = _nothing

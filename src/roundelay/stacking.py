@@ -9,14 +9,29 @@ import torch
 from torch import Tensor
 
 from roundelay import seeds
-from roundelay.algorithms.protocol import Fit, Reply
+from roundelay.algorithms.protocol import Losses, Reply
 from roundelay.errors import ConfigError
+from roundelay.layout import Kind, Vectors
 from roundelay.learner import Context
 from roundelay.learner.local_sgd import LocalSGD
-from roundelay.learner.stacked import Stack, obstacle
+from roundelay.learner.stacked import Kept, Stack, obstacle
 from roundelay.messages import Memory, Payload, Task, Update
 from roundelay.stages.uplink import apart
-from roundelay.trainer import CPU, Answer, Trainer, moved, travelling
+from roundelay.trainer import (
+    CPU,
+    LOCAL,
+    PRIVATE,
+    Answer,
+    Trainer,
+    local_memory,
+    moved,
+    private_buffers,
+    private_memory,
+    travelling,
+)
+
+Buffers = tuple[Tensor, Tensor]
+"""Float and integer buffers of a stack, a row a client."""
 
 
 class StackTrainer:
@@ -32,47 +47,114 @@ class StackTrainer:
             raise ConfigError(f"clients cannot be trained side by side: {found}")
         assert isinstance(work.learner, LocalSGD)
         self._stack = Stack(trainer.bound.module, trainer.layout, work.learner, trainer.bound.device)
+        self._num_buffers = [trainer.layout.length(kind) for kind in (Kind.FLOAT_BUFFER, Kind.INTEGER_BUFFER)]
 
     def bytes_a_client(self) -> int:
         """Return about how much memory a client takes while it trains; see ``Stack``."""
         data = self._trainer.work.data
         return self._stack.bytes_a_client(data.train(data.clients[0]))
 
-    def train(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> list[Answer]:
-        """Do tasks of one round that all begin from ``received``; the answers' tensors are rows of common ones."""
-        work, device = self._trainer.work, self._stack.device
-        parted = [apart(memories.get(task.client, {})) for task in tasks]
-        memory = moved(device, _stacked([one for one, _ in parted]))
-        client = work.algorithm.client(moved(device, received.vectors), memory)
-        parts = [work.data.train(task.client) for task in tasks]
-        index, losses = 0, [0.0] * len(tasks)
+    def train(self, tasks: Sequence[Task], received: Payload, memories: Sequence[Memory]) -> list[Answer]:
+        """Do tasks of one round that all begin from ``received``, each with what its client remembers. The answers'
+        tensors are rows of common ones.
+        """
+        lengths = [len(self._trainer.part(task.client)) for task in tasks]
+        order = sorted(range(len(tasks)), key=lambda row: -lengths[row])  # who trains on stands in one stretch
+        answers = self._trained([tasks[row] for row in order], received, [memories[row] for row in order])
+        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=lambda pair: pair[0])]
+
+    def _trained(self, tasks: Sequence[Task], received: Payload, memories: Sequence[Memory]) -> list[Answer]:
+        stack, work = self._stack, self._trainer.work
+        parts = [self._trainer.part(task.client) for task in tasks]
+        parted = [apart(memory) for memory in memories]
+        remembered = [memory for memory, _ in parted]
+        model, private, made = self._begun(received, remembered), None, list[list[float]]()
+        names = [name for name in remembered[0] if name not in LOCAL + PRIVATE]
+        client = work.algorithm.client(moved(stack.device, received.vectors), self._columns(remembered, names))
         try:
             ask = next(client)
             while True:
-                assert isinstance(ask, Fit)
-                contexts = [Context(task, work.seed, index) for task in tasks]
+                if isinstance(ask, Losses):
+                    seeds.seed_globals(Context(tasks[0], work.seed).key("losses"))
+                    costs = stack.losses(ask.models, model, parts, work.train_loss, work.eval_batch_size)
+                    ask = client.send(costs)
+                    continue
+                contexts = [Context(task, work.seed, len(made)) for task in tasks]
                 seeds.seed_globals(contexts[0].key("training"))
-                fitted, means = self._stack.fit(ask, parts, contexts)
-                losses, index = means if index == 0 else losses, index + 1
+                if ask.private:
+                    shared = self._exchanged(model, private or self._private(received, remembered))
+                fitted, means = stack.fit(ask, model, parts, contexts)
+                if ask.private:
+                    private = self._exchanged(model, shared)
+                made.append(means)
                 ask = client.send(fitted)
         except StopIteration as stop:
             reply: Reply = stop.value
-        return [self._answer(row, task, received, reply, losses[row], beside)
-                for row, (task, (_, beside)) in enumerate(zip(tasks, parted, strict=True))]  # fmt: skip
+        metrics = [{"train_loss": loss} for loss in made[0]] if made else [{} for _ in tasks]
+        answers = self._answers(tasks, reply, model, private, metrics)
+        return [travelling(work, self._trainer.layout, task, received, answer, beside)
+                for task, answer, (_, beside) in zip(tasks, answers, parted, strict=True)]  # fmt: skip
 
-    def _answer(self, row: int, task: Task, received: Payload, reply: Reply, loss: float, beside: Memory) -> Answer:
-        group = reply.group if isinstance(reply.group, int) else int(reply.group[row])
-        weight = reply.num_examples if isinstance(reply.num_examples, float) else float(reply.num_examples[row])
-        payload = Payload(_row(reply.vectors, row), received.buffers, received.integers)
-        update = Update(task, payload, weight, group, {"train_loss": loss})
-        answer = Answer(update, _row(reply.memory, row))
-        return travelling(self._trainer.work, self._trainer.layout, task, received, answer, beside)
+    def _begun(self, received: Payload, memories: Sequence[Memory]) -> Kept:
+        """Return what the models hold beside the parameters that came: buffers that came, and what stayed at home."""
+        device, count = self._stack.device, len(memories)
+        floats, integers = (one.to(device).expand(count, -1) for one in (received.buffers, received.integers))
+        first = self._trainer.first_local()
+        if not first:
+            return Kept(floats.new_empty(count, 0), floats.clone(), integers.clone())
+        home = self._columns([{**first, **memory} for memory in memories], LOCAL)
+        params, *buffers = (home[name] for name in LOCAL)
+        return Kept(params, *(torch.cat(pair, 1) for pair in zip((floats, integers), buffers, strict=True)))
+
+    def _private(self, received: Payload, memories: Sequence[Memory]) -> Buffers:
+        """Return the buffers of the clients' private models: those that came, where a client remembers none."""
+        each = [private_buffers(memory) or (received.buffers, received.integers) for memory in memories]
+        floats, integers = (torch.stack(one).to(self._stack.device) for one in zip(*each, strict=True))
+        return floats, integers
+
+    def _exchanged(self, model: Kept, buffers: Buffers) -> Buffers:
+        """Put other buffers in the place of those that travel; return these."""
+        floats, integers = self._num_buffers
+        stood = model.buffers[:, :floats].clone(), model.integers[:, :integers].clone()
+        model.buffers[:, :floats], model.integers[:, :integers] = buffers
+        return stood
+
+    def _columns(self, memories: Sequence[Memory], names: Sequence[str]) -> Memory:
+        return {name: torch.stack([memory[name] for memory in memories]).to(self._stack.device) for name in names}
+
+    def _answers(
+        self, tasks: Sequence[Task], reply: Reply, model: Kept, private: Buffers | None,
+        metrics: Sequence[Mapping[str, float]],
+    ) -> list[Answer]:  # fmt: skip
+        count, (num_floats, num_integers) = len(tasks), self._num_buffers
+        vectors, remembered = _rows(reply.vectors, count), _rows(reply.memory, count)
+        floats, integers = model.buffers.to(CPU), model.integers.to(CPU)
+        shared = [
+            Payload(*one)
+            for one in zip(vectors, floats[:, :num_floats].unbind(), integers[:, :num_integers].unbind(), strict=True)
+        ]
+        if private is not None:
+            for memory, *buffers in zip(remembered, *(one.to(CPU).unbind() for one in private), strict=True):
+                memory |= private_memory((buffers[0], buffers[1]))
+        if self._trainer.layout.local_names:
+            home = model.params.to(CPU), floats[:, num_floats:], integers[:, num_integers:]
+            for memory, *local in zip(remembered, *home, strict=True):
+                memory |= local_memory(Vectors(*local))
+        groups, weights = _numbers(reply.group, count), _numbers(reply.num_examples, count)
+        return [
+            Answer(Update(task, payload, weight, int(group), said), memory)
+            for task, payload, weight, group, said, memory in zip(
+                tasks, shared, weights, groups, metrics, remembered, strict=True
+            )
+        ]
 
 
-def _row(stacked: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
-    """Return one client's part; what is one vector for all is everybody's."""
-    return moved(CPU, {name: vector if vector.ndim == 1 else vector[row] for name, vector in stacked.items()})
+def _rows(stacked: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """Return each client's part, on the CPU; what is one vector for all is everybody's."""
+    columns = [value.to(CPU).expand(count, -1).unbind() for value in stacked.values()]
+    return [dict(zip(stacked, row, strict=True)) for row in zip(*columns, strict=True)] or [{} for _ in range(count)]
 
 
-def _stacked(memories: Sequence[Memory]) -> Memory:
-    return {name: torch.stack([memory[name] for memory in memories]) for name in memories[0]}
+def _numbers(value: float | Tensor, count: int) -> list[float]:
+    """Return one number a client."""
+    return [float(one) for one in value.flatten().tolist()] if isinstance(value, Tensor) else [float(value)] * count

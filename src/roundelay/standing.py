@@ -22,12 +22,7 @@ from roundelay.simulation.memory import ClientMemory, Disk
 from roundelay.tracking.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_weights
 from roundelay.tracking.run_folder import Clock, Row, RunFolder, read_rows, surroundings
 from roundelay.tracking.trackers import Trackers
-from roundelay.trainer import Trainer
-
-HELD_BYTES = 64 * 2**20
-"""A best model up to this size is held until the next checkpoint writes it; a larger one is written when a round
-follows that is not better, since it would be a copy too many.
-"""
+from roundelay.trainer import LARGE_BYTES, Trainer
 
 
 class Standing:
@@ -216,8 +211,8 @@ class Standing:
             self._best = value
             self._best_version = version if self._folder else None
         held = self._best_version
-        if held is not None and held is not version and held.vectors.params.nbytes > HELD_BYTES:
-            self._write_best()
+        if held is not None and held is not version and held.vectors.params.nbytes > LARGE_BYTES:
+            self._write_best()  # a small one is held until the next checkpoint
 
     def checkpoint(self) -> None:
         if self._folder is None or self.version is None:

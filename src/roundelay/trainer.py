@@ -28,6 +28,9 @@ CPU = torch.device("cpu")
 LOCAL = ("local params", "local buffers", "local integers")
 """Under these names a client's memory keeps the tensors that ``keep_local`` names."""
 
+LARGE_BYTES = 64 * 2**20
+"""Above it, a copy of the parameters that nobody needs just now is not kept."""
+
 TRIES = 2
 """A task that fails is run again once, then its client counts as lost."""
 
@@ -107,7 +110,7 @@ class Trainer:
         self.layout = Layout.of(module, work.keep_local)
         self.bound = Bound(self.layout, module, self._device)  # made of it just now: nothing to check once more
         self._first_local = self.bound.local()
-        self._part = lru_cache(maxsize=work.data.num_cached)(work.data.train)
+        self.part = lru_cache(maxsize=work.data.num_cached)(work.data.train)
 
     def run(self, task: Task, received: Payload, memory: Memory) -> Answer | Evaluated:
         """Do a task.
@@ -175,7 +178,7 @@ class Trainer:
         bound.load_params(ask.start)
         bound.start_training()
         seeds.seed_globals(context.key("training"))
-        return self.work.learner.fit(bound, self._part(context.task.client), ask, context)
+        return self.work.learner.fit(bound, self.part(context.task.client), ask, context)
 
     def _losses(self, ask: Losses, task: Task) -> Tensor:
         bound, work, means = self.bound, self.work, []
@@ -183,7 +186,7 @@ class Trainer:
         for params in ask.models:
             bound.load_params(params)
             seeds.seed_globals(Context(task, work.seed).key("losses"))  # the same draws for every model, if it draws
-            found = evaluate(bound, self._part(task.client), work.train_loss, Measures(), work.eval_batch_size)
+            found = evaluate(bound, self.part(task.client), work.train_loss, Measures(), work.eval_batch_size)
             means.append(found.sums.means()["loss"])
         bound.load_buffers(buffers, integers)  # a model of the user's own may change them in evaluation too
         return torch.tensor(means, dtype=ask.models.dtype, device=ask.models.device)
@@ -220,9 +223,20 @@ class Trainer:
             return {}
         self.bound.load(vectors)
         self.bound.load_local(self._first_local)
+        try:
+            return self._measured_held_out(self.work.data.held_out, round)
+        finally:
+            self.rest()
+
+    def rest(self) -> None:
+        """Between two uses, let the parameters of a large model take no memory: the server has them in its versions."""
+        if self.layout.num_params * self.layout.dtype.itemsize > LARGE_BYTES:
+            self.bound.put_away()
+
+    def _measured_held_out(self, held_out: Examples, round: int) -> dict[str, float]:
         with seeds.preserved_globals():
             seeds.seed_globals(seeds.key(self.work.seed, round, 0, "", "evaluate"))
-            return self.work.measures.metrics(self._evaluate(self.work.data.held_out))
+            return self.work.measures.metrics(self._evaluate(held_out))
 
     def _load_local(self, memory: Memory) -> tuple[Memory, tuple[Tensor, Tensor] | None]:
         """Load what the client keeps for itself; return the algorithm's part of its memory, and the buffers of its
@@ -253,8 +267,9 @@ def travelling(
     """Return what came of a task in the form in which it travels; ``beside`` is what the client remembers for that."""
     uplink = work.uplink if task.kind == "train" else None
     if uplink is None:  # what a client shows to others is shown as it is
-        update = replace(answer.update, payload=packed(layout, answer.update.payload))
-        return Answer(update, {**answer.memory, **kept(beside)})
+        payload = packed(layout, answer.update.payload)
+        update = answer.update if payload is answer.update.payload else replace(answer.update, payload=payload)
+        return Answer(update, {**answer.memory, **kept(beside)} if beside else answer.memory)
     sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
     update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
     return Answer(update, {**answer.memory, **sent.memory})

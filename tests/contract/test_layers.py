@@ -41,6 +41,7 @@ LAYERS = (
     ("tracking",),
     ("history",),
     ("prepared",),
+    ("chosen",),
     ("standing",),
     ("run",),
     ("serving",),
@@ -145,6 +146,7 @@ def test_optional_packages_are_imported_in_one_file_or_room_each_and_pickle_only
         "prometheus_client": "deployment/front/metrics.py",
         "psutil": "load.py",
         "pynvml": "load.py",
+        "ray": "simulation/executors/cluster.py",
     }
     for path in SOURCE.rglob("*.py"):
         relative = path.relative_to(SOURCE).as_posix()

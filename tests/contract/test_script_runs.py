@@ -190,7 +190,8 @@ def test_a_script_that_only_trains_submits_what_it_trained(tmp_path: Path) -> No
 UNFIT = {
     "workers": ({"simulation": rd.Simulation(num_clients=2, num_workers=2)}, "max_concurrent says how many train"),
     "devices": ({"simulation": rd.Simulation(num_clients=2, devices={"cuda:0": 1})}, "chooses its own device"),
-    "serial": ({"simulation": rd.Simulation(executor="serial", num_clients=2)}, "not in the serial executor"),
+    "serial": ({"simulation": rd.Simulation(executor="serial", num_clients=2)}, "do not run in the executor 'serial'"),
+    "ray": ({"simulation": rd.Simulation(executor="ray", num_clients=2)}, "do not run in the executor 'ray'"),
     "IFCA": ({"algorithm": rd.IFCA(num_clusters=2)}, "IFCA asks clients for the losses of models, which a script"),
     "label flips": (
         {"attacks": [rd.attacks.LabelFlip(fraction=0.5, num_classes=3)]},

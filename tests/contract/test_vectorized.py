@@ -1,25 +1,70 @@
 """Clients that are trained side by side come to what they come to alone, up to rounding."""
 
-from collections.abc import Callable, Mapping
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from networks import Awkward, Plain, examples, federated, small_job
+from networks import Plain, examples, federated, small_job
 from torch import Tensor, nn
 
 import roundelay as rd
 from roundelay.algorithms.protocol import rehearse
 from roundelay.errors import ConfigError
 from roundelay.learner import stacked
-from roundelay.messages import Lost, Payload, Task
-from roundelay.simulation.executors.vectorized import Vectorized
+from roundelay.messages import Payload, Task
+from roundelay.simulation.executors.vectorized import blocks
 from roundelay.trainer import Answer, Trainer
 
-SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized")
+SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized", num_workers=1)
 FEW = replace(STACKED, block_mib=0.01)
 """Room for two or three clients at a time."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in a run's own thread and in its workers: the number of threads changes sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def trained_side_by_side(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail where clients fell back on being trained alone: they come to the same, and nothing else would tell."""
+    yield
+    assert not any("side by side failed" in record.getMessage() for record in caplog.get_records("call"))
+
+
+class Normed(nn.Module):
+    """BatchNorm's buffers and counters, and nothing that draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(7, 13), nn.BatchNorm1d(13), nn.Linear(13, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.norm(self.first(x))))
+        return out
+
+
+class Recurrent(nn.Module):
+    """A GRU over the seven features, a number at a time; its last state counts too."""
+
+    def __init__(self, batch_first: bool = True, bias: bool = True) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(1, 5, batch_first=batch_first, bias=bias), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x[..., None] if self.gru.batch_first else x.T[..., None]
+        outputs, last = self.gru(steps)
+        first = outputs[:, 0] if self.gru.batch_first else outputs[0]
+        out: Tensor = self.head(torch.cat([first, last[0]], 1))
+        return out
 
 
 class Convolving(nn.Module):
@@ -32,8 +77,13 @@ class Convolving(nn.Module):
         return out
 
 
-def answers(simulation: rd.Simulation, job: rd.Job, backwards: bool = False) -> dict[str, Answer]:
-    """Return each client's answer to one task."""
+def _tensors(answer: Answer) -> list[Tensor]:
+    payload = answer.update.payload
+    return [*payload.vectors.values(), payload.buffers, payload.integers, *answer.memory.values()]
+
+
+def answers(simulation: rd.Simulation, job: rd.Job, bereave: bool = False) -> dict[str, Answer]:
+    """Return each client's answer to one task; a worker of the pool may be killed on the way."""
     work = job.prepared().work
     server = Trainer(work)
     start = server.bound.params().clone()
@@ -45,11 +95,12 @@ def answers(simulation: rd.Simulation, job: rd.Job, backwards: bool = False) -> 
     came = {}
     try:
         executor.submit(tasks, received, {task.client: memory for task in tasks})
-        for task in reversed(tasks) if backwards else tasks:
+        if bereave:
+            os.kill(executor._inner.process_ids[0], signal.SIGKILL)
+        for task in tasks:
             answer = executor.result(task.id)
             assert isinstance(answer, Answer), answer
-            vectors = {name: vector.clone() for name, vector in answer.update.payload.vectors.items()}
-            update = replace(answer.update, payload=replace(answer.update.payload, vectors=vectors))
+            update = replace(answer.update, payload=answer.update.payload.copy())
             came[task.client] = Answer(update, {name: kept.clone() for name, kept in answer.memory.items()})
             executor.release(task.id)
     finally:
@@ -64,7 +115,10 @@ def check_same(given: rd.Job, simulation: rd.Simulation = STACKED) -> None:
         other = together[client]
         assert other.update.num_examples == one.update.num_examples
         assert other.update.metrics == pytest.approx(one.update.metrics, rel=1e-5)
-        for ours, theirs in ((other.update.payload.vectors, one.update.payload.vectors), (other.memory, one.memory)):
+        assert other.update.group == one.update.group
+        sent, expected = (dict(a.update.payload.vectors, buffers=a.update.payload.buffers,
+                               integers=a.update.payload.integers) for a in (other, one))  # fmt: skip
+        for ours, theirs in ((sent, expected), (other.memory, one.memory)):
             assert ours.keys() == theirs.keys()
             for name, vector in theirs.items():
                 torch.testing.assert_close(ours[name], vector, rtol=1e-4, atol=1e-6, msg=f"{client}: {name}")
@@ -110,11 +164,29 @@ def test_convolutions_and_views_of_one_data_set() -> None:
     check_same(given)
 
 
+MODELS: Mapping[str, dict[str, object]] = {
+    "running statistics": {"model": Normed},
+    "statistics of a private model": {"model": Normed, "algorithm": rd.Ditto(strength=0.1)},
+    "statistics that stay at home": {"model": Normed, "keep_local": ["@batch_norm"]},
+    "a head that stays at home": {"model": Plain, "keep_local": ["second.*"], "algorithm": rd.Scaffold()},
+    "losses of one model": {"model": Plain, "algorithm": rd.QFedAvg(q=1.0, lipschitz=10.0)},
+    "losses of several": {"model": Normed, "algorithm": rd.IFCA(num_clusters=3)},
+    "recurrent": {"model": Recurrent},
+    "recurrent, positions first, no bias": {"model": partial(Recurrent, batch_first=False, bias=False)},
+}
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_every_client_comes_to_its_own_whatever_the_model(changes: dict[str, object]) -> None:
+    check_same(small_job(**changes))
+    check_same(small_job(**changes), FEW)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda correct, grad, params, at: correct(grad, params) if at is None else None,
-        lambda correct, grad, params, at: correct(grad, params[: len(grad)]),
+        lambda correct, grad, params, rows, n: correct(grad, params) if len(grad) == len(params) else None,
+        lambda correct, grad, params, rows, n: correct(grad, params[: len(grad)].flip(0)),
     ],
     ids=["remainders are not corrected", "corrected by other rows"],
 )
@@ -126,8 +198,8 @@ def test_the_check_catches_corrections(wrong: Callable[..., None], monkeypatch: 
 
 def test_the_check_catches_steps_that_reach_others(monkeypatch: pytest.MonkeyPatch) -> None:
     step = stacked.Descent.step
-    monkeypatch.setattr(stacked.Descent, "step", lambda self, grad, at, steps: step(
-        self, grad, None if at is None else at.flip(0), steps))  # fmt: skip
+    monkeypatch.setattr(stacked.Descent, "step", lambda self, grad, rows, steps: step(
+        self, grad.flip(0), rows, steps))  # fmt: skip
     with pytest.raises(AssertionError):
         check_same(small_job(model=Plain))
 
@@ -169,11 +241,52 @@ def test_dropout_is_drawn_for_each_client_and_the_same_again() -> None:
         assert torch.equal(answer.update.payload.vectors["params"], first[client].update.payload.vectors["params"])
 
 
-def test_a_block_is_as_large_as_its_bytes_allow_on_any_machine() -> None:
-    trainer = Trainer(small_job(model=Plain).prepared().work)
-    one = Vectorized(trainer, 0)
-    assert one.block == 1
-    assert Vectorized(trainer, 10 * one._stack.bytes_a_client()).block == 10
+def test_blocks_follow_from_the_order_of_tasks_and_what_fits() -> None:
+    tasks = [Task(i, f"c{i}", 1) for i in range(200)]
+    for count, fitting, sizes in ((200, 999, [50] * 4), (200, 20, [20] * 10), (50, 999, [25, 25]), (49, 999, [49]),
+                                  (7, 1, [1] * 7), (0, 1, [])):  # fmt: skip
+        cut = blocks(tasks[:count], fitting)
+        assert [len(block) for block in cut] == sizes
+        assert [task for block in cut for task in block] == tasks[:count]
+
+
+def test_any_number_of_workers_makes_the_same_bits_and_a_workers_death_changes_none() -> None:
+    given = small_job(model=Normed, algorithm=rd.Scaffold(),
+                      uplink=rd.Uplink(codec=rd.TopK(fraction=0.5), feedback="error"))  # fmt: skip
+    one, two, bereft = (
+        answers(replace(FEW, num_workers=workers), given, bereave=workers == 3) for workers in (1, 2, 3)
+    )
+    for other in (two, bereft):
+        assert other.keys() == one.keys()
+        for client, answer in one.items():
+            assert replace(other[client].update, payload=answer.update.payload) == answer.update
+            for ours, theirs in zip(_tensors(other[client]), _tensors(answer), strict=True):
+                assert torch.equal(ours, theirs)
+
+
+def test_blocks_of_several_workers_fold_to_the_bits_of_one() -> None:
+    given = small_job(model=Plain, algorithm=rd.QFedAvg(q=1.0, lipschitz=10.0), num_rounds=2)
+    assert given.run(replace(FEW, num_workers=2)).sha256 == given.run(FEW).sha256
+
+
+class Deadly:
+    """Ends whoever reads it."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        os._exit(3)
+
+
+@pytest.mark.slow
+def test_who_ends_its_worker_is_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
+    parts: dict[str, object] = {f"c{i}": federated().train(f"c{i}") for i in range(5)}
+    given = small_job(model=Plain, data=rd.FederatedData.from_datasets({**parts, "c5": Deadly()}),
+                      clients_per_round=6, num_rounds=1)  # fmt: skip
+    *_, last = replace(given, simulation=replace(STACKED, num_workers=2)).rounds()
+    assert {r.client: r.status for r in last.clients} == {**dict.fromkeys(parts, "admitted"), "c5": "lost"}
+    caplog.clear()
 
 
 def test_whose_data_raises_is_lost_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -190,32 +303,45 @@ def test_whose_data_raises_is_lost_alone(caplog: pytest.LogCaptureFixture) -> No
     *_, last = replace(given, simulation=STACKED).rounds()
     assert {r.client: r.status for r in last.clients} == {**dict.fromkeys(parts, "admitted"), "c5": "lost"}
     assert "side by side failed (OSError: disk gone)" in caplog.text
+    caplog.clear()
 
 
-def test_an_answer_that_nobody_waits_for_is_left_out_of_its_block() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_block_is_trained_whole_whoever_is_not_waited_for(workers: int) -> None:
     work = small_job(model=Plain).prepared().work
-    trainer = Trainer(work)
-    executor = Vectorized(trainer, 2**28)
+    server = Trainer(work)
+    start = server.bound.params().clone()
+    executor = replace(STACKED, num_workers=workers).start(work, server, rehearse(work.algorithm, start, 6))
     tasks = [Task(i, client, 1) for i, client in enumerate(work.data.clients)]
-    received = Payload({"params": trainer.bound.params().clone()}, torch.empty(0), torch.empty(0, dtype=torch.int64))
+    received = Payload({"params": start}, torch.empty(0), torch.empty(0, dtype=torch.int64))
     executor.submit(tasks, received, {})
     executor.cancel([0, 3])
-    assert isinstance(executor.result(1), Answer)
-    assert not isinstance(executor.result(5), Lost)
+    came = executor.result(1)
+    assert isinstance(came, Answer)
+    expected = answers(STACKED, small_job(model=Plain))["c1"]
+    assert torch.equal(came.update.payload.vectors["params"], expected.update.payload.vectors["params"])
+    executor.release(1)
+    executor.cancel([2, 4, 5])
+    executor.submit([replace(task, id=task.id + 10) for task in tasks], received, {})
     executor.interrupt()
     with pytest.raises(KeyboardInterrupt):
-        executor.result(4)
+        executor.result(14)
     executor.close()
 
 
 OBSTACLES: Mapping[str, tuple[dict[str, object], str]] = {
-    "batch norm": ({"model": Awkward}, r"layer 'norm' \(BatchNorm1d\) has buffers"),
+    "counted statistics": ({"model": partial(nn.BatchNorm1d, 7, momentum=None)}, r"\(BatchNorm1d\) has momentum None"),
+    "statistics over processes": ({"model": partial(nn.SyncBatchNorm, 7)}, r"\(SyncBatchNorm\) takes its statistics"),
+    "statistics of instances": (
+        {"model": partial(nn.InstanceNorm1d, 7, affine=True, track_running_stats=True)},
+        r"\(InstanceNorm1d\) keeps running",
+    ),
     "recurrent": ({"model": partial(nn.LSTM, 7, 3)}, r"layer .* \(LSTM\) has no stacked form"),
+    "recurrent, in two layers": ({"model": partial(nn.GRU, 7, 3, num_layers=2)}, r"layer .* \(GRU\) has no stacked"),
+    "half": ({"model": partial(nn.Linear, 7, 3, dtype=torch.bfloat16)}, "of half precision"),
     "another loop": ({"learner": lambda model, data, task: (1, {})}, "FunctionLearner, whose own loop"),
     "part of an epoch": ({"learner": rd.LocalSGD(lr=0.1, local_batches=2)}, "local_batches goes through"),
     "another optimiser": ({"learner": rd.LocalSGD(lr=0.1, optimizer="Adagrad")}, "optimizer is adagrad"),
-    "what stays at home": ({"keep_local": ["second.*"]}, "keep_local keeps 'second"),
-    "losses": ({"algorithm": rd.QFedAvg(q=1.0, lipschitz=10.0)}, "QFedAvg asks clients for losses"),
 }
 
 

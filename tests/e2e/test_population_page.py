@@ -1,4 +1,4 @@
-"""What the page on scale says of a million clients runs as shown, and its benchmark tells what it is there for."""
+"""What the page on scale says of a million clients runs as it is shown, and so does its benchmark."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def test_the_section_on_a_million_clients_runs_as_printed(tmp_path: Path, monkey
     assert all(len(clients) == 3 for clients in asked)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "job.toml").write_text(
-        "num_rounds = 1\nclients_per_round = 2\n[model]\nuse = 'linear'\nnum_features = 4\nnum_classes = 2\n"
+        "num_rounds = 1\nclients_per_round = 2\n[model]\nuse = 'logistic'\nnum_features = 4\nnum_classes = 2\n"
         f"[learner]\nuse = 'local_sgd'\nlr = 0.5\n{table}"
     )
     assert len(config.load(tmp_path / "job.toml").prepared().work.data.clients) == 1_000_000
@@ -33,9 +33,9 @@ def test_the_section_on_a_million_clients_runs_as_printed(tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_populations_are_measured_side_by_side(tmp_path: Path) -> None:
-    asked = [sys.executable, str(ROOT / "benchmarks" / "population.py"), "compare", "serial", "network",
-             "--repeats", "1", "--few", "200", "--many", "2000"]  # fmt: skip
+    asked = [sys.executable, str(ROOT / "benchmarks" / "population.py"), "compare", "serial",
+             "--repeats", "1", "--rounds", "3", "--few", "200", "--many", "2000"]  # fmt: skip
     shown = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert len(re.findall(r"│ (?:serial|network) +│ 2?(?:200|,000) ", shown.stdout)) == 4
+    assert re.findall(r"│ serial +│ +(200|2,000) ", shown.stdout) == ["200", "2,000"]
     assert list(tmp_path.iterdir()) == []

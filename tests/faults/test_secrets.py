@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from asked import ready
-from commands import Command, commands
+from commands import commands
 from figures import Figures
 from fronts import DAY_S, Device, joining, place, within
 from secrets_found import files, forms, found, of_key
+from typer.testing import CliRunner
 
+from roundelay.cli import app
 from roundelay.cli.logs import JsonLines
 from roundelay.deployment import protocol as p
 from roundelay.deployment.device.device import Device as DeviceFolder
@@ -183,7 +185,9 @@ def test_a_secret_is_found_in_whatever_form(form: str, before: bytes) -> None:
 # ---- a whole run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_run_leaves_secrets_only_where_they_belong(tmp_path: Path, figures: Figures) -> None:
+def test_a_whole_run_leaves_secrets_only_where_they_belong(
+    tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server and two sites, from kits to the end, with all that is logged, shown, counted and kept."""
     (tmp_path / "job.toml").write_text(JOB)
     (tmp_path / "two.py").write_text("from networks import federated\n\n\ndef clients():\n    return federated(2)\n")
@@ -206,10 +210,10 @@ def test_a_whole_run_leaves_secrets_only_where_they_belong(tmp_path: Path, figur
             measured = ask(Address("127.0.0.1", int(where[1]), secured=False), "/metrics", None).body
             outputs = {f"output of {site}": one.end().encode() for site, one in zip(sites, there, strict=True)}
         outputs["output of the server"] = server.end().encode()
+    monkeypatch.chdir(tmp_path)
     for words in (["doctor", "--server", "federation/server"], ["clients", "list", "--folder", "federation/server"]):
-        command = Command(tmp_path, *words)
-        outputs[" ".join(words)] = command._process.communicate(timeout=100)[0].encode()
-        command.stop()
+        outputs[" ".join(words)] = CliRunner().invoke(app, words).output.encode()
+    assert b"c1" in outputs["clients list --folder federation/server"]
     homes = {AUTHORITY_SECRET, SERVER_SECRET, DEVICE_KEY, TOKEN, JOIN_LINE}
     secrets = tokens | {"words": WORDS.replace(b" ", b"-")}
     for path in kits.rglob("*.key"):

@@ -151,9 +151,9 @@ def test_workers_and_devices_are_handed_half_vectors(tmp_path: Path, monkeypatch
 
     real, frame = Processes.submit, asking.model_frame
 
-    def submit(self: Processes, tasks: Any, received: Payload, memories: Any) -> None:
+    def submit(self: Processes, tasks: Any, received: Payload, memories: Any, **how: bool) -> None:
         noted(received)
-        real(self, tasks, received, memories)
+        real(self, tasks, received, memories, **how)
         answer = self.result(tasks[0].id)
         if tasks[0].kind == "train":
             noted(answer.update.payload)  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -103,13 +104,27 @@ def test_the_geometric_median_is_that_of_differences_whatever_the_scales(drift: 
     torch.testing.assert_close(rule(given), expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize(("spread", "drift", "hostile"), [
+    (1.0, 0.0, 1.0), (1e-3, 1.0, 1.0), (1.0, 0.0, 1e30), (1e-22, 0.0, 1e-22), (1e-3, 1.0, 1e30),
+])  # fmt: skip
+def test_the_geometric_median_of_float32_is_good_to_its_tolerance(spread: float, drift: float, hostile: float) -> None:
+    generator = torch.Generator().manual_seed(6)
+    points = drift + spread * torch.randn(11, 5000, generator=generator)
+    points[:4] = hostile * (1 + torch.randn(4, 5000, generator=generator))
+    got = rd.GeometricMedian(f=4, tolerance=1e-5, iterations=500)(updates(points)).double()
+    expected = by_differences(points.double(), 500)
+    scale = (points[4:].double() - expected).norm(dim=1).median()
+    rounding = 6e-8 * (abs(drift) + spread) * 5000**0.5  # of the answer, a float32 vector
+    assert (got - expected).norm() < 1e-4 * scale + rounding
+
+
 def test_the_median_of_many_columns_has_the_same_bits_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "BLOCK_VALUES", 2**9)
     points = torch.randn(8, 30_001, generator=torch.Generator().manual_seed(5))
     results, seen = [], []
     for cores in (1, 2, 7):
         monkeypatch.setattr(protocol, "available_cores", lambda cores=cores: seen.append(cores) or cores)
-        rules = aggregators.products, rd.GeometricMedian(), rd.Robust(), rd.Mean()
+        rules = partial(aggregators.products, dtype=torch.float32), rd.GeometricMedian(), rd.Robust(), rd.Mean()
         results.append([rule(updates(points)) for rule in rules])
     assert set(seen) == {1, 2, 7}
     for one, two, seven in zip(*results, strict=True):

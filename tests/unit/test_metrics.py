@@ -1,5 +1,7 @@
 """What Prometheus reads of a server, by its own parser, held against what was done there."""
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from roundelay.deployment.journal.disk import Disk
 from roundelay.deployment.journal.records import Fate
 from roundelay.deployment.trust.identity import DeviceKey
 from roundelay.deployment.trust.place import Listening
-from roundelay.errors import IdentityError
+from roundelay.errors import IdentityError, MissingExtra
 
 metrics = pytest.importorskip("roundelay.deployment.front.metrics", reason="its package comes with the extra 'metrics'")
 ANSWER = b"an answer of a client. " * 10
@@ -189,3 +191,10 @@ def test_a_port_alone_is_for_this_machine_only(text: str, where: tuple[str, int]
 def test_what_is_no_port_is_refused(text: str) -> None:
     with pytest.raises(IdentityError, match="as 9464"):
         Listening.of(text)
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, metrics.__name__)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(MissingExtra, match=r"'prometheus_client' is not installed.*roundelay\[metrics\]"):
+        importlib.import_module(metrics.__name__)

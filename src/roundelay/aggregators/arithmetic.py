@@ -52,15 +52,15 @@ def distances_to(updates: Updates, centre: Tensor) -> Tensor:
     return total.sqrt_()
 
 
-def products(updates: Updates) -> Tensor:
-    """Return the dot products of all pairs of steps, float64 (n, n)."""
+def products(updates: Updates, dtype: torch.dtype) -> Tensor:
+    """Return the dot products of all pairs of steps, float64 (n, n): sums over blocks, each block in ``dtype``."""
     n = len(updates.points)
 
     def of_span(blocks: Sequence[slice]) -> Tensor:
         total = torch.zeros(n, n, dtype=torch.float64)
         for columns in blocks:
-            steps = updates.steps(columns)
-            total.addmm_(steps, steps.t())
+            steps = updates.points[:, columns].to(dtype) - updates.previous[columns]
+            total += steps @ steps.t()
         return total
 
     total = torch.zeros(n, n, dtype=torch.float64)

@@ -16,6 +16,10 @@ from roundelay.errors import ConfigError
 SAME = 1e-13
 """Two points are one where the square of their distance is at most this share of the squares of their steps' lengths:
 what rounding leaves of equal ones in sums of 64 bits, and about what the last place of 32 bits makes."""
+ROUNDING = 1e-6
+"""What float32 may err by in a dot product over a block, as a share of the lengths."""
+LEAST = 1e-30
+"""Squares of distances below it may be sums of what float32 cannot hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,10 @@ class GeometricMedian:
     the iteration busy.
 
     Every point of the iteration is a mean of the updates, and its distances follow from their dot products: the updates
-    are read twice, for these and for the end, however many iterations there are. Steps are measured from what was
-    broadcast, and a far one weighs as little as it is far, so no distance among the others drowns in it.
+    are read once for these and once for the end, however many iterations there are. Steps are measured from what was
+    broadcast, and a far one weighs as little as it is far, so no distance among the others drowns in it. The products
+    are taken in the updates' own dtype, and once more in float64 where their rounding could exceed ``tolerance``: where
+    steps are long beside the distances between them, or beyond float32's range.
     """
 
     f: int = 0
@@ -90,14 +96,19 @@ class GeometricMedian:
 
     def __call__(self, updates: Updates) -> Tensor:
         require(self, updates)
-        return moved(updates, combined(updates, self._weights(products(updates))))
+        near = products(updates, updates.points.dtype)
+        if updates.points.dtype is not torch.float64 and not self._suffices(near):
+            near = products(updates, torch.float64)
+        return moved(updates, combined(updates, self._weights(near)))
+
+    def _suffices(self, products: Tensor) -> bool:
+        """Whether distances that follow from float32 products are good to ``tolerance``."""
+        usual = _usual_squares(products)
+        return bool(((ROUNDING * products.diagonal() < self.tolerance * usual) & (usual > LEAST)).all())
 
     def _weights(self, products: Tensor) -> Tensor:
         """Return the weights of the mean that is the median, (n,), from the steps' dot products, (n, n)."""
-        n, lengths = len(products), products.diagonal()
-        both = lengths[:, None] + lengths
-        apart = both - 2 * products
-        usual = apart.where(apart > SAME * both, 0.0).sort(dim=1).values[:, n // 2].sqrt()
+        n, usual = len(products), _usual_squares(products).sqrt()
         if usual.min() == 0:  # more than half of the points are this one: no other has a smaller sum of distances
             return (torch.arange(n) == usual.argmin()).double()
         weights = _normalised(1 / usual)
@@ -110,6 +121,14 @@ class GeometricMedian:
                 break
             far = _distances(products, weights)
         return weights
+
+
+def _usual_squares(products: Tensor) -> Tensor:
+    """Return the square of each point's median distance to all points, itself among them."""
+    lengths = products.diagonal()
+    both = lengths[:, None] + lengths
+    apart = both - 2 * products
+    return apart.where(apart > SAME * both, 0.0).sort(dim=1).values[:, len(products) // 2]
 
 
 def _normalised(weights: Tensor) -> Tensor:

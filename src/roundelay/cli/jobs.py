@@ -22,10 +22,11 @@ from roundelay.job import Job
 from roundelay.report.progress import shown
 from roundelay.report.runs import require_metric
 from roundelay.run import Run
+from roundelay.simulation.settings import EXECUTORS
 from roundelay.tracking.run_folder import require_run_folder
 
 app = typer.Typer()
-OfScripts, OnWorkers = "Clients that are scripts", "Workers that listen"
+OfScripts, OnWorkers, InSimulation = "Clients that are scripts", "Workers that listen", "Where simulated clients train"
 Attacks = Annotated[
     list[str] | None,
     typer.Option("--attack", metavar="NAME:KEY=VALUE,...", help="Add an attack or a fault: alie:fraction=0.2"),
@@ -50,6 +51,12 @@ def run(
     set: Overrides = None,
     data: Annotated[Path | None, typer.Option(help="The folder with its data: data.folder.")] = None,
     attack: Attacks = None,
+    executor: Annotated[
+        str | None, typer.Option(help=f"Who trains: one of {', '.join(EXECUTORS)}.", rich_help_panel=InSimulation)
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster: auto, or HOST:PORT.", rich_help_panel=InSimulation)
+    ] = None,
     script: Annotated[
         Path | None,
         typer.Option(
@@ -86,13 +93,15 @@ def run(
     if replay is not None and (workers is not None or script is not None):
         raise ConfigError(f"--replay {replay} says where its clients were, and what they ran: leave --workers and "
                           "--script out")  # fmt: skip
+    given = {"simulation.executor": executor, "simulation.address": address}
+    set = [*(set or []), *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
     if script is None:
         if job is None and replay is not None:
             job = replay / "job.toml"
         if job is None:
             raise ConfigError("give a job file, or --script FILE --model MODULE:NAME")
         found = [] if data is None else [f"data.folder={json.dumps(str(data.absolute()))}"]
-        made = config.load(job, [*(set or []), *found], attack or [])
+        made = config.load(job, [*set, *found], attack or [])
         if replay is not None:
             _shown(made.replayed(replay))
             return
@@ -117,7 +126,7 @@ def run(
         settings["simulation"] = {"num_clients": clients}
     if init is not None:
         settings["init"] = str(init)
-    _train(config.for_script(script, settings, set or [], attack or []), None)
+    _train(config.for_script(script, settings, set, attack or []), None)
 
 
 @app.command()

@@ -198,16 +198,23 @@ class FederatedData:
         number = self._number(client)
         return None if self._test is None else self._test.part(number)
 
+    def known_size(self, client: str) -> int | None:
+        """Return how many examples the client trains on, where that is known without reading or making them.
+
+        Raises:
+            DataError: there is no such client.
+        """
+        number = self._number(client)
+        return self._train.size(number) if self._sizes is None else self._sizes(client)
+
     def size(self, client: str) -> int:
         """Return how many examples the client trains on; they are made where nothing else tells.
 
         Raises:
             DataError: there is no such client, or its data is with it.
         """
-        if self._sizes is None:
-            return len(self.train(client))
-        self._number(client)
-        return self._sizes(client)
+        known = self.known_size(client)
+        return len(self.train(client)) if known is None else known
 
     def among(self, clients: Sequence[str]) -> "FederatedData":
         """Return data of which only these clients have a part.

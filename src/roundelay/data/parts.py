@@ -20,6 +20,10 @@ class Parts(Protocol):
         """Return what client ``number``, in order of id, holds."""
         ...
 
+    def size(self, number: int) -> int | None:
+        """Return how many examples client ``number`` holds; None where nobody knows who has not got them at hand."""
+        ...
+
     def whole(self) -> Examples:
         """Return what all clients hold, in order of id."""
         ...
@@ -37,6 +41,10 @@ class Pooled:
         start, stop = self.offsets[number : number + 2].tolist()
         return self.examples.select(self.indices[start:stop]) if stop > start else None
 
+    def size(self, number: int) -> int:
+        start, stop = self.offsets[number : number + 2].tolist()
+        return int(stop - start)
+
     def whole(self) -> Examples:
         return self.examples.select(self.indices)
 
@@ -53,6 +61,9 @@ class Stretches:
         start, stop = int(self.starts[number]), int(self.stops[number])
         return self.examples.select(torch.arange(start, stop)) if stop > start else None
 
+    def size(self, number: int) -> int:
+        return int(self.stops[number]) - int(self.starts[number])
+
     def whole(self) -> Examples:
         stretches = zip(self.starts.tolist(), self.stops.tolist(), strict=True)
         return self.examples.select(torch.cat([torch.arange(start, stop) for start, stop in stretches]))
@@ -66,6 +77,10 @@ class Separate:
 
     def part(self, number: int) -> Examples | None:
         return self.examples[number]
+
+    def size(self, number: int) -> int:
+        part = self.examples[number]
+        return 0 if part is None else len(part)
 
     def whole(self) -> Examples:
         return Joined([part for part in self.examples if part is not None])
@@ -91,6 +106,9 @@ class Made:
             value = self.make(client)
         return None if value is None else read_part(client, value)
 
+    def size(self, number: int) -> None:
+        return None
+
     def whole(self) -> Examples:
         parts = (self.part(number) for number in range(len(self.clients)))
         return Joined([part for part in parts if part is not None])
@@ -104,6 +122,9 @@ class Elsewhere:
 
     def part(self, number: int) -> Examples | None:
         raise DataError(f"client {self.clients[number]!r}: its data is with its script, not here")
+
+    def size(self, number: int) -> None:
+        return None
 
     def whole(self) -> Examples:
         raise DataError("each client's data is with its script: there is nothing here to pool")
@@ -120,6 +141,9 @@ class Seen:
     def part(self, number: int) -> Examples | None:
         part = self.parts.part(number)
         return None if part is None else self.change(self.clients[number], part)
+
+    def size(self, number: int) -> int | None:
+        return self.parts.size(number)
 
     def whole(self) -> Examples:
         parts = (self.part(number) for number in range(len(self.clients)))

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from roundelay.deployment.journal.records import Verdict
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Counts changes after which a device and a server of before do not understand each other."""
 
 HELLO, JOIN, RUN, WORK, BEAT, DATA, SCALARS = (

@@ -1,4 +1,4 @@
-"""A module that lives in one byte buffer.
+"""A module that lives in byte buffers.
 
 ``Layout.bind(module)`` places each of its tensors on a 64-byte boundary, as torch would have allocated it. The boundary
 is not a nicety: matrix-vector products give other last bits from a misaligned weight, and one client must equal a plain
@@ -21,7 +21,8 @@ ALIGNMENT = 64
 
 
 class Bound:
-    """A module whose tensors are views of one aligned buffer. Reading gives vectors, loading takes them.
+    """A module whose tensors are views of two aligned buffers, one of them for the parameters that are shared. Reading
+    gives vectors, loading takes them.
 
     ``parameters`` are the module's own that are not frozen, each once, in the layout's order. ``load``, ``params`` and
     ``buffers`` are of what is shared; ``load_local`` and ``local`` of what stays on the client. What is frozen stays in
@@ -41,17 +42,20 @@ class Bound:
         self._frozen: dict[str, tuple[Tensor, int]] = {}  # values, and how often they were written
         self._place(module)
         self._grad: Tensor | None = None
+        self._away = False
 
     def _place(self, module: nn.Module) -> None:
-        placed, offsets, at = [s for s in self.layout.specs if s.scope is not Scope.FROZEN], [], 0
+        placed = [spec for spec in self.layout.specs if spec.scope is not Scope.FROZEN]
+        offsets, sizes = list[int](), {True: 0, False: 0}
         for spec in placed:
-            offsets.append(at)
-            at += -(-spec.numel * spec.dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        storage = torch.zeros(at, dtype=torch.uint8, device=self.device)
+            offsets.append(sizes[_is_shared(spec)])
+            sizes[_is_shared(spec)] += -(-spec.numel * spec.dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        storages = {shared: torch.zeros(size, dtype=torch.uint8, device=self.device) for shared, size in sizes.items()}
         state, owners = module.state_dict(keep_vars=True), dict(module.named_modules(remove_duplicate=False))
         for spec in self.layout.frozen:
             self._frozen[spec.name] = _settled(state[spec.name], self.device)
         for spec, offset in zip(placed, offsets, strict=True):
+            storage = storages[_is_shared(spec)]
             flat = storage[offset : offset + spec.numel * spec.dtype.itemsize].view(spec.dtype)
             view, tensor = flat.view(spec.shape), state[spec.name]
             view.copy_(tensor.detach())
@@ -71,16 +75,24 @@ class Bound:
             dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
             gapless = all(s.numel * s.dtype.itemsize % ALIGNMENT == 0 for s in specs[:-1])
             if specs and gapless and all(s.dtype is dtype for s in specs):
-                start = offsets[placed.index(specs[0])]
+                start, storage = offsets[placed.index(specs[0])], storages[_is_shared(specs[0])]
                 self._whole[kind] = storage[start : start + self.layout.length(kind) * dtype.itemsize].view(dtype)
             else:
                 self._whole[kind] = None
+
+    def put_away(self) -> None:
+        """Give back the memory of the parameters that are shared, until they are loaded again: they are undefined."""
+        self._away, self._whole[Kind.PARAMETER], self._views[Kind.PARAMETER] = True, None, []
+        for parameter in self.parameters[: self._num_shared]:
+            parameter.grad, parameter.data = None, parameter.data.new_zeros(1).expand(parameter.shape)
 
     def load(self, vectors: Vectors) -> None:
         self.load_params(vectors.params)
         self.load_buffers(vectors.buffers, vectors.integers)
 
     def load_params(self, params: Tensor) -> None:
+        if self._away:
+            self.renew()
         self._load(Kind.PARAMETER, params)
 
     def load_buffers(self, buffers: Tensor, integers: Tensor) -> None:
@@ -185,6 +197,7 @@ class Bound:
 
     def renew(self) -> None:
         """Move on to a new byte buffer with the same values; vectors read from the old one stay as they are."""
+        self._away = False
         self._views, self._local = {kind: [] for kind in Kind}, {kind: [] for kind in Kind}
         self._place(self.module)
 
@@ -206,6 +219,10 @@ class Bound:
             return self._nothing[kind]
         dtype = torch.int64 if kind is Kind.INTEGER_BUFFER else self.layout.dtype
         return torch.cat([v if v.dtype is dtype else v.to(dtype) for v in views])
+
+
+def _is_shared(spec: Spec) -> bool:
+    return spec.kind is Kind.PARAMETER and spec.scope is Scope.SHARED
 
 
 def _changed(name: str) -> LayoutError:

@@ -3,7 +3,7 @@
 import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,23 @@ class Layout:
 
     specs: tuple[Spec, ...]
     dtype: torch.dtype
+    num_params: int = field(init=False, repr=False, compare=False)
+    """How many values of parameters are shared."""
+    stretches: tuple[tuple[torch.dtype, int], ...] = field(init=False, repr=False, compare=False)
+    """The dtypes in which the shared parameters travel, with how many each, in the vector's order."""
+    has_halves: bool = field(init=False, repr=False, compare=False)
+    """Whether any shared parameter is of half precision."""
+
+    def __post_init__(self) -> None:
+        """Work out once what is asked for every update."""
+        shared = self.of_kind(Kind.PARAMETER)
+        sizes = dict[torch.dtype, int]()
+        for spec in shared:
+            own = spec.dtype if _precision(spec) else self.dtype
+            sizes[own] = sizes.get(own, 0) + spec.numel
+        object.__setattr__(self, "num_params", sum(sizes.values()))
+        object.__setattr__(self, "stretches", tuple(sizes.items()))
+        object.__setattr__(self, "has_halves", any(map(_precision, shared)))
 
     @staticmethod
     def of(module: nn.Module, keep_local: Sequence[str] = ()) -> "Layout":
@@ -85,24 +102,6 @@ class Layout:
     def frozen(self) -> tuple[Spec, ...]:
         """The parameters that are not trained."""
         return self.of_kind(Kind.PARAMETER, Scope.FROZEN)
-
-    @property
-    def num_params(self) -> int:
-        return self.length(Kind.PARAMETER)
-
-    @property
-    def stretches(self) -> tuple[tuple[torch.dtype, int], ...]:
-        """The dtypes in which the shared parameters travel, with how many each, in the vector's order."""
-        own = (spec.dtype if _precision(spec) else self.dtype for spec in self.of_kind(Kind.PARAMETER))
-        sizes = dict[torch.dtype, int]()
-        for dtype, spec in zip(own, self.of_kind(Kind.PARAMETER), strict=True):
-            sizes[dtype] = sizes.get(dtype, 0) + spec.numel
-        return tuple(sizes.items())
-
-    @property
-    def has_halves(self) -> bool:
-        """Whether any shared parameter is of half precision."""
-        return any(_precision(spec) for spec in self.of_kind(Kind.PARAMETER))
 
     def flatten(self, state: Mapping[str, Tensor], scope: Scope = Scope.SHARED) -> Vectors:
         """Copy named tensors into vectors: those of one scope; the others take no part.

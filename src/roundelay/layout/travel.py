@@ -51,8 +51,10 @@ def opened(layout: Layout, payload: Payload) -> Payload:
 
     The names, lengths and dtypes are those of ``forms``: an update's have been checked by the guard.
     """
+    if not layout.has_halves:
+        return payload
     names = [_name(layout, dtype) for dtype, _ in layout.stretches]
-    if not layout.has_halves or names[-1] not in payload.vectors:  # the last stretch is always a half one
+    if names[-1] not in payload.vectors:  # the last stretch is always a half one
         return payload
     params = torch.empty(layout.num_params, dtype=layout.dtype, device=payload.vectors[names[0]].device)
     for name, part in zip(names, torch.split(params, [size for _, size in layout.stretches]), strict=True):

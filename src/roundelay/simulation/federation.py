@@ -93,7 +93,7 @@ class SimulatedFederation(Bookkeeping):
             travelling = [(f.task, due_ns) for f, due_ns in self._restored_flights if f.task.id not in self._landed]
             waiting = [self._flights[task_id].task for task_id in self._landed if task_id not in self._done]
             self._submit([*waiting, *self._delivery.restore(travelling, self._restored, self._land)])
-        return self._given.restored
+        return self._reached()
 
     async def train(
         self,
@@ -131,7 +131,8 @@ class SimulatedFederation(Bookkeeping):
             key = partial(seeds.key, self.seed, number, attempt)  # closes before all are there: then by a draw
             tasks.sort(key=lambda task: key(task.client, "arrival"))
         in_order = self._delivery.dispatch(tasks, 8 * cast.travels.num_bytes, arrive)
-        self._executor.submit(in_order, cast.received, self._memories(cohort))
+        needed = goal is None and deadline_s is None
+        self._executor.submit(in_order, cast.received, self._memories(cohort), all_needed=needed)
         timer = None
         if deadline_s is not None:  # in whole nanoseconds like the arrivals, which asyncio.timeout is not
             timer = self._loop.at(self._loop.now_ns + round(deadline_s * NS), expire, order=Order.TIMER)
@@ -290,7 +291,7 @@ class SimulatedFederation(Bookkeeping):
         own_state = isinstance(work.algorithm, Personalised) or isinstance(work.learner, ScriptLearner)
         if own_state or self._trainer.layout.local_names:
             memories = self._memories(clients)
-        self._executor.submit(tasks, model, memories)
+        self._executor.submit(tasks, model, memories, all_needed=True)
         came: list[ClientReport] = []
         for task in tasks:
             result = self._executor.result(task.id)

@@ -49,11 +49,13 @@ class Intercepted:
         self._batches: dict[int, tuple[Task, _Batch]] = {}
         self._dropped: set[int] = set()
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         dropped = {task.id for task in tasks if task.kind != "evaluate" and self._drops(task)}
         self._dropped |= dropped
         answered = [task for task in tasks if task.id not in dropped]
-        self._inner.submit(answered, received, memories)
+        self._inner.submit(answered, received, memories, all_needed=all_needed)
         if tasks and tasks[0].kind != "evaluate":
             in_order = sorted(answered, key=lambda task: (task.client, task.id))
             batch = _Batch(in_order, opened(self._layout, received), memories)

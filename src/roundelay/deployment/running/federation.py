@@ -128,7 +128,7 @@ class DeployedFederation(Bookkeeping):
     def restore(self) -> Version | None:
         self._asking.post([flight.task for flight, _ in self._restored_flights])
         self._fly([flight for flight, _ in self._restored_flights])
-        return self._given.restored
+        return self._reached()
 
     # ---- synchronous rounds -----------------------------------------------------------------------------------------
 

@@ -91,6 +91,9 @@ class Arena:
         return views
 
     def close(self) -> None:
+        """Give the memory back, but for regions of which somebody still has a view."""
+        self._maps.clear()
+        self._views.clear()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

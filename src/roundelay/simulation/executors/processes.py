@@ -1,9 +1,10 @@
 """A pool of processes that lives as long as the job: one torch thread each, vectors in shared memory, no pickled
 tensors.
 
-Tasks wait in one line, in the order of submission. Short ones are handed out in batches that take some milliseconds,
-long ones one by one, and batches shrink towards the end of the line, so that no worker sits on work that another could
-do. None of this can change a bit of the result: a task's outcome depends on its key only.
+Tasks wait in one line, in the order of submission, but for the longest of those that are all needed: these go first,
+as many as may wait for their turn. Short ones are handed out in batches that take some milliseconds, long ones one by
+one, and batches shrink towards the end of the line, so that no worker sits on work that another could do. None of this
+can change a bit of the result: a task's outcome depends on its key only.
 """
 
 import logging
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +26,11 @@ from torch import Tensor
 from roundelay.errors import RoundelayError
 from roundelay.hosting.forkserver import context, main_hidden
 from roundelay.layout import Layout
-from roundelay.messages import Memory, Payload, Task, Update
+from roundelay.messages import Lost, Memory, Payload, Task, Update
 from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.protocol import Result
 from roundelay.simulation.executors.shipping import pack
-from roundelay.simulation.executors.worker import Done, Names, Order, Ready, main, tensors_of
+from roundelay.simulation.executors.worker import BlockNames, Done, Names, Order, Ready, main, tensors_of
 from roundelay.trainer import TRIES, Answer, Evaluated, Work, lost
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 PRELOAD = ["torch._dynamo", "roundelay.simulation.executors.worker"]
 BATCH_S = 0.005  # about how long a batch takes: messages cost tenths of a millisecond
 MAX_BATCH = 32
+EARLY_BYTES = 64 * 2**20  # about how much memory may hold results of tasks that were done before their turn
 SHORT_S = 0.025  # below, a worker that waits for its next task loses a noticeable share of its time
 
 
@@ -64,12 +67,18 @@ class _Job:
     task: Task
     broadcast: _Broadcast
     memory: Memory
+    size: int = 1  # in examples, where that is known
+    early: bool = False  # it stands in the line before others that are asked for sooner
     slot: Region | None = None
     failures: int = 0
     running: bool = False
     cancelled: bool = False
     alone: bool = False  # it was in a batch whose worker died: handed out by itself from now on
-    result: Result | None = None
+    block: Sequence[Task] = ()  # those that are trained side by side under the id of ``task``, the first of them
+    result: Result | list[Answer] | None = None
+
+
+_Place = tuple[Payload, dict[str, Tensor]]
 
 
 class Processes:
@@ -86,7 +95,7 @@ class Processes:
         except BaseException:
             self._arena.close()
             raise
-        self._result_bytes, self._layout = result_bytes, layout
+        self._data, self._result_bytes, self._layout = work.data, result_bytes, layout
         self._context = context(PRELOAD)
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -94,25 +103,48 @@ class Processes:
         self._jobs: dict[int, _Job] = {}
         self._line: deque[int] = deque()
         self._slots_free: list[Region] = []
-        self._num_slots, self._serial, self._task_s, self._interrupted, self._closed = 0, 0, math.inf, False, False
-        self._places: dict[tuple[int, bytes], tuple[Payload, dict[str, Tensor]]] = {}  # views of slots by what is there
+        self._num_slots, self._num_early, self._serial, self._interrupted, self._closed = 0, 0, 0, False, False
+        self._task_s, self._task_size = math.inf, 1.0  # of tasks of late, a running mean
+        self._places: dict[tuple[int, bytes], _Place | list[_Place]] = {}  # views of slots by what is there
         self._workers = [self._start(device) for device in devices]
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         if not tasks:
             return
+        broadcast = self._placed(received, len(tasks))
+        jobs = [_Job(task, broadcast, memories.get(task.client, {}), self._size(task)) for task in tasks]
+        self._jobs |= {job.task.id: job for job in jobs}
+        self._line.extend(job.task.id for job in (self._longest_first(jobs) if all_needed else jobs))
+        self._feed()
+
+    def submit_block(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        remembered = {f"{row} {name}": value for row, task in enumerate(tasks)
+                      for name, value in memories.get(task.client, {}).items()}  # fmt: skip
+        self._jobs[tasks[0].id] = _Job(tasks[0], self._placed(received, 1), remembered, block=tasks)
+        self._line.append(tasks[0].id)
+        self._feed()
+
+    def _placed(self, received: Payload, num_tasks: int) -> _Broadcast:
         self._pump(0)  # what has come in since may give memory back
         names = Names.of(received, {})
         region = self._arena.allocate(names.packed.size)
         self._arena.write(region, tensors_of(received, {}))
         self._serial += 1
-        broadcast = _Broadcast(region, pickle.dumps((names, region, self._serial), protocol=5), len(tasks))
-        for task in tasks:
-            self._jobs[task.id] = _Job(task, broadcast, memories.get(task.client, {}))
-            self._line.append(task.id)
-        self._feed()
+        return _Broadcast(region, pickle.dumps((names, region, self._serial), protocol=5), num_tasks)
 
     def result(self, task_id: int) -> Result:
+        found = self._finished(task_id)
+        assert not isinstance(found, list)
+        return found
+
+    def block_result(self, task_id: int) -> list[Answer] | Lost:
+        found = self._finished(task_id)
+        assert isinstance(found, list | Lost)
+        return found
+
+    def _finished(self, task_id: int) -> Result | list[Answer]:
         job = self._jobs[task_id]
         while job.result is None:
             self._feed()  # slots may have been given back since
@@ -131,6 +163,7 @@ class Processes:
             return
         if job.slot is not None:
             self._slots_free.append(job.slot)
+        self._num_early -= job.early
         job.broadcast.num_tasks -= 1
         if job.broadcast.num_tasks == 0:
             self._arena.free(job.broadcast.region)
@@ -165,6 +198,7 @@ class Processes:
         os.close(self._wake_read)
         os.close(self._wake_write)
         self._jobs.clear()
+        self._places.clear()
         self._arena.close()
 
     @property
@@ -173,11 +207,32 @@ class Processes:
 
     @property
     def _max_slots(self) -> int:
-        return 3 * len(self._workers) * self._batch_size
+        return 3 * len(self._workers) * self._batch_size + self._num_early
 
     @property
     def _batch_size(self) -> int:
         return max(1, min(MAX_BATCH, int(BATCH_S / self._task_s)))
+
+    def _size(self, task: Task) -> int:
+        return self._data.known_size(task.client) or 1
+
+    def _longest_first(self, jobs: Sequence[_Job]) -> list[_Job]:
+        """Return the jobs in the order in which they begin: first the longest, by their examples and as many as
+        ``EARLY_BYTES`` has results of, but one for each worker anyway; then the others in their order.
+
+        A long one that begins last would have everybody wait for it. But results are folded in the order in which they
+        are asked for, and those that are there before lie in memory until then.
+        """
+        count = max(len(self._workers), EARLY_BYTES // self._result_bytes)
+        longest = sorted(range(len(jobs)), key=lambda place: -jobs[place].size)[:count]  # those of one size stay
+        chosen = set(longest)
+        order = [*longest, *(place for place in range(len(jobs)) if place not in chosen)]
+        last = len(jobs)
+        for place in reversed(order):  # early is whoever stands before one that is asked for sooner
+            jobs[place].early = place > last
+            last = min(last, place)
+        self._num_early += sum(job.early for job in jobs)
+        return [jobs[place] for place in order]
 
     def _new_slot(self) -> Region:
         self._num_slots += 1
@@ -213,12 +268,14 @@ class Processes:
             self._hand_out(worker, batch)
 
     def _next_batch(self, size: int) -> list[_Job]:
-        """Take up to ``size`` tasks off the line; fewer where slots run out."""
+        """Take up to ``size`` tasks off the line; fewer where they are longer than those of late, or slots run out."""
         batch: list[_Job] = []
-        while self._line and len(batch) < size:
+        room = size * self._task_size
+        while self._line and len(batch) < size and room > 0:
             job = self._jobs[self._line[0]]
-            if job.alone and batch:
+            if batch and (job.alone or job.size > room):
                 break
+            room -= job.size
             if job.slot is None and (job.task.kind != "evaluate" or job.memory):
                 if not self._slots_free:
                     if self._num_slots >= self._max_slots:
@@ -244,8 +301,8 @@ class Processes:
                 memory = (tuple(job.memory), self._arena.write(job.slot, tensors))
             job.running = True
             task = job.task
-            fields = (task.id, task.client, task.round, task.attempt, task.kind, task.config)
-            orders.append(Order(fields, job.broadcast.message, job.slot, memory))
+            block = tuple(map(_fields, job.block))
+            orders.append(Order(_fields(task), job.broadcast.message, job.slot, memory, block))
         worker.batches.append([job.task.id for job in batch])
         # Where the worker has died, its closed connection tells us so in the next pump, which hands its tasks on.
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -276,7 +333,10 @@ class Processes:
     def _take(self, done: Done) -> None:
         job = self._jobs[done.task_id]
         job.running = False
-        self._task_s = done.seconds if math.isinf(self._task_s) else 0.9 * self._task_s + 0.1 * done.seconds
+        if math.isinf(self._task_s):
+            self._task_s, self._task_size = done.seconds, float(job.size)
+        self._task_s += 0.1 * (done.seconds - self._task_s)
+        self._task_size += 0.1 * (job.size - self._task_size)
         if job.cancelled:
             self.release(done.task_id)
         elif done.failure:
@@ -287,19 +347,22 @@ class Processes:
         else:
             job.result = self._answer(job, done)
 
-    def _answer(self, job: _Job, done: Done) -> Answer:
+    def _answer(self, job: _Job, done: Done) -> Answer | list[Answer]:
         assert job.slot is not None
         place = (job.slot.offset, done.names)
-        if done.inline is not None:
-            names: Names = pickle.loads(done.names)
-            payload, memory = names.arrange([torch.from_numpy(array) for array in done.inline])
-        elif place in self._places:
-            payload, memory = self._places[place]
-        else:
-            if len(self._places) >= MAX_VIEWS:
-                self._places.clear()
-            names = pickle.loads(done.names)
-            payload, memory = self._places[place] = names.read(self._arena, job.slot)
+        found = None if done.inline is not None else self._places.get(place)
+        if found is None:
+            names: Names | BlockNames = pickle.loads(done.names)
+            if done.inline is not None:
+                found = names.arrange([torch.from_numpy(array) for array in done.inline])
+            else:
+                if len(self._places) >= MAX_VIEWS:
+                    self._places.clear()
+                found = self._places[place] = names.arrange(self._arena.read(job.slot, names.packed))
+        if isinstance(found, list):
+            return [Answer(Update(task, payload, *said), memory)
+                    for task, said, (payload, memory) in zip(job.block, done.block, found, strict=True)]  # fmt: skip
+        payload, memory = found
         metrics = done.metrics or {}
         update = Update(job.task, payload, done.num_examples, done.group, metrics, done.silent, done.fresh)
         return Answer(update, memory)
@@ -333,3 +396,7 @@ class Processes:
             else:  # which task of the batch it was will show when each runs alone
                 self._line.appendleft(task_id)
         self._workers[self._workers.index(worker)] = self._start(worker.device)
+
+
+def _fields(task: Task) -> tuple[Any, ...]:  # Any: fields of several types
+    return task.id, task.client, task.round, task.attempt, task.kind, task.config

@@ -10,11 +10,14 @@ Result = Answer | Evaluated | Lost
 
 
 class Executor(Protocol):
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
-        """Start tasks that all begin from ``received``; more than the workers can take wait in line. Never blocks on
-        training.
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
+        """Start tasks that all begin from ``received``, in the order in which they will be asked for; more than the
+        workers can take wait in line. Never blocks on training.
 
-        ``memories`` holds what each client remembers; a client without an entry remembers nothing.
+        ``memories`` holds what each client remembers; a client without an entry remembers nothing. ``all_needed``:
+        every result will be asked for, so that it may pay to begin with another than the first.
         """
 
     def result(self, task_id: int) -> Result:
@@ -31,3 +34,15 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give back processes and memory; harmless when called twice."""
+
+
+class BlockExecutor(Executor, Protocol):
+    """One that can also train a block of clients side by side, as one piece of work under its first task's id."""
+
+    def submit_block(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None: ...
+
+    def block_result(self, task_id: int) -> list[Answer] | Lost:
+        """Block until a block is done; return its answers in the order of its tasks, or why there are none. Their
+        tensors are valid until the block is released.
+        """
+        ...

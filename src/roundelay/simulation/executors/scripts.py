@@ -102,7 +102,9 @@ class Scripts:
         # in a thread, somebody may stand at a breakpoint
         self._farewell_s = math.inf if threads else min(FAREWELL_S, timeout_s or FAREWELL_S)
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         if self._interrupted.is_set():
             raise KeyboardInterrupt
         received = opened(self._layout, received)

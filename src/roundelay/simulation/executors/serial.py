@@ -3,12 +3,14 @@ others.
 """
 
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 
 from roundelay import seeds
-from roundelay.messages import Memory, Payload, Task
+from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.simulation.executors.protocol import Result
-from roundelay.trainer import TRIES, Trainer, lost, run_or_describe
+from roundelay.stacking import StackTrainer
+from roundelay.trainer import TRIES, Answer, Trainer, lost, run_or_describe
 
 
 class Serial:
@@ -17,11 +19,18 @@ class Serial:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._waiting: dict[int, tuple[Task, Payload, Memory]] = {}
+        self._blocks: dict[int, tuple[Sequence[Task], Payload, Mapping[str, Memory]]] = {}
+        self._stack: StackTrainer | None = None
         self._interrupted = threading.Event()
 
-    def submit(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+    def submit(
+        self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory], *, all_needed: bool = False
+    ) -> None:
         for task in tasks:
             self._waiting[task.id] = (task, received, memories.get(task.client, {}))
+
+    def submit_block(self, tasks: Sequence[Task], received: Payload, memories: Mapping[str, Memory]) -> None:
+        self._blocks[tasks[0].id] = (tasks, received, memories)
 
     def result(self, task_id: int) -> Result:
         task, received, memory = self._waiting.pop(task_id)
@@ -36,15 +45,29 @@ class Serial:
             trace = outcome
         return lost(task, trace)
 
+    def block_result(self, task_id: int) -> list[Answer] | Lost:
+        tasks, received, memories = self._blocks.pop(task_id)
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+        try:
+            if self._stack is None:
+                self._stack = StackTrainer(self._trainer)
+            with seeds.preserved_globals():
+                return self._stack.train(tasks, received, [memories.get(task.client, {}) for task in tasks])
+        except Exception:  # the border to code that we do not know, as in run_or_describe
+            return lost(tasks[0], traceback.format_exc())
+
     def release(self, task_id: int) -> None:
         """Nothing is held: the tensors are the trainer's own."""
 
     def cancel(self, task_ids: Sequence[int]) -> None:
         for task_id in task_ids:
             self._waiting.pop(task_id, None)
+            self._blocks.pop(task_id, None)
 
     def interrupt(self) -> None:
         self._interrupted.set()
 
     def close(self) -> None:
         self._waiting.clear()
+        self._blocks.clear()

@@ -1,8 +1,10 @@
-"""Sending a job's work to the workers of one machine: functions by cloudpickle, arrays once, through shared memory.
+"""Values on their way to workers, as cloudpickle makes bytes of them: a ``Parcel`` keeps their arrays apart, each once.
 
-Classes and functions of a notebook or of ``__main__`` travel by value. Nothing here reads bytes from a network.
+Classes and functions of a notebook or of ``__main__`` travel by value. The pool puts a job's arrays into its shared
+memory, Ray puts a parcel into its object store. Nothing here reads bytes that anybody but our own workers sent.
 """
 
+import ctypes
 import io
 import pickle
 from dataclasses import dataclass
@@ -19,6 +21,46 @@ from roundelay.trainer import Work
 
 SHARED_FROM_BYTES = 4096
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A pickled value, its arrays as bytes, and in which order unpickling asks for them."""
+
+    pickled: bytes
+    arrays: tuple[Bytes, ...]
+    order: tuple[int, ...]
+
+    @staticmethod
+    def of(value: object, apart_from_bytes: int = 0) -> "Parcel":
+        """Pickle a value. Its arrays are not copied; those that are smaller than ``apart_from_bytes`` are pickled."""
+        buffers: list[pickle.PickleBuffer] = []
+        stream = io.BytesIO()
+
+        def stays(buffer: pickle.PickleBuffer) -> bool:
+            if buffer.raw().nbytes < apart_from_bytes:
+                return True
+            buffers.append(buffer)
+            return False
+
+        _Pickler(stream, apart_from_bytes, stays).dump(value)
+        placed: dict[tuple[int, int], int] = {}
+        arrays: list[Bytes] = []
+        order: list[int] = []
+        for buffer in buffers:
+            raw = np.frombuffer(buffer.raw(), dtype=np.uint8)
+            address = (raw.ctypes.data, raw.nbytes)  # views of the same array are stored once
+            if address not in placed:
+                placed[address] = len(arrays)
+                arrays.append(raw)
+            order.append(placed[address])
+        return Parcel(stream.getvalue(), tuple(arrays), tuple(order))
+
+    def open(self) -> Any:  # Any: what was pickled
+        """Rebuild the value; its arrays are views of the parcel's."""
+        return pickle.loads(self.pickled, buffers=[_writable(self.arrays[index]) for index in self.order])
+
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
@@ -29,10 +71,29 @@ class Shipment:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, stream: io.BytesIO, apart_from_bytes: int, stays: Any) -> None:  # Any: a callback of pickle's
+        super().__init__(stream, protocol=5, buffer_callback=stays)
+        self._apart_from_bytes = apart_from_bytes
+
     def reducer_override(self, obj: Any) -> Any:  # Any: pickle's protocol
-        if type(obj) is Tensor and _shareable(obj):
+        if type(obj) is Tensor and _plain(obj) and obj.nbytes >= self._apart_from_bytes:
             return _as_tensor, (obj.contiguous().view(-1).view(torch.uint8).numpy(), obj.dtype, tuple(obj.shape))
         return super().reducer_override(obj)
+
+
+def packed(work: Work) -> Parcel:
+    """Return the work as a parcel, its large arrays apart.
+
+    Raises:
+        ConfigError: a part of the job cannot be sent to another process.
+    """
+    try:
+        return Parcel.of(work, SHARED_FROM_BYTES)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"the job cannot be sent to worker processes: {error}; use the serial executor, or build what cannot be "
+            "pickled (locks, open files, sockets) inside the function that uses it"
+        ) from error
 
 
 def pack(work: Work, arena: Arena) -> Shipment:
@@ -41,33 +102,13 @@ def pack(work: Work, arena: Arena) -> Shipment:
     Raises:
         ConfigError: a part of the job cannot be sent to another process.
     """
-    buffers: list[pickle.PickleBuffer] = []
-    stream = io.BytesIO()
-
-    def out_of_band(buffer: pickle.PickleBuffer) -> bool:
-        if buffer.raw().nbytes < SHARED_FROM_BYTES:
-            return True
-        buffers.append(buffer)
-        return False
-
-    try:
-        _Pickler(stream, protocol=5, buffer_callback=out_of_band).dump(work)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"the job cannot be sent to worker processes: {error}; use the serial executor, or build what cannot be "
-            "pickled (locks, open files, sockets) inside the function that uses it"
-        ) from error
-    regions: list[tuple[Region, int]] = []
-    placed: dict[tuple[int, int], tuple[Region, int]] = {}
-    for buffer in buffers:
-        raw = np.frombuffer(buffer.raw(), dtype=np.uint8)
-        address = (raw.ctypes.data, raw.nbytes)  # views of the same array are stored once
-        if address not in placed:
-            region = arena.allocate(raw.nbytes)
-            arena.bytes_of(region).numpy()[: raw.nbytes] = raw
-            placed[address] = (region, raw.nbytes)
-        regions.append(placed[address])
-    return Shipment(stream.getvalue(), tuple(regions))
+    parcel = packed(work)
+    placed: list[tuple[Region, int]] = []
+    for raw in parcel.arrays:
+        region = arena.allocate(raw.nbytes)
+        arena.bytes_of(region).numpy()[: raw.nbytes] = raw
+        placed.append((region, raw.nbytes))
+    return Shipment(parcel.pickled, tuple(placed[index] for index in parcel.order))
 
 
 def unpack(shipment: Shipment, arena: Arena) -> Work:
@@ -78,10 +119,19 @@ def unpack(shipment: Shipment, arena: Arena) -> Work:
     return work
 
 
-def _shareable(tensor: Tensor) -> bool:
-    plain = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.requires_grad
-    return plain and tensor.device.type == "cpu" and tensor.nbytes >= SHARED_FROM_BYTES
+def _plain(tensor: Tensor) -> bool:
+    strided = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.requires_grad
+    return strided and tensor.device.type == "cpu"
 
 
-def _as_tensor(raw: np.ndarray[Any, Any], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _as_tensor(raw: Bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def _writable(raw: Bytes) -> Bytes:
+    """Return the same memory, which an object store marks as read-only, as an array that torch takes silently."""
+    if raw.flags.writeable:
+        return raw
+    memory = (ctypes.c_uint8 * raw.nbytes).from_address(raw.ctypes.data)
+    memory.owner = raw  # type: ignore[attr-defined]  # the store keeps what somebody refers to
+    return np.frombuffer(memoryview(memory), dtype=np.uint8)
