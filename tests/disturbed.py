@@ -30,7 +30,7 @@ from roundelay.deployment.journal.rounds import Rounds
 from roundelay.deployment.running.calls import Calls
 
 CLIENTS = ("c0", "c1", "c2", "c3", "c4", "c5")
-DEADLINE_S = STOP_S = 3.0
+DEADLINE_S, STOP_S = 1.5, 3.0
 JOB = """
 num_rounds = {rounds}
 seed = 7
@@ -41,7 +41,7 @@ algorithm = "scaffold"
 use = "rounds"
 quorum = 4
 attempts = 3
-deadline_s = 3.0
+deadline_s = 1.5
 [learner]
 lr = 0.1
 batch_size = 4
@@ -77,7 +77,7 @@ class Size:
     down_bytes: int
 
 
-SHORT, LONG = Size(3, 4, 1, 4, 40_000, 40_000), Size(24, 40, 10, 20, 600_000, 600_000)
+SHORT, LONG = Size(3, 4, 1, 4, 40_000, 40_000), Size(24, 40, 10, 20, 300_000, 300_000)
 
 
 def disturbed(
