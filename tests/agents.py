@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import socket
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -103,11 +104,15 @@ class Party:
     limits: Limits = Limits(5.0, 5.0)
     load: Callable[[], Load] = lambda: IDLE
     agent: Agent | None = None
+    tls: ssl.SSLContext | None = None
 
     @staticmethod
-    def of(here: Place, folder: Path, client: str = "a", port: int | None = None) -> "Party":
+    def of(
+        here: Place, folder: Path, client: str = "a", port: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> "Party":
         """A device that joined before, with the key that the server knows."""
-        party = Party(folder, f"http://127.0.0.1:{port or here.port}", here, client)
+        scheme = "http" if tls is None else "https"
+        party = Party(folder, f"{scheme}://127.0.0.1:{port or here.port}", here, client, tls=tls)
         with Device(folder) as device:
             device.take_key(here.keys[client])
             if device.joined is None:
@@ -115,7 +120,8 @@ class Party:
         return party
 
     def link(self, device: Device) -> Link:
-        return Link(Address.plain(self.url), None, device.key(), device.counter, client=self.client, limits=self.limits)
+        address = Address.plain(self.url) if self.tls is None else Address.of(self.url)
+        return Link(address, self.tls, device.key(), device.counter, client=self.client, limits=self.limits)
 
     async def take_part(self, device: Device | None = None) -> str:
         """Run an agent until it ends."""
@@ -193,6 +199,12 @@ def answer_in(here: Place, task: int) -> Answered:
     return Answered.read(frame)
 
 
+def is_doubled(here: Place, task: int, num_values: int) -> bool:
+    """Whether the journal's answer is the model doubled, to the bit."""
+    came = answer_in(here, task).payload
+    return came is not None and torch.equal(came.vectors["params"], 2 * payload(num_values).vectors["params"])
+
+
 def tensors(memory: Mapping[str, Tensor] | None) -> dict[str, float] | None:
     return None if memory is None else {name: float(value) for name, value in memory.items()}
 
@@ -212,12 +224,23 @@ class Cut:
     down: int | None = None
 
 
+@dataclass(frozen=True)
+class Harm:
+    """After so many bytes in a direction, over all connections, the one that is there is cut; or a bit is changed."""
+
+    at: int
+    is_cut: bool
+
+
 class Proxy:
     """Passes bytes on to a port, cuts connections as planned, and counts. ``stalled``: passes nothing on, and hangs."""
 
-    def __init__(self, port: int, cuts: Sequence[Cut] = ()) -> None:
+    def __init__(self, port: int, cuts: Sequence[Cut] = (), up: Sequence[Harm] = (), down: Sequence[Harm] = ()) -> None:
+        """``up`` and ``down`` are in ascending order; a changed bit is one of a byte that is passed on all the same."""
         self.target, self.cuts = port, list(cuts)
+        self._harm_up, self._harm_down = list(up), list(down)
         self.num_up, self.num_down, self.num_connections = 0, 0, 0
+        self.num_cut, self.num_flipped = 0, 0
         self.stalled = False
         self.dies = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -273,16 +296,29 @@ class Proxy:
                 return
             while self.stalled:
                 await asyncio.sleep(0.01)
+            data, is_cut = self._harmed(data, is_up)
             if left is not None and len(data) >= left:
-                writer.write(data[:left])
-                await writer.drain()
-                self._count(data[:left], is_up)
-                return
-            if left is not None:
-                left -= len(data)
+                data, is_cut = data[:left], True
+            self.num_cut += is_cut  # also where nobody is there any more to take the last bytes
             writer.write(data)
             await writer.drain()
             self._count(data, is_up)
+            if is_cut:
+                return
+            if left is not None:
+                left -= len(data)
+
+    def _harmed(self, data: bytes, is_up: bool) -> tuple[bytes, bool]:
+        """Return what is left of these bytes, and whether the connection ends behind them."""
+        harm, begun = (self._harm_up, self.num_up) if is_up else (self._harm_down, self.num_down)
+        while harm and harm[0].at < begun + len(data):
+            one = harm.pop(0)
+            at = max(0, one.at - begun)
+            if one.is_cut:
+                return data[:at], True
+            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+            self.num_flipped += 1
+        return data, False
 
     def _count(self, data: bytes, is_up: bool) -> None:
         if is_up:

@@ -15,6 +15,7 @@ from roundelay.client.exchange import Answered, Site, read_model
 from roundelay.components import describe
 from roundelay.deployment.board import Board
 from roundelay.deployment.device.hands import CannotDo, TrainerHands
+from roundelay.deployment.journal.disk import Disk
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.journal.records import Run as JournalRun
@@ -127,10 +128,12 @@ class Deployment:
     def __init__(
         self, prepared: Prepared, folder: Path | None = None, memories: dict[str, dict[int, Memory]] | None = None,
         answering: Mapping[str, Answering] = {}, wait_s: float = 60.0, heartbeat_s: float = HEARTBEAT_S,
+        disk_of: Callable[[Path], Disk] = lambda folder: Disk(),
     ) -> None:  # fmt: skip
         self.run = Run(prepared, folder, world=self._made_world)
         assert self.run.folder is not None
-        self.journal = Journal(self.run.folder / "journal", JournalRun("run", prepared.resolved))
+        disk = disk_of(self.run.folder)
+        self.journal = Journal(self.run.folder / "journal", JournalRun("run", prepared.resolved), disk=disk)
         self.board = Board(self.journal, heartbeat_s)
         self.rounds: list[rd.Round] = []
         self._world: Deployed | None = None
@@ -218,14 +221,16 @@ class Deployment:
 def deployed(
     prepared: Prepared, folder: Path | None = None, memories: dict[str, dict[int, Memory]] | None = None,
     answering: Mapping[str, Answering] = {}, absent: Collection[str] = (), wait_s: float = 60.0,
-    heartbeat_s: float = HEARTBEAT_S,
+    heartbeat_s: float = HEARTBEAT_S, disk_of: Callable[[Path], Disk] = lambda folder: Disk(),
 ) -> Iterator[Deployment]:  # fmt: skip
-    """Begin, or go on with, a run on devices, all of which join but those that are absent."""
+    """Begin, or go on with, a run on devices, all of which join but those that are absent; ``disk_of(run folder)`` is
+    what its journal writes to.
+    """
     # a run that ends gives torch its threads back, and a device of this process may still be at work: their number is
     # the process's, and changes sums
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    deployment = Deployment(prepared, folder, memories, answering, wait_s, heartbeat_s)
+    deployment = Deployment(prepared, folder, memories, answering, wait_s, heartbeat_s, disk_of)
     try:
         for client in prepared.work.data.clients:
             if client not in absent:

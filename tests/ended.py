@@ -1,6 +1,6 @@
 """Commands of a served run that are asked to end, and what the same commands do when they are given again.
 
-Run as a program, in a process of its own: ``python -m ended FOLDER``.
+Run as a program, in a process of its own: ``python ended.py FOLDER``.
 """
 
 import json
@@ -127,7 +127,7 @@ def ended(folder: Path) -> None:
     for life in run.stopped:
         assert "stopped; the same command goes on" in life.output, life.output
     again(run, whole)
-    worker = Life("worker", ["worker", "--id", "w", "--port", "0", "--data", "four:clients"], folder, lambda: None)
+    worker = Life("worker", ["worker", "--id", "w", "--port", "0", "--data", "parts:clients"], folder, lambda: None)
     worker.wait(lambda life: "waits on" in life.output)
     worker.signal(signal.SIGTERM)
     over(worker, 130, "stopped; the same command goes on")

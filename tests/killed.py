@@ -1,17 +1,18 @@
 """Kills of a served run, and bugs that the check of them must catch.
 
-Run as a program, in a process of its own: ``python -m killed WHAT FOLDER SEED``; what was seen is printed as JSON.
+Run as a program, in a process of its own: ``python killed.py WHAT FOLDER SEED``; what was seen is printed as JSON.
 """
 
 import json
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lives import Moment
+from lives import Ending, Moment
 from served import CLIENTS, Run, check
 
 from roundelay.deployment.device.delivery import Delivery
@@ -22,7 +23,7 @@ from roundelay.deployment.front import desk
 from roundelay.deployment.journal.blobs import Blobs
 from roundelay.deployment.journal.clients import Clients
 from roundelay.deployment.journal.journal import Journal
-from roundelay.deployment.journal.records import Verdict
+from roundelay.deployment.journal.records import Opening, Verdict
 from roundelay.deployment.journal.rounds import Rounds
 from roundelay.deployment.journal.tasks import Tasks
 from roundelay.deployment.journal.uploads import Uploads
@@ -42,13 +43,71 @@ SERVERS_CALLS, CLIENTS_CALLS = (20_000, 250_000), (20_000, 100_000)
 """Between these, a life ends at any moment: some in their beginning, some rounds later."""
 
 
+NUM_ROUNDS, LAST_ROUNDS, NUM_KILLS = 30, 5, 60
+EACH_ROUND = (
+    (Rounds, "open"), (Tasks, "open"), (Rounds, "close"), (Journal, "commit"), (Blobs, "put"),
+    (Standing, "finish_round"),
+)  # fmt: skip
+EACH_UPDATE = ((Clients, "advance"), (Uploads, "begin"), (Uploads, "write"), (Uploads, "finish"), (Journal, "accept"))
+EARLY_CALLS = (2_000, 40_000)
+
+
 def kills(folder: Path, seed: int) -> object:
     draw = random.Random(seed)
     run = Run(folder, 10, of_server=moments(OF_SERVER, SERVERS_CALLS, 12, draw))
     drawn = moments(OF_CLIENT, CLIENTS_CALLS, 14, draw)
     run.of_clients = {client: drawn[number :: len(CLIENTS)] for number, client in enumerate(CLIENTS)}
-    check(run, run.simulated(), run.served())
-    return {"kills": run.kills, "from_journal": run.from_journal}
+    seen = check(run, run.simulated(), run.served())
+    return seen | {"kills": run.kills, "from_journal": run.from_journal, "ready_after_s": run.ready_after_s}
+
+
+def server_kills(folder: Path, seed: int) -> object:
+    """Kill the server all over a long run, beside one that nobody disturbs, and its simulation."""
+    draw = random.Random(seed)
+    folder.mkdir()
+    undisturbed = Run(folder / "undisturbed", NUM_ROUNDS)
+    simulated = undisturbed.simulated()
+    check(undisturbed, simulated, undisturbed.served())
+    run = Run(folder / "killed", NUM_ROUNDS, of_server=[*spread(NUM_KILLS, NUM_ROUNDS, draw)])
+    seen = check(run, simulated, run.served())
+    return seen | {"kills": run.kills, "from_journal": run.from_journal, "ready_after_s": run.ready_after_s}
+
+
+@dataclass(frozen=True)
+class From:
+    """A moment that is waited for only from this round on."""
+
+    number: int
+    moment: Moment
+
+    def __str__(self) -> str:
+        return f"{self.moment} from round {self.number} on"
+
+    def arm(self) -> None:
+        opens = Rounds.open
+
+        def opening(rounds: Rounds, opening: Opening) -> Any:
+            if opening.number >= self.number:
+                Rounds.open = opens  # type: ignore[method-assign]
+                self.moment.arm()
+                return rounds.open(opening)
+            return opens(rounds, opening)
+
+        Rounds.open = opening  # type: ignore[method-assign]
+
+
+def spread(count: int, num_rounds: int, draw: random.Random) -> Iterator[Ending]:
+    """Draw moments all over a run but for its last rounds, each of them not far from where a life begins: so many come
+    to pass in it.
+    """
+    for number in range(count):
+        kind, after = draw.randrange(3), draw.random() < 0.5
+        if kind == 0:
+            yield Moment(None, draw.randint(*EARLY_CALLS))
+        else:
+            where = draw.choice(EACH_ROUND if kind == 1 else EACH_UPDATE)
+            moment = Moment(where, 1 if kind == 1 else draw.randint(1, 3), after)
+            yield From(1 + number * (num_rounds - LAST_ROUNDS) // count, moment)
 
 
 def moments(
@@ -139,4 +198,5 @@ def caught(folder: Path, _: int) -> object:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"kills": kills, "caught": caught}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
+    played = {"kills": kills, "server_kills": server_kills, "caught": caught}[sys.argv[1]]
+    print(json.dumps(played(Path(sys.argv[2]), int(sys.argv[3]))))

@@ -1,13 +1,16 @@
 """Commands of roundelay as real processes that are killed at drawn moments and started again at once.
 
 One process imports everything once and forks the commands, since an import takes longer than a whole run. A life ends
-by SIGKILL: before or after the n-th call of a named method, or after so many calls and returns of any code at all.
+by SIGKILL: before or after the n-th call of a named method, or after so many calls and returns of any code at all. Or
+it stops there by SIGSTOP, until this process lets it go on.
 """
 
 import ctypes
 import functools
 import inspect
+import math
 import os
+import re
 import select
 import signal
 import sys
@@ -28,6 +31,7 @@ with suppress(ImportError):  # what draws a run's pictures, before the first for
 
 DEADLINE_S = 60.0
 PR_SET_PDEATHSIG = 1
+STOPS = re.compile(r"stops for (\S+) s\n")
 
 
 class Ending(Protocol):
@@ -37,13 +41,34 @@ class Ending(Protocol):
         """Prepare it, in the process that will end."""
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Stops the process for so long; how its life comes to its end is armed when it goes on."""
+
+    seconds: float
+    then: "Moment | None" = None
+
+    def __call__(self) -> None:
+        os.write(1, f"\nstops for {self.seconds} s\n".encode())
+        os.kill(os.getpid(), signal.SIGSTOP)
+        if self.then is not None:
+            self.then.arm()
+
+
 @dataclass(frozen=True)
 class Moment:
-    """Of a kill. ``where`` is a class and its method, or None: any code. ``count`` calls come before."""
+    """Of a kill, or of what else is to be done. ``where`` is a class and its method, or None: any code. ``count`` calls
+    come before.
+    """
 
     where: tuple[type, str] | None
     count: int
     after: bool = False
+    act: Callable[[], None] = die
 
     def __str__(self) -> str:
         if self.where is None:
@@ -64,7 +89,7 @@ class Moment:
             if after is self.after:
                 left -= 1
                 if left == 0:
-                    die()
+                    self.act()
 
         if inspect.iscoroutinefunction(method):
 
@@ -92,21 +117,18 @@ class Moment:
             nonlocal left
             left -= 1
             if left <= 0:
-                die()
+                self.act()
 
         threading.setprofile(count)
         sys.setprofile(count)
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Life:
-    """One process of a command. ``output`` is what it has said so far."""
+    """One process of a command. ``output`` is what it has said so far; one that stopped goes on at ``goes_on_s``."""
 
     def __init__(self, name: str, arguments: Sequence[str], folder: Path, prepare: Callable[[], None]) -> None:
         self.name, self.output, self.begun_s = name, "", time.monotonic()
+        self.num_stops, self.goes_on_s = 0, math.inf
         self._reading, writing = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -128,6 +150,9 @@ class Life:
         if self._reading in ready:
             piece = os.read(self._reading, 65_536).decode()
             self.output += piece
+            stops = STOPS.findall(self.output)
+            if len(stops) > self.num_stops:
+                self.num_stops, self.goes_on_s = len(stops), time.monotonic() + float(stops[-1])
             if not piece:  # nobody writes any more: it ends, or has ended
                 self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
                 os.close(self._reading)
@@ -137,13 +162,18 @@ class Life:
 
 
 def together(lives: Sequence[Life]) -> list[Life]:
-    """Wait until one of them says something, or ends; return those that have ended."""
-    ready, _, _ = select.select(lives, [], [], DEADLINE_S)
-    assert ready, time.asctime() + "\n".join(
+    """Wait until one of them says something, or ends, or is to go on; return those that have ended."""
+    next_s = min(life.goes_on_s for life in lives)
+    ready, _, _ = select.select(lives, [], [], max(0.0, min(DEADLINE_S, next_s - time.monotonic())))
+    assert ready or next_s < math.inf, time.asctime() + "\n".join(
         f"{life.name} says nothing more; the last was:\n{life.output[-2000:]}" for life in lives
     )
     for life in ready:
         life.collect([life.fileno()])
+    for life in lives:
+        if time.monotonic() >= life.goes_on_s:
+            life.goes_on_s = math.inf
+            life.signal(signal.SIGCONT)
     return [life for life in ready if life.status is not None]
 
 

@@ -6,8 +6,9 @@ import re
 import signal
 import socket
 import sqlite3
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +22,17 @@ from roundelay.deployment.device.device import JOINED
 from roundelay.deployment.device.hands import TrainerHands
 from roundelay.deployment.device.link import Link
 from roundelay.deployment.device.shelves import Answers
-from roundelay.deployment.front import desk  # noqa: F401
+from roundelay.deployment.front.server import Server
 from roundelay.serving import OVER
 from roundelay.tracking.run_folder import JOURNAL
 
 CLIENTS = ("c0", "c1", "c2", "c3")
+READY = "ready"
 JOB = """
 num_rounds = {rounds}
 seed = 7
 model = "networks:Awkward"
-data = "four:clients"
+data = "parts:clients"
 algorithm = "scaffold"
 [learner]
 lr = 0.1
@@ -59,17 +61,29 @@ class Run:
     of_clients: dict[str, list[Ending]] = field(default_factory=dict)
     kills: dict[str, list[str]] = field(default_factory=dict)
     stopped: list[Life] = field(default_factory=list)
+    ended: list[Life] = field(default_factory=list)
+    """Lives that were ended by a kill."""
+    clients: Sequence[str] = CLIENTS
+    job: str = JOB
+    killed_s: list[float] = field(default_factory=list)
+    """When the server was killed, on the clock that all processes of a machine share."""
     from_journal: int = 0
     line: list[str] = field(default_factory=list)
     lives: dict[str, Life] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        (self.folder / "job.toml").write_text(JOB.format(rounds=self.rounds))
-        (self.folder / "four.py").write_text("from networks import federated\n\n\ndef clients():\n    "
-                                             "return federated(4)\n")  # fmt: skip
+        (self.folder / "job.toml").write_text(self.job.format(rounds=self.rounds))
+        (self.folder / "parts.py").write_text("from networks import federated\n\n\ndef clients():\n    "
+                                              f"return federated({len(self.clients)})\n")  # fmt: skip
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
+
+    @property
+    def ready_after_s(self) -> list[float]:
+        """How long after a kill the server was ready again, for each time that it was."""
+        ready = map(float, (self.folder / READY).read_text().splitlines())
+        return [at - max(before) for at in ready if (before := [kill for kill in self.killed_s if kill < at])]
 
     # ---- what is run ------------------------------------------------------------------------------------------------
 
@@ -82,7 +96,7 @@ class Run:
     def served(self) -> Path:
         """Run to the end, through all kills; return the run folder."""
         self.lives["server"] = self.opened()
-        self.lives |= {client: self.begin(client) for client in CLIENTS}
+        self.lives |= {client: self.begin(client) for client in self.clients}
         self.go_on()
         self.leave()
         (finished,) = self.finished()
@@ -111,7 +125,9 @@ class Run:
                     if over.name == "server" and self.is_over:
                         continue
                 elif over.status == 2 and over.name != "server" and not (self.folder / over.name / JOINED).exists():
-                    pass  # it did not come as far as to know its server: its user types the line again
+                    # it did not come as far as to know its server: its user types the line again
+                    if over.moment is not None:
+                        self.of_clients[over.name].insert(0, over.moment)
                 elif over.name == "server" or over.status == 0:
                     continue
                 else:
@@ -144,13 +160,14 @@ class Run:
             arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self.port)]
         else:
             left = self.of_clients.get(name, [])
-            arguments = ["join", *self.line, "--id", name, "--data", "four:clients", "--allow", "networks:Awkward",
+            arguments = ["join", *self.line, "--id", name, "--data", "parts:clients", "--allow", "networks:Awkward",
                          "--folder", name]  # fmt: skip
         moment = left.pop(0) if left else None
 
         def prepare() -> None:
             if name == "server":
                 self.plant()
+                noted(self.folder / READY)
             else:
                 self.plant_client()
                 told(self.folder / f"{name}.told")
@@ -163,7 +180,9 @@ class Run:
 
     def _note(self, over: Life) -> None:
         self.kills.setdefault(over.name, []).append(str(over.moment))
+        self.ended.append(over)
         if over.name == "server":
+            self.killed_s.append(time.monotonic())
             self.from_journal += self._journal_is_ahead()
 
     def _journal_is_ahead(self) -> bool:
@@ -181,6 +200,19 @@ class Run:
         return False
 
 
+def noted(path: Path) -> None:
+    """Have a server note when its port is open."""
+    start = Server.start
+
+    def starting(self: Server) -> int:
+        port = start(self)
+        with path.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+        return port
+
+    Server.start = starting  # type: ignore[method-assign]
+
+
 # ---- what clients say -----------------------------------------------------------------------------------------------
 
 
@@ -190,8 +222,9 @@ def told(path: Path) -> None:
     """
     if path.stem[-1] in "13579":
         delivery.PART_BYTES, delivery.MIN_PART_BYTES = 1000, 500
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file, begun_s = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), time.monotonic()
     do, keep, put, settle = TrainerHands.do, Answers.keep, Link.put_part, Delivery.settle
+    briefing, joined = Link.briefing, (path.with_suffix("") / JOINED).exists()
 
     def note(*words: object) -> None:
         os.write(file, (json.dumps(words) + "\n").encode())
@@ -214,40 +247,68 @@ def told(path: Path) -> None:
         note(settled.verdict.value, kept.offer.id, kept.digest)
         return settled
 
+    async def briefed(self: Any) -> Any:
+        said = await briefing(self)
+        note("back", time.monotonic() - begun_s, joined)
+        return said
+
     TrainerHands.do, Answers.keep, Link.put_part = doing, keeping, putting  # type: ignore[method-assign]
-    Delivery.settle = settling  # type: ignore[method-assign]
+    Delivery.settle, Link.briefing = settling, briefed  # type: ignore[method-assign]
 
 
-def check(run: Run, simulated: Path, served: Path) -> None:
-    """Nothing is lost, nothing counts twice, nothing is done again that was finished, and the bits are the same."""
+def check(run: Run, simulated: Path, served: Path) -> dict[str, int]:
+    """Nothing is lost, nothing counts twice, nothing is done again that was finished, and the bits are the same. Return
+    how many answers were acknowledged, how many of them are lost, how many updates count, and how many too often.
+    """
     states = [json.loads((folder / "state.json").read_text()) for folder in (simulated, served)]
-    with closing(sqlite3.connect(f"file:{served / 'journal' / 'journal.db'}?mode=ro", uri=True)) as db:
-        updates = {task: (client, digest) for task, client, digest in db.execute(
-            "SELECT task, client, digest FROM updates JOIN tasks ON tasks.id = updates.task")}  # fmt: skip
-        members = db.execute(
-            "SELECT members.round, tasks.round, client, tasks.id FROM members JOIN tasks ON tasks.id = members.task"
-        ).fetchall()
-    for client in CLIENTS:
-        finished, acknowledged = set[int](), dict[int, str]()
-        for word, task, *digest in map(json.loads, (run.folder / f"{client}.told").read_text().splitlines()):
-            if word == "kept":
-                finished.add(task)
-            elif word == "accepted":
-                acknowledged[task] = digest[0]
-            elif word == "does":
-                assert task not in acknowledged, f"{client} was asked again for task {task}, which was acknowledged"
-                assert task not in finished, f"{client} did task {task} again, which it had finished"
-        for task, digest in acknowledged.items():
-            assert updates.get(task) == (client, digest), f"{client}: task {task} was acknowledged, and is lost"
-    counted = Counter((number, client) for number, of_task, client, _ in members if number == of_task)
-    wanted = {(number, client): 1 for number in range(1, run.rounds + 1) for client in CLIENTS}
-    assert counted == wanted, f"counted: {counted - Counter(wanted)}, missing: {Counter(wanted) - counted}"
-    assert {task for *_, task in members} == set(updates)
+    seen, counted, updates = check_kept(run, served)
+    wanted = {(number, 0, client) for number in range(1, run.rounds + 1) for client in run.clients}
+    assert counted.keys() == wanted, f"missing: {wanted - counted.keys()}, too many: {counted.keys() - wanted}"
+    assert seen["counted"] == len(updates)
     assert states[1]["sha256"] == states[0]["sha256"], "another model came out"
     for table in ("metrics.jsonl", "clients.jsonl"):
         one, other = ([timeless(line) for line in (folder / table).read_text().splitlines()]
                       for folder in (simulated, served))  # fmt: skip
         assert one == other, f"{table} is another one"
+    return seen
+
+
+Counted = Counter[tuple[int, int, str]]
+"""How often each client counts, by round and attempt."""
+
+
+def check_kept(run: Run, served: Path) -> tuple[dict[str, int], Counted, dict[int, tuple[str, str]]]:
+    """Nothing that was acknowledged is lost or asked for again, nothing counts twice, nothing is done again that was
+    finished. Return what was seen, who counts where, and the journal's updates by task.
+    """
+    with closing(sqlite3.connect(f"file:{served / 'journal' / 'journal.db'}?mode=ro", uri=True)) as db:
+        updates = {task: (client, digest) for task, client, digest in db.execute(
+            "SELECT task, client, digest FROM updates JOIN tasks ON tasks.id = updates.task")}  # fmt: skip
+        members = db.execute(
+            "SELECT members.round, members.attempt, tasks.round, tasks.attempt, client, tasks.id "
+            "FROM members JOIN tasks ON tasks.id = members.task"
+        ).fetchall()
+    heard: dict[int, tuple[str, str]] = {}
+    for client in run.clients:
+        finished, acknowledged = set[int](), dict[int, tuple[str, str]]()
+        for word, task, *digest in map(json.loads, (run.folder / f"{client}.told").read_text().splitlines()):
+            if word == "kept":
+                finished.add(task)
+            elif word == "accepted":
+                acknowledged[task] = client, digest[0]
+            elif word == "does":
+                assert task not in acknowledged, f"{client} was asked again for task {task}, which was acknowledged"
+                assert task not in finished, f"{client} did task {task} again, which it had finished"
+        heard |= acknowledged
+    lost = {task: answer for task, answer in heard.items() if updates.get(task) != answer}
+    assert not lost, f"acknowledged, and lost: {lost}"
+    assert all(where[:2] == where[2:4] for where in members), "counted in another round"
+    counted = Counter((number, attempt, client) for number, attempt, _, _, client, _ in members)
+    double = {who: times for who, times in counted.items() if times > 1}
+    assert not double, f"counted more than once: {double}"
+    assert {task for *_, task in members} <= set(updates)
+    seen = {"acknowledged": len(heard), "lost": len(lost), "counted": counted.total(), "double": len(double)}
+    return seen, counted, updates
 
 
 def timeless(line: str) -> dict[str, object]:

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from agents import (
     Cut,
     Party,
     Proxy,
-    answer_in,
     answered,
     beside,
     free_port,
+    is_doubled,
     model,
     over,
-    payload,
     sha256,
     tensors,
     until,
@@ -45,12 +43,6 @@ SLACK = 64 * 1024
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "PART_BYTES", PART)
-
-
-def is_right(here: Place, task: int, num_values: int) -> bool:
-    """Whether the journal's answer is the model doubled, to the bit."""
-    came = answer_in(here, task).payload
-    return came is not None and torch.equal(came.vectors["params"], 2 * payload(num_values).vectors["params"])
 
 
 # ---- cuts -----------------------------------------------------------------------------------------------------------
@@ -77,7 +69,7 @@ def check_cut_upload(folder: Path) -> None:
                 assert party.heard("waiting: ")
 
         within(play(), 60)
-        assert is_right(here, 1, LARGE)
+        assert is_doubled(here, 1, LARGE)
 
 
 def test_a_cut_in_mid_upload_costs_a_part_at_most(tmp_path: Path) -> None:
@@ -117,7 +109,7 @@ def check_cut_download(folder: Path) -> None:
                 assert again <= SLACK, f"{again} bytes came again"
 
         within(play(), 60)
-        assert is_right(here, 1, LARGE)
+        assert is_doubled(here, 1, LARGE)
 
 
 def test_a_cut_in_mid_download_costs_nothing(tmp_path: Path) -> None:
@@ -160,7 +152,7 @@ def test_a_part_of_a_model_that_was_damaged_meanwhile_is_fetched_anew(tmp_path: 
             over(here)
 
         within(beside(party.take_part(), script))
-        assert is_right(here, 1, LARGE)
+        assert is_doubled(here, 1, LARGE)
         assert party.heard("it is fetched anew")
 
 
@@ -219,7 +211,7 @@ def check_kept(folder: Path, server: Path) -> None:
             over(here)
 
         within(beside(party.take_part(), script), 60)
-        assert is_right(here, 1, LARGE)
+        assert is_doubled(here, 1, LARGE)
     assert party.hands.begun == [], "it was trained anew"
     assert party.heard("its answer was finished before")
 
@@ -256,7 +248,7 @@ def test_a_task_that_was_under_way_is_offered_again_and_comes_to_the_same(tmp_pa
             over(here)
 
         within(beside(again.take_part(), script))
-        assert is_right(here, 1, 100)
+        assert is_doubled(here, 1, 100)
 
 
 def test_a_server_that_was_killed_is_found_again(tmp_path: Path) -> None:
@@ -332,7 +324,7 @@ def test_a_full_disk_costs_time_and_no_answer(tmp_path: Path, monkeypatch: pytes
             over(here)
 
         within(beside(party.take_part(), script))
-        assert is_right(here, 1, 100)
+        assert is_doubled(here, 1, 100)
     assert len(party.hands.begun) == 1
     assert party.heard("this device's disk: keeping a finished answer failed (No space left on device); make room")
 
@@ -362,7 +354,7 @@ def test_an_answer_that_was_damaged_on_the_disk_is_not_sent_for_ever(
             over(here)
 
         within(beside(party.take_part(), script))
-        assert is_right(here, 1, 100)
+        assert is_doubled(here, 1, 100)
     assert len(party.hands.begun) == 2
     assert party.heard("was damaged on this device's disk")
 

@@ -3,15 +3,12 @@ the run ends in the bits of its simulation.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-import roundelay
+from figures import Figures
+from played import played
 
 PLANTED = {
     "acknowledged_before_it_is_written": "was asked again for task",
@@ -20,26 +17,43 @@ PLANTED = {
 }
 
 
-def seen(what: str, folder: Path, seed: int) -> Any:  # Any: what JSON holds
-    path = os.pathsep.join([str(Path(roundelay.__file__).parents[1]), str(Path(__file__).parents[1])])
-    done = subprocess.run(
-        [sys.executable, "-m", "killed", what, str(folder / "run"), str(seed)], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path}, timeout=250, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def check_kills(folder: Path, seed: int) -> None:
-    kills = seen("kills", folder, seed)
-    num_of_server = len(kills["kills"].pop("server"))
+def check_kills(folder: Path, seed: int) -> Any:
+    kills = json.loads(played(folder, "killed", "kills", folder / "run", seed))
+    num_of_server, num_of_clients = split(kills)
     assert num_of_server >= 10, "the run ended before the server was killed as often"
-    assert sum(map(len, kills["kills"].values())) >= 10, "the run ended before the clients were killed as often"
+    assert num_of_clients >= 10, "the run ended before the clients were killed as often"
     assert 0 < kills["from_journal"] < num_of_server, "the server must go on from a checkpoint, and from beyond one"
+    return kills
 
 
-def test_ten_kills_of_a_server_and_ten_of_its_clients_change_nothing(tmp_path: Path) -> None:
-    check_kills(tmp_path, 1)
+def split(kills: Any) -> tuple[int, int]:
+    """Return how often the server was killed, and how often its clients."""
+    num_of_server = len(kills["kills"]["server"])
+    return num_of_server, sum(map(len, kills["kills"].values())) - num_of_server
+
+
+def note(figures: Figures, kills: Any) -> None:
+    for name, count in zip(("kills of the server", "kills of clients"), split(kills), strict=True):
+        figures(name, count)
+    for name in ("acknowledged", "lost", "counted", "double"):
+        figures(f"updates {name}", kills[name])
+    ready = sorted(kills["ready_after_s"])
+    for name, at in (("median", len(ready) // 2), ("90th percentile", len(ready) * 9 // 10), ("most", -1)):
+        figures(f"from a kill to an open port, {name}", ready[at], "s")
+
+
+def test_ten_kills_of_a_server_and_ten_of_its_clients_change_nothing(tmp_path: Path, figures: Figures) -> None:
+    note(figures, check_kills(tmp_path, 1))
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_sixty_kills_of_a_server_over_thirty_rounds_change_nothing(
+    tmp_path: Path, figures: Figures, chaos_seed: int
+) -> None:
+    kills = json.loads(played(tmp_path, "killed", "server_kills", tmp_path / "run", chaos_seed))
+    note(figures, kills)
+    assert split(kills) == (60, 0)
 
 
 @pytest.mark.slow
@@ -49,7 +63,7 @@ def test_kills_at_many_more_moments_change_nothing(tmp_path: Path, seed: int) ->
 
 
 def test_the_check_catches_planted_bugs(tmp_path: Path) -> None:
-    said = seen("caught", tmp_path, 0)
+    said = json.loads(played(tmp_path, "killed", "caught", tmp_path / "run", 0))
     assert said.keys() == PLANTED.keys()
     for name, words in PLANTED.items():
         assert words in said[name], f"{name}: {said[name] or 'nothing was noticed'}"
