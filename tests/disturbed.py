@@ -77,7 +77,7 @@ class Size:
     down_bytes: int
 
 
-SHORT, LONG = Size(3, 4, 1, 4, 40_000, 40_000), Size(24, 40, 10, 20, 300_000, 300_000)
+SHORT, LONG = Size(8, 4, 1, 4, 40_000, 40_000), Size(24, 40, 10, 20, 300_000, 300_000)
 
 
 def disturbed(
