@@ -108,7 +108,7 @@ def run(decoders: Iterable[tuple[Decoder, Iterable[bytes]]], folder: Path) -> Re
             decoder.decode(seed)
     resource.setrlimit(resource.RLIMIT_AS, (process.memory_info().vms + SPARE_BYTES, resource.RLIM_INFINITY))
     tracemalloc.start()
-    before = process.memory_info().rss
+    before = process.memory_info()
     for decoder, inputs in given:
         already = len(report.failures)
         for raw in inputs:
@@ -116,7 +116,9 @@ def run(decoders: Iterable[tuple[Decoder, Iterable[bytes]]], folder: Path) -> Re
             if len(report.failures) > already + 2:
                 break
     report.events = watch.events
-    report.grown_bytes = max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    libraries = process.memory_info().shared - before.shared  # pages of files that a forked process touches anew
+    report.grown_bytes = max(0, peak - before.rss - libraries)
     return report
 
 

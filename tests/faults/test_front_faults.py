@@ -383,7 +383,7 @@ def found_after(disk: Recorder) -> Iterator[tuple[list[tuple[object, ...]], Jour
             continue
         for _, picture in pictures(model, step, number, draws=1):
             with quick_folder() as root:
-                materialise(picture, model.database, Path(root), RUN)
+                materialise(picture, Path(root), RUN)
                 with Journal(Path(root) / RUN, None) as journal:
                     yield told, journal
 

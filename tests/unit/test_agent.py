@@ -395,7 +395,7 @@ def test_a_server_of_another_protocol_is_told_apart(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(agent, "PROTOCOL", 99)
     with place(members="a") as here:
         party = Party.of(here, tmp_path)
-        with pytest.raises(DeviceError, match="speaks version 2 of the protocol, this device 99; install roundelay"):
+        with pytest.raises(DeviceError, match="speaks version 3 of the protocol, this device 99; install roundelay"):
             within(party.take_part())
 
 
