@@ -22,7 +22,6 @@ from yarl import URL
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Board, Phase
-from roundelay.deployment.front.connections import LIMITS, Limits
 from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.server import Server
 from roundelay.deployment.journal.disk import Disk
@@ -82,7 +81,6 @@ def place(
     phase: Phase = Phase.RUNNING,
     run: str = RUN,
     keys: Mapping[str, DeviceKey] | None = None,
-    limits: Limits = LIMITS,
     **options: Any,
 ) -> Iterator[Place]:
     """Serve a run of these ``clients``, whose ``members`` are enrolled, and take part."""
@@ -106,7 +104,7 @@ def place(
             } | options  # fmt: skip
             front = Front(board, roster, Doors(tuple(clients)), run=run, **settings)
             board.turn(phase)
-            server = Server(front.app, "127.0.0.1", 0, tls, limits=limits)
+            server = Server(front.app, "127.0.0.1", 0, tls)
             port = server.start()
             try:
                 yield Place(folder, journal, board, roster, front, server, port, known, news, scalars)

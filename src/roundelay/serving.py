@@ -21,7 +21,6 @@ from roundelay.algorithms.protocol import num_groups
 from roundelay.client.exchange import Scalar, Site
 from roundelay.components import describe
 from roundelay.deployment.board import Board, Phase
-from roundelay.deployment.front.connections import Limits
 from roundelay.deployment.front.curves import curves_of
 from roundelay.deployment.front.dialling import Dialler, Dialling
 from roundelay.deployment.front.front import Front
@@ -108,7 +107,6 @@ class Serving:
                 briefing=self._briefing, max_answer_bytes=max_answer_bytes(limits_of(expected, job.work)),
                 curves=self._curves, authority_pem=None if authority is None else authority.pem,
                 on_scalar=self._keep_scalar, on_data=self._keep_data,
-                in_flight_bytes=job.deployment.in_flight_bytes, requests_per_client=job.deployment.requests_per_client,
             )  # fmt: skip
             self.join_line = self.return_line = ""
             self.metrics_port = 0
@@ -249,10 +247,8 @@ class Serving:
 
         elif place.insecure:
             log.warning("without TLS, whoever stands between sees and changes all that is sent")
-        limits = Limits(self._job.deployment.max_connections, self._job.deployment.header_s)
         self._server = server = Server(self._front.app, None if place.workers else place.host,
-                                       0 if place.workers else place.listens_on(), tls, renew=renew,
-                                       limits=limits)  # fmt: skip
+                                       0 if place.workers else place.listens_on(), tls, renew=renew)  # fmt: skip
         port = server.start()
         if place.workers:
             pem = None if authority is None else authority.pem

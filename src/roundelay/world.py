@@ -16,27 +16,16 @@ class Deployment:
     20 heartbeats of silence its client is lost in the rounds that wait for it, until it comes back.
     ``wait_for_clients_s`` is how long a run that begins waits for all of its clients to join; then it goes on with
     those that have. The third time there is, a round's deadline, is the workflow's.
-
-    The others bound what strangers and clients can take of the server: ``max_connections`` at once,
-    ``requests_per_client`` at once, ``header_s`` seconds for the header of a request, ``in_flight_bytes`` of answers
-    that are on their way to the disk.
     """
 
     heartbeat_s: float = 15.0
     wait_for_clients_s: float = 3_600.0
-    max_connections: int = 4_096
-    requests_per_client: int = 16
-    header_s: float = 20.0
-    in_flight_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        for name in ("heartbeat_s", "wait_for_clients_s", "header_s"):
+        for name in ("heartbeat_s", "wait_for_clients_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"deployment {name} must be a positive number of seconds, got {value!r}")
-        for name, least in (("max_connections", 1), ("requests_per_client", 4), ("in_flight_bytes", 8 * 2**20)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"deployment {name} must be at least {least}, got {getattr(self, name)!r}")
 
 
 class Inhabited(Federation, Protocol):

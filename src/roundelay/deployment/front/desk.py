@@ -14,7 +14,7 @@ from roundelay.deployment.front.meters import Meters
 from roundelay.deployment.front.polls import Polls
 from roundelay.deployment.front.problems import Rejected
 from roundelay.deployment.front.receiving import Intake, Part, announced
-from roundelay.deployment.front.sending import NUM_PIECES, InThread, send
+from roundelay.deployment.front.sending import InThread, send
 from roundelay.deployment.journal.records import Denial, KeptTask, RequestDenied, Verdict
 from roundelay.deployment.trust.signing import Claim, check_body
 from roundelay.errors import JournalError
@@ -52,7 +52,6 @@ class Desk:
     in_thread: InThread
     writers: Executor
     patience_s: float
-    pieces: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(NUM_PIECES))
     told_over: set[str] = field(default_factory=set)
     keeping: set[asyncio.Task[p.Receipt]] = field(default_factory=set)
     """Writes that were begun. They end, whoever hangs up."""
@@ -96,9 +95,8 @@ class Desk:
             raise Rejected("not_found", f"no open task of client {call.client!r} begins from such a blob; ask for work")
         path = self.board.journal.blobs.path(digest)
         return await send(
-            call.request, path, digest, self.in_thread, self.patience_s, lambda: self.board.saw(call.client),
-            self.pieces,
-        )  # fmt: skip
+            call.request, path, digest, self.in_thread, self.patience_s, lambda: self.board.saw(call.client)
+        )
 
     async def beat(self, call: Call, beat: p.Beat) -> p.Beaten:
         wanted: set[int] = set()

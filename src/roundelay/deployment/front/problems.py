@@ -32,10 +32,9 @@ _MOST_FAULTS = 100
 class Rejected(RoundelayError):
     """A request cannot be served; ``error`` is one of ``protocol.ERRORS``."""
 
-    def __init__(self, error: str, message: str, received: int | None = None, after_s: int | None = None) -> None:
-        """``after_s`` is when to come again, where that is not the same for all who hear this error."""
+    def __init__(self, error: str, message: str, received: int | None = None) -> None:
         super().__init__(message)
-        self.error, self.received, self.after_s = error, received, after_s
+        self.error, self.received = error, received
 
 
 class Refusal(web.Response):
@@ -49,7 +48,7 @@ class Refusal(web.Response):
 def answer_to(error: Exception, request: web.Request) -> web.Response:
     """Return what is answered where a handler raised. What no client can cause is logged, and told to nobody."""
     if isinstance(error, Rejected):
-        return refusal(error.error, str(error), error.received, after_s=error.after_s)
+        return refusal(error.error, str(error), error.received)
     if isinstance(error, Refused):
         return refusal("another_run" if error.reason is Reason.OTHER_RUN else "signature", str(error))
     if isinstance(error, RequestDenied):
@@ -76,11 +75,9 @@ def is_of_the_disk(error: Exception) -> bool:
     return isinstance(error, JournalError) and not isinstance(error, JournalMismatch)
 
 
-def refusal(
-    error: str, message: str, received: int | None = None, status: int | None = None, after_s: int | None = None
-) -> web.Response:
+def refusal(error: str, message: str, received: int | None = None, status: int | None = None) -> web.Response:
     problem = Problem(error=error, message=message[:_MAX_TEXT], received=received)
-    retry = {"Retry-After": str(after_s or RETRY_AFTER_S[error])} if error in RETRY_AFTER_S else {}
+    retry = {"Retry-After": str(RETRY_AFTER_S[error])} if error in RETRY_AFTER_S else {}
     return Refusal(error, problem.model_dump_json().encode(), status or STATUS[error], retry)
 
 

@@ -2,9 +2,7 @@
 
 import asyncio
 import hashlib
-import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from roundelay.deployment.front.problems import Rejected
 from roundelay.deployment.protocol import MAX_MESSAGE_BYTES, PART_BYTES
 
 _QUERY = re.compile(r"digest=(?P<digest>[0-9a-f]{64})&offset=(?P<offset>[0-9]{1,18})&size=(?P<size>[0-9]{1,18})")
-_LONGEST_TURN_S = 30
 _WAYS = "digest=<sha-256>&offset=<bytes>&size=<bytes>"
 
 
@@ -66,18 +63,14 @@ def announced(request: web.Request) -> Part:
 class Intake:
     """Bounds what is held in memory of parts that are under way: by a budget in bytes, and by one part for each client.
     One that comes while another is under way takes its place, since its client then has given the other one up.
-
-    Those for whom there is no room are called back one after the other, as many a second as there is room for: all at
-    once they would send all of it again, to hear the same.
     """
 
-    def __init__(self, budget_bytes: int, patience_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, budget_bytes: int, patience_s: float) -> None:
         if budget_bytes < PART_BYTES:
             raise ValueError(f"in_flight_bytes: expected at least one part, {PART_BYTES}, got {budget_bytes}")
-        self._budget, self._patience_s, self._now_s = budget_bytes, patience_s, now_s
+        self._budget, self._patience_s = budget_bytes, patience_s
         self.in_flight = 0
         self._reading: dict[str, web.Request] = {}
-        self._called_s = now_s()  # when the last one of those that were sent away comes again
 
     @contextmanager
     def holding(self, client: str, length: int) -> Iterator[None]:
@@ -89,21 +82,12 @@ class Intake:
         if client in self._reading:
             _cut(self._reading.pop(client))
         if self.in_flight + length > self._budget:
-            after_s = self._turn_s(length)
-            raise Rejected(
-                "busy", f"{self.in_flight} bytes of answers are under way; come again in {after_s} s", after_s=after_s
-            )
+            raise Rejected("busy", f"{self.in_flight} bytes of answers are under way; come again in a second")
         self.in_flight += length
         try:
             yield
         finally:
             self.in_flight -= length
-
-    def _turn_s(self, length: int) -> int:
-        """Return in how many seconds there should be room for one more that is sent away."""
-        now_s = self._now_s()
-        self._called_s = min(max(now_s, self._called_s) + length / self._budget, now_s + _LONGEST_TURN_S)
-        return math.ceil(self._called_s - now_s)
 
     async def read(
         self, request: web.Request, client: str, length: int, alive: Callable[[], object]

@@ -12,18 +12,15 @@ from aiohttp import web
 from roundelay.deployment.front.problems import refusal
 from roundelay.errors import JournalError
 
-PIECE = 2**16
-NUM_PIECES = 64
-"""So many pieces are held at once for all who fetch: each is there until the network has taken the most of it."""
+PIECE = 2**20
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})")
 
 InThread = Callable[..., Awaitable[Any]]  # Any: what the function returns that runs there
 
 
 async def send(
-    request: web.Request, path: Path, digest: str, in_thread: InThread, patience_s: float, alive: Callable[[], object],
-    pieces: asyncio.Semaphore,
-) -> web.StreamResponse:  # fmt: skip
+    request: web.Request, path: Path, digest: str, in_thread: InThread, patience_s: float, alive: Callable[[], object]
+) -> web.StreamResponse:
     """Answer with the file, whose name is its digest and so its ETag, as ``Range``, ``If-Range`` and ``If-None-Match``
     ask for it. A client that takes nothing for ``patience_s`` seconds is cut; ``alive`` is called whenever it has.
 
@@ -53,27 +50,22 @@ async def send(
         response.content_length = end - first
         await response.prepare(request)
         while first < end:
-            async with pieces:
-                piece = await in_thread(os.pread, file.fileno(), min(PIECE, end - first), first)
-                if not piece:
-                    raise JournalError(f"blob {digest} is shorter than it was; was something removed by hand?")
-                first += len(piece)
-                await _write(request, response, piece, patience_s)
-            alive()
+            piece = await in_thread(os.pread, file.fileno(), min(PIECE, end - first), first)
+            if not piece:
+                raise JournalError(f"blob {digest} is shorter than it was; was something removed by hand?")
+            first += len(piece)
+            try:
+                async with asyncio.timeout(patience_s):
+                    await response.write(piece)
+                alive()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+                raise ConnectionResetError("the client takes nothing") from None
         await response.write_eof()
         return response
     finally:
         file.close()
-
-
-async def _write(request: web.Request, response: web.StreamResponse, piece: bytes, patience_s: float) -> None:
-    try:
-        async with asyncio.timeout(patience_s):
-            await response.write(piece)
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()
-        raise ConnectionResetError("the client takes nothing") from None
 
 
 def _opened(path: Path) -> tuple[IO[bytes], int]:
