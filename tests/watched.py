@@ -22,9 +22,8 @@ import psutil
 import torch
 from pydantic import ValidationError
 
-MOST_S, SLACK_BYTES, TIMES = 0.1, 2**20, 4
-"""What an input may cost: four times its own bytes and 1 MiB; 50 ms of CPU time on an idle machine. CPU time doubles
-where other work shares the cores' caches, so twice that fails."""
+MOST_S, SLACK_BYTES, TIMES = 0.05, 2**20, 4
+"""What an input may cost: 50 ms of CPU time; four times its own bytes and 1 MiB."""
 
 SPARE_BYTES = 2**30
 """What the process may map beyond what it had when it began: an allocation that is larger fails."""

@@ -34,7 +34,8 @@ LOSSES = frozenset(
 )  # fmt: skip
 """Functions of torch that a server may name without being asked."""
 
-_BETWEEN, _MOST_PARTS = re.compile(r"[,=\n{}\[\]]"), 100
+_DOTTED, _MOST_PARTS = re.compile(r"\.[^,=\n{}\[\]]*"), 100
+"""From a first point on to where a key ends. The parser takes the square of how many parts a key has."""
 
 
 def read_settings(text: str) -> Settings:
@@ -43,9 +44,7 @@ def read_settings(text: str) -> Settings:
     Raises:
         ConfigError: it is no TOML, or one that no server writes.
     """
-    if any(
-        part.count(".") > _MOST_PARTS for part in _BETWEEN.split(text)
-    ):  # the parser takes the square of their number
+    if any(key.count(".") > _MOST_PARTS for key in _DOTTED.findall(text)):
         raise ConfigError(f"the server's settings cannot be read: a key has more than {_MOST_PARTS} parts")
     try:
         document = tomllib.loads(text)
