@@ -124,3 +124,12 @@ def check_growth(
         figures(f"{what}, at first and at last", f"{begin}, {end}")
         assert end <= begin, what
     assert slope <= kib_per_round
+
+
+def test_rounds_leave_nothing_behind(tmp_path: Path, figures: Figures) -> None:
+    check_growth(tmp_path, figures, 40, 15, 200.0)
+
+
+@pytest.mark.chaos
+def test_three_hundred_rounds_leave_nothing_behind(tmp_path: Path, figures: Figures) -> None:
+    check_growth(tmp_path, figures, 300, 50, 20.0)

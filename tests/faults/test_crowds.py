@@ -24,9 +24,9 @@ from roundelay.deployment import protocol as p
 from roundelay.deployment.front import front, problems, receiving
 from roundelay.deployment.front.connections import Connections, Limits
 from roundelay.deployment.front.front import Front
-from roundelay.deployment.front.receiving import SPILL_BYTES, Body, Intake
+from roundelay.deployment.front.receiving import ROOM_BYTES, Body, Intake
 
-NUM_CLIENTS, NUM_PLACES, BUDGET = 50, 4, 40 * SPILL_BYTES
+NUM_CLIENTS, NUM_PLACES, BUDGET = 50, 4, 40 * ROOM_BYTES
 NUM_OTHERS = 4
 ANSWER = bytes(range(256)) * 20
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -112,7 +112,7 @@ def check_overflow() -> Told:
         is_free.set()
         await asyncio.gather(*work)
 
-    with place(members=clients, clients=clients, in_flight_bytes=2 * NUM_PLACES * SPILL_BYTES) as here:
+    with place(members=clients, clients=clients, in_flight_bytes=NUM_PLACES * ROOM_BYTES) as here:
         here.open_round(clients=clients)
         within(go(here))
         assert len(here.journal.updates(1)) == NUM_CLIENTS
@@ -277,6 +277,7 @@ def no_most_connections(patch: pytest.MonkeyPatch) -> None:
 
 def kept_in_memory(patch: pytest.MonkeyPatch) -> None:
     async def keep(self: Body, piece: bytes) -> None:
+        self._pieces.append(piece)
         self._held += len(piece)
         self._intake.in_flight += len(piece)
 
@@ -284,7 +285,7 @@ def kept_in_memory(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_at_a_time(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(receiving, "SPILL_BYTES", BUDGET // 2)
+    patch.setattr(receiving, "ROOM_BYTES", BUDGET)
 
 
 def uncounted(patch: pytest.MonkeyPatch) -> None:

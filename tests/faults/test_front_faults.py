@@ -20,7 +20,7 @@ from journals import quick_folder, sha256
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.front.desk import Desk
-from roundelay.deployment.front.receiving import SPILL_BYTES, Body, Intake, Part
+from roundelay.deployment.front.receiving import ROOM_BYTES, Body, Intake, Part
 from roundelay.deployment.front.turns import Turns
 from roundelay.deployment.journal.disk import Disk
 from roundelay.deployment.journal.journal import Journal
@@ -157,18 +157,18 @@ def test_more_is_not_taken_at_a_time_than_there_is_room_for() -> None:
             await until(lambda: here.front._desk.intake.num_parts == 0)
             assert (await b.deliver(2, ANSWER)).settled is not None
 
-    with place(in_flight_bytes=2 * SPILL_BYTES) as here:
+    with place(in_flight_bytes=ROOM_BYTES) as here:
         here.open_round()
         within(go())
-        with pytest.raises(ValueError, match="expected at least 65536"):
-            Intake(2 * SPILL_BYTES - 1, 1.0, here.root, ThreadPoolExecutor(1), Turns())
+        with pytest.raises(ValueError, match="expected at least 32768"):
+            Intake(ROOM_BYTES - 1, 1.0, here.root, ThreadPoolExecutor(1), Turns())
 
 
 READ_BYTES = 2**18
 """What asyncio reads at a time where no TLS is spoken: a body may be ahead by so much."""
 
 
-def check_spilling(size: int = 3 * 2**20, budget_bytes: int = 16 * SPILL_BYTES) -> None:
+def check_spilling(size: int = 3 * 2**20, budget_bytes: int = 16 * ROOM_BYTES) -> None:
     """The contract: what is too much for the memory goes through a file, and arrives as it was sent."""
     answer = random.Random(1).randbytes(size)
 

@@ -11,14 +11,15 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from aiohttp import StreamReader
 
-HANDSHAKE_S = 20.0
+HANDSHAKE_S = 20
 BUFFER_BYTES = 8 * 2**10
 """What each buffer of a connection holds, where there are many. Less would cost more time than it saves memory."""
 
-NUM_LARGE, LARGE_BYTES = 16, 256 * 2**10
+NUM_LARGE, LARGE_BYTES = 10, 256 * 2**10
 """So many connections have buffers of that size: few clients with a large model are in a hurry."""
 
 _MOST_FILES = 65_536
@@ -51,6 +52,15 @@ def open_files(num_wanted: int) -> int:
     return num_wanted if soft == resource.RLIM_INFINITY else max(1, min(num_wanted, (soft - _OTHER_FILES) // 2))
 
 
+@runtime_checkable
+class ReadLimited(Protocol):
+    """A transport that reads ahead, as those of TLS do."""
+
+    def set_read_buffer_limits(self, high: int, low: int) -> None: ...
+
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
+
 class Connection(asyncio.Protocol):
     """Passes on what a transport says to what speaks HTTP there, and knows whether a request is under way."""
 
@@ -78,7 +88,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._wire is None:
             self.reached(transport)
-        elif self._connections.is_shut:
+        else:
+            assert isinstance(transport, ReadLimited)
+            transport.set_read_buffer_limits(1, 1)  # nothing is read ahead of who takes it
+            transport.set_write_buffer_limits(self.buffer_bytes)
+        if self._connections.is_shut:
             self.cut()
         self.inner.connection_made(transport)
 
@@ -123,24 +137,20 @@ class Tls(SSLProtocol):
     """TLS with small buffers, whose connection is known from its first byte on."""
 
     def __init__(self, connection: Connection, context: ssl.SSLContext, shaken: "asyncio.Future[None] | None") -> None:
-        loop, self._connection, self.max_size = asyncio.get_running_loop(), connection, connection.buffer_bytes
-        super().__init__(loop, connection, context, shaken, server_side=True, ssl_handshake_timeout=HANDSHAKE_S)
-        self._set_write_buffer_limits(connection.buffer_bytes)
+        self._connection = connection
+        self.max_size = connection.buffer_bytes  # type: ignore[misc]  # asyncio has one size for all
+        super().__init__(
+            asyncio.get_running_loop(), connection, context, shaken,  # type: ignore[arg-type]  # nobody need wait for it
+            server_side=True, ssl_handshake_timeout=HANDSHAKE_S,
+        )  # fmt: skip
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connection.reached(transport)
         super().connection_made(transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._connection.gone()
-
-    def _pause_reading(self) -> None:
-        """Read nothing that nobody takes: asyncio would go on until its buffer is full."""
-        super()._pause_reading()
-        if not self._ssl_reading_paused:
-            self._ssl_reading_paused = True
-            self._transport.pause_reading()
 
 
 class Connections:

@@ -62,7 +62,7 @@ class Front:
         authority_pem: bytes | None,
         on_scalar: OnScalar,
         on_data: OnData = lambda client, holding: None,
-        in_flight_bytes: int = 64 * 2**20,
+        in_flight_bytes: int = 48 * 2**20,
         patience_s: float = 30.0,
         requests_per_client: int = 16,
         now_s: Callable[[], float] = time.time,

@@ -27,7 +27,7 @@ _DISK = Disk()
 
 SPILL_BYTES = 16 * 2**10
 ROOM_BYTES = SPILL_BYTES + 2 * BUFFER_BYTES
-"""So much of a part is in memory at least before it is written to a file, and so much at most before it is looked at."""
+"""So much of a part is in memory before it is written to a file, and so much more on its way there."""
 
 _WAYS = "digest=<sha-256>&offset=<bytes>&size=<bytes>"
 
@@ -85,9 +85,7 @@ class Intake:
     nobody who sends slowly, or stops in the middle, keeps others from sending.
     """
 
-    def __init__(
-        self, budget_bytes: int, patience_s: float, folder: Path, writers: Executor, turns: Turns
-    ) -> None:
+    def __init__(self, budget_bytes: int, patience_s: float, folder: Path, writers: Executor, turns: Turns) -> None:
         """``folder`` is where files may be opened; ``writers`` are the threads that write them."""
         if budget_bytes < ROOM_BYTES:
             raise ValueError(f"in_flight_bytes: expected at least {ROOM_BYTES}, got {budget_bytes}")
