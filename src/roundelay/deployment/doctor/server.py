@@ -199,6 +199,6 @@ def _check_files(report: Report) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a server raises its own limit to
     if 0 <= most < _FILES:
         report(State.WARNING, "open files", f"this account may have {most} open; each client needs two. For more "
-               f"than {most // 3} clients: LimitNOFILE in the service's unit, or this account's hard limit")  # fmt: skip
+               f"than {most // 3} clients: LimitNOFILE in the unit, or the account's hard limit")  # fmt: skip
     else:
         report(State.OK, "open files", f"up to {most}" if most > 0 else "as many as there are")
