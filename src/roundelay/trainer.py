@@ -268,8 +268,9 @@ def travelling(
     uplink = work.uplink if task.kind == "train" else None
     if uplink is None:  # what a client shows to others is shown as it is
         payload = packed(layout, answer.update.payload)
-        update = answer.update if payload is answer.update.payload else replace(answer.update, payload=payload)
-        return Answer(update, {**answer.memory, **kept(beside)} if beside else answer.memory)
+        if payload is answer.update.payload and not beside:
+            return answer
+        return Answer(replace(answer.update, payload=payload), {**answer.memory, **kept(beside)})
     sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
     update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
     return Answer(update, {**answer.memory, **sent.memory})

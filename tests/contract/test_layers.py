@@ -20,6 +20,7 @@ LAYERS = (
         "channel",
         "stopwatch",
         "load",
+        "spans",
     ),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy", "stages"),

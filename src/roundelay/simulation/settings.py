@@ -39,7 +39,7 @@ class Simulation:
     round; without it, nobody is. ``memory`` says where what clients remember is kept: in the server's "process", or on
     "disk" (in the run folder), for populations whose memories together are larger than the machine's.
 
-    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib`` and 64 at most,
+    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib`` and 128 at most,
     on ``num_workers`` processes; with one worker, in this one. It is for models so small that calling torch takes
     longer than its arithmetic, and for a GRU. It comes to what the others come to up to rounding, and to its own bits
     again, for any number of workers. What it cannot stack (LSTM, a loop of your own) it refuses by name.
