@@ -40,7 +40,7 @@ PRELOAD = ["torch._dynamo", "roundelay.simulation.executors.worker"]
 BATCH_S = 0.005  # about how long a batch takes: messages cost tenths of a millisecond
 MAX_BATCH = 32
 EARLY_BYTES = 64 * 2**20  # about how much memory may hold results of tasks that were done before their turn
-SHORT_S = 0.025  # below, a worker that waits for its next task loses a noticeable share of its time
+SHORT_S = 0.025  # below, a task that waits behind another delays nobody noticeably
 
 
 @dataclass(slots=True)
@@ -256,8 +256,7 @@ class Processes:
     def _feed(self) -> None:
         """Hand out batches from the line while there are workers that take them and slots for their results."""
         while self._line:
-            # One batch in work, and with short tasks one that waits for it, while there is enough for everybody.
-            at_once = 2 if self._task_s < SHORT_S and len(self._line) >= len(self._workers) else 1
+            at_once = 2 if self._may_wait() else 1
             worker = min(self._workers, key=lambda w: (len(w.batches), w.num_tasks))
             if len(worker.batches) >= at_once:
                 return
@@ -266,6 +265,15 @@ class Processes:
             if not batch:
                 return
             self._hand_out(worker, batch)
+
+    def _may_wait(self) -> bool:
+        """Whether what is next may wait behind a batch that is in work, so that its worker need not wait for us: there
+        is enough for everybody, and what is not short is short beside what is left.
+        """
+        if self._task_s < SHORT_S:
+            return len(self._line) >= len(self._workers)
+        left = sum(self._jobs[task_id].size for task_id in self._line)
+        return 2 * len(self._workers) * self._jobs[self._line[0]].size <= left
 
     def _next_batch(self, size: int) -> list[_Job]:
         """Take up to ``size`` tasks off the line; fewer where they are longer than those of late, or slots run out."""
