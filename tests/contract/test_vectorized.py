@@ -243,8 +243,8 @@ def test_dropout_is_drawn_for_each_client_and_the_same_again() -> None:
 
 def test_blocks_follow_from_the_order_of_tasks_and_what_fits() -> None:
     tasks = [Task(i, f"c{i}", 1) for i in range(300)]
-    for count, fitting, sizes in ((200, 999, [100, 100]), (300, 999, [100] * 3), (200, 20, [20] * 10), (50, 999, [25, 25]), (49, 999, [49]),
-                                  (7, 1, [1] * 7), (0, 1, [])):  # fmt: skip
+    for count, fitting, sizes in ((200, 999, [100, 100]), (300, 999, [100] * 3), (200, 20, [20] * 10),
+                                  (50, 999, [25, 25]), (49, 999, [49]), (7, 1, [1] * 7), (0, 1, [])):  # fmt: skip
         cut = blocks(tasks[:count], fitting)
         assert [len(block) for block in cut] == sizes
         assert [task for block in cut for task in block] == tasks[:count]
