@@ -1,7 +1,6 @@
 """The other end of the pool: one process, one torch thread, one trainer. Vectors come and go through the arena."""
 
 import ctypes
-import gc
 import pickle
 import signal
 import threading
@@ -138,7 +137,6 @@ def main(connection: Connection, arena: Arena, shipment: Shipment, device: str, 
         _send(connection, Ready(traceback.format_exc()))
         return
     _send(connection, Ready(""))
-    gc.freeze()  # what is there stays to the end: looking through all of torch for garbage takes a tenth of a second
     worker = _Worker(arena, trainer)
     try:
         while True:
