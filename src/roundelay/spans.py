@@ -21,7 +21,7 @@ Part = TypeVar("Part")
 
 def in_spans(work: Callable[..., Part], *vectors: Tensor) -> list[Part]:
     """Call ``work`` with each span of vectors of one length; return what it returned, in their order."""
-    length = len(vectors[0])
+    length = vectors[0].shape[0]  # len() of a tensor goes through Python
     if length <= SPAN:
         return [work(*vectors)]
     spans = [slice(start, start + SPAN) for start in range(0, length, SPAN)]
