@@ -57,7 +57,8 @@ class Scene:
         """Let the workers finish what was cancelled while they were at it; then tell whether nothing is held."""
         while any(worker.batches for worker in self.pool._workers):
             self.pool._pump(None)
-        return not self.pool._jobs and not self.pool._line and len(self.pool._slots_free) == self.pool._num_slots
+        line = self.pool._line
+        return not self.pool._jobs and not line and len(line._slots_free) == line._num_slots
 
 
 @pytest.fixture(scope="module")
