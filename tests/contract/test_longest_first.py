@@ -60,13 +60,10 @@ class Recorded:
 
 
 @pytest.fixture
-def scene() -> Iterator[Recorded]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def scene(one_thread: None) -> Iterator[Recorded]:
     scene = Recorded()
     yield scene
     scene.pool.close()
-    torch.set_num_threads(threads)
 
 
 def test_the_longest_begin_first_where_all_are_needed_and_give_the_same(

@@ -13,15 +13,13 @@ from roundelay.algorithms.protocol import rehearse
 from roundelay.messages import Payload, Task
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.settings import Simulation
-from roundelay.trainer import Answer, Evaluated, Trainer
+from roundelay.trainer import Answer, Evaluated, Trainer, one_thread
 
 
 class Scene:
     """One pool, the model that all tasks start from, and every task's answer as one trainer gives it by itself."""
 
     def __init__(self) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         self.work = small_job().prepared().work
         self.trainer = Trainer(self.work)
         start = self.trainer.bound.params().clone()
@@ -31,7 +29,6 @@ class Scene:
         pool = simulation.start(self.work, self.trainer, rehearse(self.work.algorithm, start, 6))
         assert isinstance(pool, Processes)
         self.pool, self.next = pool, 0
-        torch.set_num_threads(threads)
 
     def tasks(self, count: int, kind: str = "train") -> list[Task]:
         self.next += count
@@ -43,7 +40,6 @@ class Scene:
 
     def check(self, task: Task) -> None:
         """The contract: this task's result is the one that it has by itself."""
-        torch.set_num_threads(1)
         result, alone = self.pool.result(task.id), self.trainer.run(task, self.received, {})
         assert result.task == task if isinstance(result, Evaluated) else result.update.task == task
         if isinstance(alone, Answer):
@@ -63,11 +59,10 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    threads = torch.get_num_threads()
-    made = Scene()
-    yield made
-    made.pool.close()
-    torch.set_num_threads(threads)
+    with one_thread():
+        made = Scene()
+        yield made
+        made.pool.close()
 
 
 @pytest.mark.parametrize("order", ["submitted", "reversed", "shuffled"])
