@@ -19,18 +19,10 @@ from roundelay.messages import Payload, Task
 from roundelay.simulation.executors.vectorized import blocks
 from roundelay.trainer import Answer, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized", num_workers=1)
 FEW = replace(STACKED, block_mib=0.01)
 """Room for two or three clients at a time."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a run's own thread and in its workers: the number of threads changes sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

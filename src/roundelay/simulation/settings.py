@@ -155,9 +155,10 @@ class Simulation:
             if one_process:
                 return Serial(trainer)
             return Processes(work, devices, _result_bytes(work, server, rehearsal), server.layout)
-        fitting = max(1, int(self.block_mib * 2**20) // StackTrainer(trainer).bytes_a_client())
+        stack = StackTrainer(trainer)
+        fitting = max(1, int(self.block_mib * 2**20) // stack.bytes_a_client())
         if one_process:
-            return Vectorized(Serial(trainer), fitting)
+            return Vectorized(Serial(trainer, stack), fitting)
         most = min(fitting, MOST_CLIENTS)
         inner = Processes(work, devices, most * _result_bytes(work, server, rehearsal), server.layout)
         return Vectorized(inner, fitting)
