@@ -47,11 +47,7 @@ def test_the_readme_example_runs_as_printed_as_a_script_without_a_main_guard(tmp
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
     assert len(blocks) == 1
     (tmp_path / "readme.py").write_text(blocks[0])
-    shown = subprocess.run(
-        [sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["1", "2", "3", "4", "5"]
+    assert [line.split()[0] for line in ran(tmp_path, "readme.py").splitlines()] == ["1", "2", "3", "4", "5"]
 
 
 def test_the_page_on_privacy_runs_as_printed(tmp_path: Path) -> None:
