@@ -17,7 +17,7 @@ from lives import Ending, Life, together
 from loopback import free_port
 from projects import BRINGS, write_job
 
-from roundelay.deployment.device import delivery
+from roundelay.deployment.device import delivery, link
 from roundelay.deployment.device.delivery import Delivery
 from roundelay.deployment.device.device import JOINED
 from roundelay.deployment.device.hands import TrainerHands
@@ -29,6 +29,9 @@ from roundelay.tracking.run_folder import JOURNAL
 
 CLIENTS = ("c0", "c1", "c2", "c3")
 READY = "ready"
+PAUSE_S = 0.5
+"""So long at most a client rests before it tries to reach its server again."""
+
 TABLES = """
 [simulation]
 executor = "serial"
@@ -158,6 +161,7 @@ class Run:
                 noted(self.folder / READY)
             else:
                 self.plant_client()
+                link.LONGEST_S = PAUSE_S
                 told(self.folder / f"{name}.told")
             if moment is not None:
                 moment.arm()

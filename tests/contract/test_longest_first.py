@@ -94,7 +94,7 @@ def test_a_long_task_waits_behind_another_only_while_much_is_left(
 ) -> None:
     held = list[tuple[str, int]]()
 
-    def handed_out(worker: processes._Worker, batch: Sequence[_Job]) -> None:
+    def handed_out(worker: processes._Worker, batch: Sequence[Job]) -> None:
         worker.batches.append([job.task.id for job in batch])
         held.append((batch[0].task.client, len(worker.batches)))
 
