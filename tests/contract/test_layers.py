@@ -17,6 +17,7 @@ LAYERS = (
         "header",
         "wire",
         "sealed",
+        "saved",
         "channel",
         "stopwatch",
         "load",

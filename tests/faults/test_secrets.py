@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from roundelay.cli import app
 from roundelay.cli.logs import JsonLines
 from roundelay.deployment import protocol as p
+from roundelay.deployment.device import joining as joining_module
 from roundelay.deployment.device.device import Device as DeviceFolder
 from roundelay.deployment.device.joining import _unpacked
 from roundelay.deployment.front import front, problems
@@ -256,6 +257,10 @@ def begun_as_a_device(folder: Path) -> None:
         device.key()
 
 
+def begun_with_a_token_file(folder: Path) -> None:
+    joining_module.token_in(folder / TOKEN)
+
+
 def begun_as_a_server(folder: Path) -> None:
     server_context(folder, ["localhost"], NOW_S)
     Roster(folder / ROSTER)
@@ -263,7 +268,8 @@ def begun_as_a_server(folder: Path) -> None:
 
 OTHERS = [mode for mode in range(0o600, 0o1000) if mode & 0o077 and mode & 0o600 == 0o600]
 FILES = [(authority, begun_as_a_server), (of_the_server, begun_as_a_server), (roster, begun_as_a_server),
-         (of_the_device, begun_as_a_device), (of_the_device, begun_as_a_site), (token, begun_as_a_site)]  # fmt: skip
+         (of_the_device, begun_as_a_device), (of_the_device, begun_as_a_site), (token, begun_as_a_site),
+         (token, begun_with_a_token_file)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("made", "begin"), FILES, ids=lambda one: one.__name__)
@@ -285,3 +291,27 @@ def test_nobody_begins_with_a_secret_that_others_may_open(
     begin(tmp_path)
     path.chmod(0o400)
     begin(tmp_path)
+
+
+def check_token_file(folder: Path) -> None:
+    """The contract: whoever joins with a token that others may read is told so, and nothing is asked or made."""
+    path = folder / TOKEN
+    path.write_text("a token\n")
+    path.chmod(0o644)
+    words = ["join", "https://127.0.0.1:1", "--token-file", str(path), "--folder", str(folder / "client")]
+    raised = CliRunner().invoke(app, words).exception
+    assert isinstance(raised, IdentityError), raised
+    assert str(raised).startswith(f"{path}: others than its owner may open this secret (mode 0644, expected 0600)")
+    assert not (folder / "client").exists()
+
+
+def test_a_token_file_that_others_may_open_is_refused(tmp_path: Path) -> None:
+    check_token_file(tmp_path)
+
+
+def test_the_check_of_token_files_catches_one_that_is_just_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining_module, "token_in", lambda path: path.read_text().strip())
+    with pytest.raises(AssertionError):
+        check_token_file(tmp_path)
