@@ -83,7 +83,7 @@ def check_crowd(
 
 @pytest.mark.chaos
 def test_a_crowd_is_counted_and_nobody_waits(tmp_path: Path, figures: Figures, chaos_seed: int) -> None:
-    check_crowd(tmp_path, figures, chaos_seed, 1_000, 512, 200.0, 0.5)
+    check_crowd(tmp_path, figures, chaos_seed, 1_000, 512, 200.0, 1.0)
 
 
 # ---- more than there is room for ------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ READ_BYTES = 4 * 2**10
 """So much of a body may wait for its reader, twice: aiohttp's own 256 KiB are too much for a crowd."""
 RENEW_EVERY_S = 86_400.0
 _CONNECTIONS_WAITING = 1_024
-_CONNECTIONS_AT_ONCE = 16
+_CONNECTIONS_AT_ONCE = 2
 """So many new connections are taken in each turn of the loop: a handshake takes a millisecond, and others wait."""
 _LINGER_S = 2.0
 """So long a body that was refused is read and thrown away, since who still sends might not hear the refusal."""

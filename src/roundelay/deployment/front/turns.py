@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 
-PER_TURN = 64
+PER_TURN = 16
 """So many pieces of long bodies are worked on in each turn of the loop, which takes some milliseconds."""
 
 
