@@ -130,7 +130,7 @@ def _one(decoder: Decoder, raw: bytes, watch: Watch, report: Report) -> None:
     had = tracemalloc.get_traced_memory()[0]
     refused, wrong, took_s = _tried(decoder, raw, watch)
     used = tracemalloc.get_traced_memory()[1] - had
-    for _ in range(3):  # tracing takes time itself, and slow once may be somebody else's doing
+    for _ in range(5):  # tracing takes time itself, and slow once may be somebody else's doing
         if took_s <= MOST_S:
             break
         tracemalloc.stop()
