@@ -4,6 +4,7 @@ The decoders are in tests/decoders.py, the process that they are watched in is i
 """
 
 import json
+import math
 import pickle
 import random
 import time
@@ -73,10 +74,11 @@ def attacked(folder: Path, num_mutated: int, num_generated: int, number: int, on
 
     def work() -> Report:
         chosen = [one for one in decoders(folder) if only(one)]
-        each = [-(-total // len(chosen)) for total in (num_mutated, num_generated)]
+        shares = sum(one.share for one in chosen)
         inputs = []
         for at, one in enumerate(chosen):
             draw = random.Random(number * 1_000 + at)
+            each = [math.ceil(total * one.share / shares) for total in (num_mutated, num_generated)]
             inputs.append(
                 (one, [*mutated(one.seeds, each[0], draw, one.tokens), *generated(one, each[1], number + at)])
             )
