@@ -10,7 +10,7 @@ demo: .venv/demo.stamp
 	$(BIN)/roundelay run examples/digits/job.toml
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 slow: .venv/dev.stamp
 	$(BIN)/python -m pytest -m slow

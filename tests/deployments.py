@@ -98,7 +98,7 @@ def caught(check: Callable[[Path], None], plantings: Mapping[str, Planting]) -> 
 
     @pytest.mark.parametrize("plant", plantings.values(), ids=plantings)
     def test(plant: Planting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(devices, "LIMIT_S", 4.0)  # what a bug keeps from coming is not waited for long
+        monkeypatch.setattr(devices, "LIMIT_S", 1.5)  # what a bug keeps from coming is not waited for long
         plant(monkeypatch)
         with pytest.raises((AssertionError, RoundelayError, KeyError)):
             check(tmp_path)

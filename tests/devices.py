@@ -1,5 +1,6 @@
 """Devices without a network: threads that take tasks off a board and answer into its journal, as a front would."""
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -29,6 +30,7 @@ HEARTBEAT_S = 0.2
 ONE_AT_A_TIME = threading.Lock()
 """Devices are machines of their own: in one process, they would share torch's generator and its number of threads."""
 
+LOOK_S = 0.005
 LIMIT_S = 30.0
 """How long a test waits for what must come; planted bugs may make it wait for ever."""
 
@@ -46,7 +48,9 @@ def as_they_are(task: KeptTask, answer: bytes) -> bytes | None:
 
 
 class Device:
-    """One client, in a thread of its own. Its memories are kept by task, as a device's folder keeps them."""
+    """One client, in a thread of its own; from another one it shows that it lives, whatever it is about. Its memories
+    are kept by task, as a device's folder keeps them.
+    """
 
     def __init__(
         self, board: Board, prepared: Prepared, run: Run, client: str, memories: dict[int, Memory],
@@ -64,20 +68,33 @@ class Device:
         self.accepted: Callable[[KeptTask], None] = _nobody_asks
         self._silent: set[int] = set()
         self.tasks: list[KeptTask] = []
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._gone = threading.Event()
+        self._threads = [threading.Thread(target=what, daemon=True) for what in (self._work, self._show)]
+        for thread in self._threads:
+            thread.start()
 
     def wake(self) -> None:
         self._posted.set()
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it will still answer something that it was asked."""
+        return not self._gone.is_set() and self._board.next_task(self._client, self._silent) is not None
+
     def leave(self) -> None:
         self._left = True
         self._posted.set()
-        self._thread.join()
+        self._gone.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _show(self) -> None:
+        self._board.saw(self._client)
+        while not self._gone.wait(HEARTBEAT_S):
+            self._board.saw(self._client)
 
     def _work(self) -> None:
         while not self._left:
-            self._board.saw(self._client)
             kept = self._board.next_task(self._client, self._silent)
             if kept is None:
                 self._posted.wait(HEARTBEAT_S)
@@ -87,6 +104,8 @@ class Device:
             try:
                 self._do(kept)
             except Vanishes:
+                self._gone.set()
+                self._threads[1].join()
                 with self._board._lock:
                     self._board._seen[self._client] -= 2 * self._board.gone_after_s
                 return
@@ -120,6 +139,29 @@ class Device:
         journal.accept(task.id, self._client, digest, len(raw), {})
         self._board.came(task.id)
         self.accepted(kept)
+
+
+class Unhurried(Deployed):
+    """Its clock stands still while somebody is at work who will answer: no deadline is too short for a busy machine."""
+
+    devices: Mapping[str, Device] = {}
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        made = super().loop()
+        passed_s, looked_s = 0.0, time.monotonic()
+
+        def now_s() -> float:
+            nonlocal passed_s, looked_s
+            now_s = time.monotonic()
+            if now_s - looked_s < LOOK_S:  # a loop asks often, and a look takes a while
+                return passed_s
+            if not any(device.is_at_work for device in list(self.devices.values())):
+                passed_s += now_s - looked_s
+            looked_s = now_s
+            return passed_s
+
+        made.time = now_s  # type: ignore[method-assign]
+        return made
 
 
 class Deployment:
@@ -210,10 +252,11 @@ class Deployment:
 
     def _made_world(self, run: Run) -> Deployed:
         standing = run.standing
-        self._world = Deployed(
+        self._world = Unhurried(
             self.board, standing.flights, standing.virtual_ns, self._wait_s,
             lambda version: run.trainer.layout.sha256(version.vectors),
         )  # fmt: skip
+        self._world.devices = self.devices
         return self._world
 
 

@@ -21,7 +21,7 @@ from roundelay.bookkeeping import Given
 from roundelay.client.exchange import Answered
 from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.journal.records import Opening
-from roundelay.deployment.running.calls import PATIENCE, Calls
+from roundelay.deployment.running.calls import LOOKED_OUT_FOR, PATIENCE, Calls
 from roundelay.deployment.running.federation import DeployedFederation
 from roundelay.federation import Version
 from roundelay.run import Run
@@ -29,6 +29,9 @@ from roundelay.simulation.loop import NS, Event, VirtualLoop
 
 HEARTBEAT_S, NUM_CLIENTS = 2.0, 5
 GONE_S = 20 * HEARTBEAT_S
+LOSING_S = (LOOKED_OUT_FOR + 2) * HEARTBEAT_S
+"""So long at most it takes to lose somebody who was silent when the round began."""
+
 CLIENTS = tuple(f"c{i}" for i in range(NUM_CLIENTS))
 DAY_S = 86_400.0
 LIMIT_S = 20_000.0
@@ -202,8 +205,8 @@ class Devices:
     def _part(self, opening: Opening, client: str) -> Part:
         away_s, draw = self._back_s[client] - self._loop.time(), self._draw
         if away_s > 0:  # it does not hear of it before it is back, and not while the server is about to lose it
-            self._back_s[client] += 2 * HEARTBEAT_S
-            return Part("vanishes", away_s + 2 * HEARTBEAT_S)
+            self._back_s[client] += LOSING_S
+            return Part("vanishes", away_s + LOSING_S)
         if opening.attempt >= CALM:
             return Part("answers", 1.0)
         does = draw.choices(("answers", "stays", "fails", "vanishes"), (6, 1 if opening.deadline_s else 0, 1, 1))[0]
@@ -217,9 +220,10 @@ class Devices:
 
 def check_round(asked: Asked) -> bool:
     """The contract: it closes at its goal, when nobody is left, or at its deadline, whichever comes first, with those
-    who have answered by then. Who falls silent is lost within a heartbeat; return whether the moment is known exactly.
+    who have answered by then. Who falls silent is lost within a heartbeat, and who was silent already is looked out for
+    first; return whether the moment is known exactly.
     """
-    soon_s, late_s = _closes(asked, 0.0), _closes(asked, HEARTBEAT_S)
+    soon_s, late_s = _closes(asked, _lost_at_once), _closes(asked, _lost_at_last)
     assert soon_s - 1e-6 <= asked.closed_s <= late_s + 1e-6, (
         f"closed at {asked.closed_s}, expected {soon_s} to {late_s}"
     )
@@ -243,15 +247,19 @@ def _arrivals(asked: Asked) -> dict[str, float]:
     """Return when each answer comes, of those that do unless their round is closed, or they are lost, before."""
     return {
         client: asked.at_s + part.at_s for client, part in asked.parts.items()
-        if part.does == "answers" or (part.does == "vanishes" and asked.at_s + part.at_s < _lost(asked, client, 0.0))
+        if part.does == "answers" or (part.does == "vanishes" and asked.at_s + part.at_s < _lost_at_once(asked, client))
     }  # fmt: skip
 
 
-def _lost(asked: Asked, client: str, grace_s: float) -> float:
-    return max(asked.at_s, asked.seen_s[client] + GONE_S) + grace_s
+def _lost_at_once(asked: Asked, client: str) -> float:
+    return max(asked.at_s, asked.seen_s[client] + GONE_S)
 
 
-def _closes(asked: Asked, grace_s: float) -> float:
+def _lost_at_last(asked: Asked, client: str) -> float:
+    return max(asked.at_s + LOSING_S, asked.seen_s[client] + GONE_S + HEARTBEAT_S)
+
+
+def _closes(asked: Asked, lost: Callable[[Asked, str], float]) -> float:
     came = _arrivals(asked)
     ended = dict(came)
     for client, part in asked.parts.items():
@@ -260,7 +268,7 @@ def _closes(asked: Asked, grace_s: float) -> float:
         elif part.does == "stays":
             ended[client] = math.inf
         elif client not in came:
-            ended[client] = _lost(asked, client, grace_s)
+            ended[client] = lost(asked, client)
     goal, moments = asked.opening.goal, sorted(came.values())
     at_goal = moments[goal - 1] if goal is not None and len(moments) >= goal else math.inf
     deadline = math.inf if asked.opening.deadline_s is None else asked.at_s + asked.opening.deadline_s

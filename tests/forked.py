@@ -99,7 +99,8 @@ def _live(
     output.close()
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     program, *arguments = words
-    sys.argv, sys.path = [program, *arguments], ["" if program == "roundelay" else str(folder), *path]
+    sys.argv = [program, *arguments]
+    sys.path = ["" if program == "roundelay" else str((folder / program).parent), *path]
     if program != "roundelay":
         runpy.run_path(program, run_name="__main__")
         return

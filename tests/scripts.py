@@ -9,7 +9,7 @@ from networks import Awkward
 
 import roundelay as rd
 from roundelay.hosting.forkserver import context
-from roundelay.simulation.executors.scripts import OPTIMISER, PRELOAD
+from roundelay.simulation.executors.scripts import PRELOAD
 
 HEAD = """
 import os, sys
@@ -83,8 +83,8 @@ def threads(num_clients: int = 2, **changes: object) -> rd.Simulation:
 
 
 def processes(num_clients: int = 2, **changes: object) -> rd.Simulation:
-    context([*PRELOAD, OPTIMISER])  # many tests' scripts share one forkserver: it imports once what each would
-    forkserver.ensure_running()
+    context(PRELOAD)
+    forkserver.ensure_running()  # before a task's time begins
     return rd.Simulation(num_clients=num_clients, **changes)  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from roundelay.report.units import quantity, seconds
 from roundelay.tracking.run_folder import Tracking
 
 HERE = Path(__file__).parent
+START = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"  # the former imports torch once for all
 Overrides = Sequence[str]
 
 
@@ -47,7 +48,7 @@ def trained(
         if not is_finished(folder)
     ]
     begun_s = time.monotonic()
-    with ProcessPoolExecutor(asked.processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(asked.processes, get_context(START)) as pool:
         spent_s = sum(pool.map(_train, *zip(*todo, strict=True))) if todo else 0.0
     print(f"trained {len(todo)} runs: {time.monotonic() - begun_s:.0f} s, {spent_s:.0f} s of CPU time", flush=True)
     return wanted

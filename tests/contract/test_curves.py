@@ -193,7 +193,8 @@ def test_curves_without_a_bound_are_found(bound: str, value: int, monkeypatch: p
         check_bounds()
 
 
-def test_a_server_tells_the_rounds_that_are_over(tmp_path: Path) -> None:
+def test_a_server_tells_the_rounds_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("roundelay.serving.FAREWELL_S", 0.0)  # devices without a network never hear that it is over
     given = served_job(tmp_path)
     serving = Serving(given.prepared(), place(tmp_path))
     url = serving.join_line.split()[2]

@@ -215,8 +215,8 @@ def test_buffered_rounds_go_the_same_way_again(tmp_path: Path, checkpoint_at: in
 
 
 def take_in_what_has_landed(patch: pytest.MonkeyPatch) -> None:
-    """Whom to ask next depends on what has come by chance, which after a restart is everything."""
-    patch.setattr(DeployedFederation, "arrived", property(lambda self: bool(self._landed)))
+    """Whom to ask next depends on what has landed: by chance nothing here, and everything after a restart."""
+    patch.setattr(DeployedFederation, "arrived", property(lambda self: self._told.goes_on and bool(self._landed)))
 
 
 def forget_what_was_told(patch: pytest.MonkeyPatch) -> None:

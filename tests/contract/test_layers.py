@@ -21,6 +21,7 @@ LAYERS = (
         "channel",
         "stopwatch",
         "load",
+        "spans",
     ),
     ("guard", "fold", "aggregators"),
     ("gather", "privacy", "stages"),

@@ -33,6 +33,12 @@ def job(tmp_path: Path, **changes: object) -> rd.Job:
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices without a network never hear that the run is over."""
+    monkeypatch.setattr(module, "FAREWELL_S", 0.0)
+
+
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "server", host="127.0.0.1", port=0, insecure=True)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from asked import Asked, asked, ready, state
+from asked import Asked, Unsigned, a_new_route, asked, listed, no_signatures, plain, ready, state
 from figures import Figures
 from fronts import DAY_S, Device, Place, Said, joining, place, within
 from in_memory import Inline, Office, written
@@ -24,7 +24,7 @@ from loopback import only_tls_1_1
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Phase
-from roundelay.deployment.front import admission, lobby
+from roundelay.deployment.front import lobby
 from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.meters import SYNC_BOUNDS_S, Durations
 from roundelay.deployment.front.routes import ROUTES
@@ -103,11 +103,6 @@ class Scene:
         return Device(self.url, client, key or self.here.keys.get(client), tls=tls or self.trusting(), **how)
 
 
-class Unsigned(Device):
-    def fields(self, *args: object, **kwargs: object) -> list[tuple[str, str]]:  # type: ignore[override]
-        return []
-
-
 def anybody(scene: Scene, tls: TLS | None = None) -> Device:
     return Unsigned(scene.url, tls=tls or scene.trusting())
 
@@ -159,10 +154,6 @@ def token_of(identity: str, scene: Scene) -> tuple[str, str]:
     return Token.new().reveal(), "f"
 
 
-def listed(app: web.Application) -> set[tuple[str, str]]:
-    return {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
-
-
 def request_of(scene: Scene, identity: str, method: str, path: str) -> Asked:
     """A request that would be good if it came from client "a"; for joining, one with this identity's token."""
     if RULES[method, path] in (OPEN, HERE):
@@ -170,12 +161,8 @@ def request_of(scene: Scene, identity: str, method: str, path: str) -> Asked:
     if RULES[method, path] == TOKEN:
         token, name = token_of(identity, scene)
         return method, path, joining(token, DeviceKey.new(), name).model_dump_json().encode(), 0, []
-    (name,) = (route.name for route in ROUTES if (route.method, _plain(route.path)) == (method, path))
+    (name,) = (route.name for route in ROUTES if (route.method, plain(route.path)) == (method, path))
     return asked(name, OWN_TASK if name == "failure" else 1)
-
-
-def _plain(path: str) -> str:
-    return path.split(":")[0] + "}" if "{" in path else path
 
 
 @contextmanager
@@ -355,21 +342,6 @@ def test_metrics_are_on_an_address_of_their_own(tmp_path: Path) -> None:
 
 
 # ---- planted bugs ---------------------------------------------------------------------------------------------------
-
-
-def a_new_route(patch: pytest.MonkeyPatch) -> None:
-    application = Front._application
-
-    def planted(self: Front) -> web.Application:
-        app = application(self)
-        app.router.add_get("/v1/secrets", self._lobby.health)
-        return app
-
-    patch.setattr(Front, "_application", planted)
-
-
-def no_signatures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(admission, "verify", lambda *_, **__: 1)
 
 
 def any_clock(patch: pytest.MonkeyPatch) -> None:

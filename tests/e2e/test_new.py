@@ -2,13 +2,12 @@
 
 import re
 import runpy
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-import forked
 import pytest
+from forked import ran
 from typer.testing import CliRunner
 
 import roundelay as rd
@@ -23,15 +22,6 @@ FILES = {
     "pytorch": {".gitignore", "README.md", "data.py", "job.toml", "model.py"},
     "script": {".gitignore", "README.md", "client.py", "job.py", "model.py"},
 }
-
-
-def ran(folder: Path, command: str) -> str:
-    """Run a command line with the programs of this interpreter; return what it printed."""
-    program, *arguments = command.split()
-    line = [str(Path(sys.executable).with_name(program)), *arguments]
-    shown = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    return shown.stdout
 
 
 def new(*arguments: str) -> list[str]:
@@ -52,7 +42,7 @@ def test_the_default_template_is_a_job_that_learns_and_is_called_as_its_folder_i
     assert new("some/where/first")[-2:] == ["cd some/where/first", "roundelay run job.toml"]
     project = tmp_path / "some" / "where" / "first"
     assert {path.name for path in project.iterdir()} == FILES["pytorch"]
-    output = ran(project, "roundelay run job.toml --set num_rounds=3")
+    output = ran(project, "roundelay", "run", "job.toml", "--set", "num_rounds=3")
     (run,) = (project / "runs").iterdir()
     assert run.name.startswith("first-")
     found = re.search(r"accuracy\D*(0\.\d+) \(best", output)
@@ -64,13 +54,13 @@ def test_the_script_template_runs_by_its_recipe_and_without_it(tmp_path: Path) -
     project = tmp_path / "second"
     assert new(str(project), "--template", "script")[-2:] == [f"cd {project}", "python job.py"]
     assert {path.name for path in project.iterdir()} == FILES["script"]
-    accuracies = [float(text) for text in re.findall(r"accuracy (0\.\d+)", forked.ran(project, "job.py"))]
+    accuracies = [float(text) for text in re.findall(r"accuracy (0\.\d+)", ran(project, "job.py"))]
     assert len(accuracies) == 5
     assert accuracies[-1] > 0.8
     (run,) = (project / "runs").glob("second-*")
     assert "round 4, epoch 0" in (run / "sites" / "site-2" / "output.log").read_text()
     line = "roundelay run --script client.py --clients 2 --rounds 2 --model model:Net"
-    without = forked.ran(project, *line.split())
+    without = ran(project, *line.split())
     assert re.search(r"round 2/2: train_accuracy 0\.[6-9]", without)  # the model of round 1, by what clients measure
 
 

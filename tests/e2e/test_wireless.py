@@ -1,11 +1,10 @@
 """The examples on a modelled cell, as their commands say, on a network of a few thousand parameters for two rounds."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import ran
 
 from roundelay.config import load
 
@@ -14,10 +13,7 @@ TINY = ("--set", "num_rounds=2", "--set", "model.channels=[2,2]", "--set", "lear
 
 
 def shown(script: str, out: Path, *arguments: str) -> str:
-    asked = [sys.executable, str(EXAMPLES / script), "--out", str(out), "--target", "0.01", *TINY, *arguments]
-    ended = subprocess.run(asked, capture_output=True, text=True, timeout=400, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    return ran(out, str(EXAMPLES / script), "--out", str(out), "--target", "0.01", *TINY, *arguments)
 
 
 def speedups(said: str, row: str) -> list[float]:

@@ -89,7 +89,7 @@ def test_a_run_goes_on_from_what_any_loss_of_power_left(tmp_path: Path, figures:
 
 @pytest.fixture
 def _no_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "LIMIT_S", 4.0)  # what a bug keeps from coming
+    monkeypatch.setattr(devices, "LIMIT_S", 1.5)  # what a bug keeps from coming
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Devices that fail, fall silent or answer nonsense: each costs its own client the round, by name, and nobody else."""
 
+import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import devices
 import pytest
 from deployments import (
     Planting,
@@ -27,6 +30,7 @@ from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.journal.records import KeptTask, RoundState, TaskState, Verdict
 from roundelay.deployment.journal.rounds import Rounds
 from roundelay.deployment.journal.tasks import Tasks
+from roundelay.deployment.running import calls
 from roundelay.deployment.running.calls import Calls
 from roundelay.deployment.running.federation import DeployedFederation
 from roundelay.errors import RoundelayError
@@ -297,6 +301,51 @@ test_the_check_of_silence_catches = caught(check_silence, {
     "the silent are waited for": wait_for_the_silent,
     "who was lost gets nothing to do any more": once_lost_for_ever_lost,
 })  # fmt: skip
+
+
+def check_standstill(root: Path) -> None:
+    """The contract: a server that stood still for an hour, in which it heard nobody, loses nobody for that."""
+    given, stood, looked = job(root), threading.Event(), threading.Event()
+    look, saw = Calls._lose_the_silent, Board.saw
+
+    def later_s() -> float:
+        return time.monotonic() + 3_600.0 * stood.is_set()
+
+    def stand_still(kept: KeptTask, answer: bytes) -> bytes:
+        stood.set()
+        return answer
+
+    def wait(kept: KeptTask, answer: bytes) -> bytes:
+        looked.wait(devices.LIMIT_S)
+        return answer
+
+    def looking(self: Calls) -> None:
+        look(self)
+        if stood.is_set():
+            looked.set()
+
+    def seeing(self: Board, client: str) -> None:
+        if looked.is_set() or not stood.is_set():
+            saw(self, client)
+
+    answering = {f"c{i}": only_in_round(1, wait if i else stand_still) for i in range(6)}
+    with pytest.MonkeyPatch.context() as patch, deployed(given.prepared(), answering=answering) as deployment:
+        deployment.board._now_s = later_s
+        patch.setattr(Calls, "now_s", lambda self: later_s())
+        patch.setattr(Calls, "_lose_the_silent", looking)
+        patch.setattr(Board, "saw", seeing)
+        deployment.start()
+        history = deployment.finished()
+    assert history.sha256 == given.run().sha256
+
+
+def test_a_server_that_stood_still_loses_nobody(tmp_path: Path) -> None:
+    check_standstill(tmp_path)
+
+
+test_the_check_of_standing_still_catches = caught(
+    check_standstill, {"what was not heard is silence": lambda patch: patch.setattr(calls, "LOOKED_OUT_FOR", 0)}
+)
 
 
 def test_who_has_never_joined_is_lost_by_name_and_one_client_is_enough_where_the_job_says_so(tmp_path: Path) -> None:

@@ -2,11 +2,10 @@
 
 import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from torch import nn
 
 import roundelay as rd
@@ -131,11 +130,10 @@ def test_a_tensor_that_is_missing_is_named(tmp_path: Path, caplog: pytest.LogCap
 
 def test_a_script_that_is_run_by_hand_says_how_to_start_it(tmp_path: Path) -> None:
     (tmp_path / "client.py").write_text(SCRIPT)
-    shown = subprocess.run(
-        [sys.executable, "client.py", "none"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert shown.returncode == 1
-    assert_read("you ran the script by hand", shown.stderr)
+    with Forked(tmp_path, ["client.py", "none"]) as process:
+        said, _ = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert_read("you ran the script by hand", said)
 
 
 def test_the_page_lists_no_other_mistake() -> None:

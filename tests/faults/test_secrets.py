@@ -4,9 +4,7 @@ import base64
 import io
 import logging
 import re
-import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from asked import ready
 from commands import commands
 from figures import Figures
 from fronts import DAY_S, Device, joining, place, within
+from projects import invited, write_job
 from secrets_found import files, forms, found, of_key
 from typer.testing import CliRunner
 
@@ -31,7 +30,7 @@ from roundelay.deployment.trust import roster as rosters
 from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import AUTHORITY_SECRET, SERVER_SECRET, server_context
 from roundelay.deployment.trust.identity import DeviceKey, write_secret
-from roundelay.deployment.trust.kits import DEVICE_KEY, JOIN_LINE, ROSTER, TOKEN, provision
+from roundelay.deployment.trust.kits import DEVICE_KEY, JOIN_LINE, ROSTER, TOKEN
 from roundelay.deployment.trust.questions import ask
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
@@ -40,17 +39,6 @@ prometheus_client = pytest.importorskip("prometheus_client", reason="it comes wi
 metrics = pytest.importorskip("roundelay.deployment.front.metrics")
 NOW_S = 1_800_000_000.0
 WORDS = b"correct horse battery staple"
-JOB = """
-num_rounds = 2
-seed = 7
-model = "networks:Awkward"
-data = "two:clients"
-[learner]
-lr = 0.1
-batch_size = 4
-[deployment]
-heartbeat_s = 2.0
-"""
 
 
 @contextmanager
@@ -190,24 +178,18 @@ def test_a_whole_run_leaves_secrets_only_where_they_belong(
     tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server and two sites, from kits to the end, with all that is logged, shown, counted and kept."""
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "two.py").write_text("from networks import federated\n\n\ndef clients():\n    return federated(2)\n")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    write_job(tmp_path, num_rounds=2)
     kits, sites = tmp_path / "federation", ("c0", "c1")
-    provision(kits, ["127.0.0.1"], sites, now_s=time.time(), port=port)
+    serve, joins = invited(tmp_path, sites, "federation/sites")
     tokens = {f"token of {site}": (kits / "sites" / site / TOKEN).read_bytes().strip() for site in sites}
     proxy = f"http://admin:{WORDS.decode().replace(' ', '-')}@127.0.0.1:9"
     environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "ALL_PROXY": proxy}
-    serve = ["--log-format", "json", "serve", "job.toml", "--host", "127.0.0.1", "--folder", "federation/server",
-             "--clients", ",".join(sites), "--metrics", "0"]  # fmt: skip
-    with commands(tmp_path, serve, environment=environment) as (server,):
+    as_json = ["--log-format", "json"]
+    with commands(tmp_path, [*as_json, *serve, "--metrics", "0"], environment=environment) as (server,):
         where = re.search(r"http://127\.0\.0\.1:(\d+)/metrics", server.line("metrics: "))
         assert where is not None
         server.line("roundelay join")
-        joins = [["--log-format", "json", "join", f"https://127.0.0.1:{port}", "--kit", f"federation/sites/{site}",
-                  "--id", site, "--data", "two:clients", "--allow", "networks:Awkward"] for site in sites]  # fmt: skip
-        with commands(tmp_path, *joins, environment=environment) as there:
+        with commands(tmp_path, *([*as_json, *join] for join in joins), environment=environment) as there:
             measured = ask(Address("127.0.0.1", int(where[1]), secured=False), "/metrics", None).body
             outputs = {f"output of {site}": one.end().encode() for site, one in zip(sites, there, strict=True)}
         outputs["output of the server"] = server.end().encode()

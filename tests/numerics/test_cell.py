@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -47,6 +48,11 @@ def ends(flown: Sequence[Flown]) -> dict[int, int]:
     return {one.flow: one.last_bit_ns for one in flown}
 
 
+@cache
+def fading(client: int, block: int) -> float:
+    return random.Random(f"{client} {block}").expovariate(1)
+
+
 @dataclass
 class Faded:
     """Shannon rates of a power-limited uplink, over gains that are a function of client and block."""
@@ -57,7 +63,7 @@ class Faded:
     last: Floats | None = None
 
     def bps(self, clients: Ints, band_hz: Band, block: int, direction: Direction) -> Floats:
-        luck = np.array([random.Random(f"{int(client)} {block}").expovariate(1) for client in clients])
+        luck = np.array([fading(int(client), block) for client in clients])
         if self.block_ns is None:
             luck[:] = 1
         self.last = band_hz * np.log2(1 + self.snr[clients] * luck * self.bandwidth_hz / band_hz)

@@ -145,7 +145,12 @@ def _briefing(run: str) -> Any:
     return lambda client: briefing_for(client).model_copy(update={"run": run})
 
 
-def test_a_coordinator_that_was_killed_comes_back_and_finds_its_worker_at_work(tmp_path: Path) -> None:
+def test_a_coordinator_that_was_killed_comes_back_and_finds_its_worker_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Listener.take
+    monkeypatch.setattr(Listener, "take", lambda self, _: take(self, 0.1))  # a heartbeat waits for nobody for long
+
     async def play() -> None:
         async with Listening(tmp_path / "device").open() as worker:
             worker.hands.gate.clear()

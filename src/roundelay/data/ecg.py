@@ -20,7 +20,7 @@ from torch import Tensor
 from roundelay.data.examples import TensorExamples
 from roundelay.data.federated import FederatedData
 from roundelay.data.windows import WindowExamples
-from roundelay.errors import ConfigError, DataError, MissingExtra
+from roundelay.errors import ConfigError, DataError, optional
 
 __all__ = ["heartbeats"]
 
@@ -186,10 +186,8 @@ def _require_pvc(path: Path, beats: Sequence[_Beats]) -> None:
 
 
 def _wfdb() -> ModuleType:
-    try:
+    with optional("wfdb", "ecg"):
         import wfdb
-    except ImportError as error:
-        raise MissingExtra("wfdb", "ecg") from error
     module: ModuleType = wfdb
     return module
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roundelay.errors import DataError, MissingExtra
+from roundelay.errors import DataError, optional
 
 HDF5_FILES = ("shakespeare_train.h5", "shakespeare_test.h5")
 """What TensorFlow Federated's and FedML's archive unpacks to."""
@@ -94,10 +94,8 @@ def from_hdf5(folder: Path) -> dict[str, Pieces]:
 
 
 def _snippets(file: Path) -> dict[str, list[str]]:
-    try:
+    with optional("h5py", "text"):
         import h5py
-    except ImportError as error:
-        raise MissingExtra("h5py", "text") from error
     if not file.is_file():
         raise DataError(f"{file}: no such file; put both files of TensorFlow Federated's shakespeare.tar.bz2 there")
     try:

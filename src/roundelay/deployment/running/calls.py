@@ -21,6 +21,11 @@ REMIND_S = 60.0
 PATIENCE = 4
 """So many heartbeats a paused run waits, where enough clients are there, before it tries again."""
 
+OVERDUE_AFTER, LOOKED_OUT_FOR = 16, 3
+"""After so many heartbeats of silence a client is missed, and only one that was missed for so many more is ever lost: a
+server that stood still itself has heard nobody, and first gives all of them the time to be heard of again.
+"""
+
 
 class Expected(NamedTuple):
     """A task that somebody waits for, and since when its client may have been silent."""
@@ -36,6 +41,7 @@ class Calls:
     def __init__(self, board: Board, loop: asyncio.AbstractEventLoop) -> None:
         self._board, self._loop, self._journal = board, loop, board.journal
         self._expected: dict[int, Expected] = {}  # tasks that are waited for, by id
+        self._missed: dict[str, float] = {}  # since when, on the loop's clock
         self._interrupted = False
         self._run: asyncio.Task[object] | None = None
         self._change = loop.create_future()
@@ -185,9 +191,16 @@ class Calls:
         self._lose_the_silent()
 
     def _lose_the_silent(self) -> None:
-        gone_after_s = self._board.gone_after_s
+        heartbeat_s, gone_after_s = self._board.heartbeat_s, self._board.gone_after_s
         for task, _, since_s in list(self._expected.values()):
-            if min(self._board.silent_s(task.client), self.now_s() - since_s) > gone_after_s:
+            now_s, silent_s = self.now_s(), self._board.silent_s(task.client)
+            waited_s = min(silent_s, now_s - since_s)
+            if waited_s < OVERDUE_AFTER * heartbeat_s:
+                continue
+            if self._missed.get(task.client, -math.inf) < now_s - silent_s:  # not since it was last heard of
+                self._missed[task.client] = now_s
+            missed_s = now_s - self._missed.get(task.client, -math.inf)
+            if waited_s > gone_after_s and missed_s >= LOOKED_OUT_FOR * heartbeat_s:
                 self._journal.tasks.lose(task.id, f"client {task.client!r} was silent for {gone_after_s:g} s")
                 self._settle(task.id)
 
