@@ -12,7 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-import torch.nested._internal.ops  # which torch itself imports at the first odd tensor
+import torch._subclasses.schema_check_mode  # torch itself imports these two at the first odd tensor
+import torch.nested._internal.ops
 from watched import Decoder
 from wfdb_records import write_record
 
