@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -325,11 +324,6 @@ class Proxy:
             self.num_up += len(data)
         else:
             self.num_down += len(data)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 __all__ = ["RUN"]

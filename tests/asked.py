@@ -1,12 +1,35 @@
-"""One good request for each signed route, and what a request could have changed."""
+"""Which routes there are, one good request for each signed one, what a request could have changed, and fronts that do
+not look.
+"""
 
-from fronts import MODEL, Place, part_of
+import pytest
+from aiohttp import web
+from fronts import MODEL, Device, Place, part_of
 from journals import sha256
 
 from roundelay.deployment import protocol as p
+from roundelay.deployment.front import admission
+from roundelay.deployment.front.front import Front
 
 ANSWER = b"an answer of a client. " * 10
 Asked = tuple[str, str, bytes, int, list[tuple[str, str]]]
+
+
+def listed(app: web.Application) -> set[tuple[str, str]]:
+    """Return method and path of what an application serves."""
+    return {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
+
+
+def plain(path: str) -> str:
+    """Return a route's path as an application lists it, without what its last part must look like."""
+    return path.split(":")[0] + "}" if "{" in path else path
+
+
+class Unsigned(Device):
+    """A device that signs nothing."""
+
+    def fields(self, *args: object, **kwargs: object) -> list[tuple[str, str]]:  # type: ignore[override]
+        return []
 
 
 def asked(route: str, task: int = 1) -> Asked:
@@ -49,3 +72,21 @@ def state(here: Place) -> tuple[object, ...]:
         [one for one in here.news if one is not None], here.scalars.copy(),
         set(journal.blobs.digests()), {one.client for one in journal.clients.all()},
     )  # fmt: skip
+
+
+# ---- planted bugs ---------------------------------------------------------------------------------------------------
+
+
+def no_signatures(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(admission, "verify", lambda *_, **__: 1)
+
+
+def a_new_route(patch: pytest.MonkeyPatch) -> None:
+    application = Front._application
+
+    def planted(self: Front) -> web.Application:
+        app = application(self)
+        app.router.add_get("/v1/secrets", self._lobby.health)
+        return app
+
+    patch.setattr(Front, "_application", planted)

@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
+
+import pytest
 
 pytest_plugins = ["figures"]
 
@@ -21,3 +24,12 @@ def pytest_configure() -> None:
     forkserver.set_forkserver_preload = lambda names: preload(list(dict.fromkeys([*names, *PRELOAD])))
     if IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free >= NEEDED_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in a run's own thread and in its workers."""
+    from roundelay import trainer  # which imports torch: not in every process that reads this
+
+    with trainer.one_thread():
+        yield

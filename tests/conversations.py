@@ -4,9 +4,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from journals import admit, opened, quick_folder, sha256
 
 from roundelay.deployment.journal.journal import Journal
@@ -272,15 +271,3 @@ class Conversation(RuleBasedStateMachine):
     def stands(self, task_id: int, state: TaskState, reason: str = "") -> None:
         known = self.tasks[task_id]
         self.tasks[task_id] = KeptTask(known.task, known.sent, state, known.memory, reason, group=known.group)
-
-
-def converse(examples: int, steps: int, shrink: bool = True) -> None:
-    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-    run_state_machine_as_test(
-        Conversation,
-        settings=settings(
-            max_examples=examples, stateful_step_count=steps, phases=phases,
-            deadline=None, derandomize=True, database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip

@@ -1,27 +1,26 @@
 """Everything in roundelay that reads bytes of other machines, or files of other people, with inputs that it takes."""
 
-import gzip
 import io
 import json
-import pickle
+import os
+import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
+from decoders_of_files import in_file, made, of_files
 from pydantic import ValidationError
 from watched import Decoder
 
+from roundelay import sealed as sealed_memory
 from roundelay import wire
+from roundelay.channel import Channel
+from roundelay.channel.connection import ENVELOPE, FREE, INLINE, MEMORY
 from roundelay.client.exchange import Answered, Scalar, Site, model_frame, read_model
-from roundelay.data.detection.coco import _categories, _document, _photographs
-from roundelay.data.detection.voc import _photograph
-from roundelay.data.images import cifar, idx, plain_pickle
-from roundelay.data.split import Split
 from roundelay.deployment import protocol as p
 from roundelay.deployment.device.device import Device, Membership
 from roundelay.deployment.device.replies import parsed, refused
@@ -39,14 +38,13 @@ from roundelay.deployment.trust.pinning import _parsed, client_context
 from roundelay.deployment.trust.place import settled
 from roundelay.deployment.trust.roster import Roster
 from roundelay.deployment.trust.signing import Refused, Request, sign, verify
-from roundelay.errors import ConfigError, DataError, IdentityError, WireError
+from roundelay.errors import ChannelClosed, ConfigError, IdentityError, WireError
 from roundelay.header import PREFIX
 from roundelay.layout import Layout
 from roundelay.messages import Payload
 from roundelay.site.making import _told
 from roundelay.site.offered import offered_job, offered_partition, read_settings
 from roundelay.stages.codecs import BF16, DRIVE, EDEN, FP8, FP16, FP32, QSGD, STC, Int8, RandK, Sign, TernGrad, TopK
-from roundelay.tracking.checkpoint import load_weights, save_weights
 from roundelay.wire import Frame
 
 HERE = Address("127.0.0.1", 8443)
@@ -155,6 +153,49 @@ def _of_frames() -> Iterable[Decoder]:
 
         yield Decoder(f"{name}, sealed", (text,), opened, (WireError,), tokens=words)
         assert frame.kind in name
+
+
+def _of_channels() -> Iterable[Decoder]:
+    """What comes over a channel's socket, with the memory in which a body lies, and without."""
+    frame = _frames()[0]
+    head = wire.head_of(frame)
+    body = b"".join(wire.body_of(head, frame.tensors))
+    inline = ENVELOPE.pack(INLINE, 0, 0) + wire.to_bytes(frame)
+    by_memory = ENVELOPE.pack(MEMORY, 0, 1) + head.raw + wire.digest(head.raw, [memoryview(body)])
+    errors = (WireError, ChannelClosed)
+    words = (ENVELOPE.pack(MEMORY, 0, 0), ENVELOPE.pack(MEMORY, 1, 1), ENVELOPE.pack(FREE, 0, 0), inline, by_memory)
+    for name, raw, with_memory in (("channel", inline, False), ("channel, by memory", by_memory, True)):
+        line = Line(body if with_memory else b"")
+        yield Decoder(name, (raw,), line.received, errors, line.put, words, extra_bytes=4 << 20)
+
+
+class Line:
+    """A channel at whose other end somebody has said something, with a ``body`` in a memory or none, and hung up."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def put(self, raw: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        descriptors = [self._memory()] if self._body else []
+        with ours:
+            if raw:
+                socket.send_fds(ours, [raw[:1]], descriptors)
+                ours.sendall(raw[1:])
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._channel = Channel(theirs)
+
+    def _memory(self) -> int:
+        memory, descriptor = sealed_memory.create(len(self._body))
+        memory[: len(self._body)] = torch.frombuffer(bytearray(self._body), dtype=torch.uint8)
+        return descriptor
+
+    def received(self, raw: bytes) -> None:
+        with closing(self._channel):
+            self._channel.receive(timeout_s=0.0)
+            with suppress(ChannelClosed):
+                self._channel.receive(timeout_s=0.0)
 
 
 def _of_codecs() -> Iterable[Decoder]:
@@ -288,7 +329,7 @@ def _of_identities(folder: Path) -> Iterable[Decoder]:
         (IdentityError,),
     )
     yield Decoder("worker", (b"a@[::1]:900",), lambda raw: Worker.of(raw.decode("latin-1")), (IdentityError,))
-    pem = Authority.open(_made(folder / "authority"), time.time()).pem
+    pem = Authority.open(made(folder / "authority"), time.time()).pem
     yield Decoder("authority, offered", (pem,), lambda raw: _parsed(raw, HERE), (IdentityError,))
     device = Device(folder / "device")
 
@@ -300,15 +341,15 @@ def _of_identities(folder: Path) -> Iterable[Decoder]:
     yield Decoder("authority, trusted", (pem,), client_context, (IdentityError,))
     path = folder / "device.key"
     key.save(path)
-    yield _file(path, "kit's key", (path.read_bytes(),), DeviceKey.load, (IdentityError,))
+    yield in_file(path, "kit's key", (path.read_bytes(),), DeviceKey.load, (IdentityError,))
     roster = Roster(folder / "roster.json")
     roster.admit("a", key.public)
     roster.invite("b", 100.0, 0.0)
     roster.open_door(["c", "d"], 2, 100.0, 0.0)
-    yield _file(
+    yield in_file(
         folder / "roster.json", "roster", ((folder / "roster.json").read_bytes(),), read_members, (IdentityError,)
     )
-    yield _file(
+    yield in_file(
         folder / "server.toml",
         "kit's settings",
         (b"names = ['a.org']\nport = 8443\n",),
@@ -321,101 +362,17 @@ def _of_devices(folder: Path) -> Iterable[Decoder]:
     member = Membership(client="a", server="https://a:1").model_dump_json().encode()
     yield Decoder("membership", (member,), Membership.model_validate_json, (ValidationError,))
     line = json.dumps({"offer": _offer().model_dump(), "digest": "c" * 64, "size": 5}).encode()
-    yield _file(folder / "1.answer", "kept answer", (line + b"\nhello",), _kept, ())
-
-
-def _of_data(folder: Path) -> Iterable[Decoder]:
-    split = folder / "split.json"
-    Split.from_parts({"a": [0, 2], "b": [1]}, 3).save(split)
-    yield _file(split, "split", (split.read_bytes(),), Split.load, (DataError,), tokens=(b"9223372036854775807",))
-    table = {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [1, 2], "filenames": ["a", "b"], "n": 3}
-    pickles = tuple(pickle.dumps(table, protocol) for protocol in (2, 3, 4))
-    words = (
-        b"r\xff\xff\xff\x7f",
-        b"r\xff\xff\xff\x0f",
-        b"j\xff\xff\xff\x7f",
-        b"\x8e" + b"\xff" * 5 + b"\0" * 3,
-        b"p99999999\n",
-        b"\x81",
-        b"\x93",
-        b"R",
-        b"b",
-        b"o",
-        b"2",
-        b"cbuiltins\neval\n",
-        b"(ios\nsystem\n",
-        b"I" + b"9" * 4000 + b"\n",
-    )
-    yield _file(folder / "train", "pickle", pickles, plain_pickle.read, (DataError,), tokens=words)
-    labels = replace(cifar.FINE)
-    yield _file(
-        folder / "train.bin", "CIFAR", (bytes(3074) * 2,), lambda path: cifar._binary(path, labels), (DataError,)
-    )
-    images = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 28, 28)) + bytes(2 * 784)
-    yield _file(folder / "images", "IDX", (images,), lambda path: idx._idx(path, 3), (DataError,))
-    yield _file(
-        folder / "images.gz", "IDX, gzipped", (gzip.compress(images),), lambda path: idx._idx(path, 3), (DataError,)
-    )
-    document = {
-        "images": [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 3}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": 0}],
-        "categories": [{"id": 1, "name": "cat"}],
-    }
-    place = _made(folder / "coco")
-    (place / "a.jpg").write_bytes(b"\xff")
-
-    def photographs(path: Path) -> None:
-        found = _document(path)
-        categories = _categories(found, path)
-        _photographs(found, categories, tuple(categories.values()), path, path.parent)
-
-    yield _file(place / "instances_train.json", "COCO", (json.dumps(document).encode(),), photographs, (DataError,))
-    xml = (
-        b"<annotation><size><width>4</width><height>3</height></size><object><name>cat</name><bndbox><xmin>1</xmin>"
-        b"<ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object></annotation>"
-    )
-    (_made(place / "Annotations"), _made(place / "JPEGImages"))
-    (place / "JPEGImages" / "x.jpg").write_bytes(b"\xff")
-    yield _file(
-        place / "Annotations" / "x.xml",
-        "VOC",
-        (xml,),
-        lambda path: _photograph(place, "x", ("cat",), path),
-        (DataError,),
-        tokens=(b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"&b;", b"<a>" * 1000),
-    )
-    weights = folder / "weights.pt"
-    save_weights(weights, {"w": torch.arange(4.0), "b": torch.ones(1)})
-    yield _file(weights, "weights", (weights.read_bytes(),), load_weights, (ConfigError,))
-
-
-def _file(
-    path: Path,
-    name: str,
-    seeds: tuple[bytes, ...],
-    read: Callable[[Path], object],
-    errors: tuple[type[Exception], ...],
-    tokens: tuple[bytes, ...] = (),
-) -> Decoder:
-    def put(raw: bytes) -> None:
-        path.write_bytes(raw)
-        path.chmod(0o600)
-
-    return Decoder(name, seeds, lambda raw: read(path), errors, put, tokens)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    yield in_file(folder / "1.answer", "kept answer", (line + b"\nhello",), _kept, ())
 
 
 def decoders(folder: Path) -> list[Decoder]:
     """Return all of them; those that read files do so in ``folder``."""
     return [
         *_of_frames(),
+        *_of_channels(),
         *_of_codecs(),
         *_of_messages(),
         *_of_identities(folder),
         *_of_devices(folder),
-        *_of_data(folder),
+        *of_files(folder),
     ]

@@ -18,7 +18,7 @@ from typing import Any
 
 from agents import Harm, Proxy
 from lives import Life, Moment, Stop
-from served import Run, check_kept
+from served import TABLES, Run, check_kept
 
 from roundelay.deployment.device.delivery import Delivery
 from roundelay.deployment.device.hands import TrainerHands
@@ -31,29 +31,12 @@ from roundelay.deployment.running.calls import Calls
 
 CLIENTS = ("c0", "c1", "c2", "c3", "c4", "c5")
 DEADLINE_S, STOP_S = 1.5, 3.0
-JOB = """
-num_rounds = {rounds}
-seed = 7
-model = "networks:Awkward"
-data = "parts:clients"
-algorithm = "scaffold"
+WORKFLOW = """
 [workflow]
 use = "rounds"
 quorum = 4
 attempts = 3
 deadline_s = 1.5
-[learner]
-lr = 0.1
-batch_size = 4
-[simulation]
-executor = "serial"
-[tracking]
-checkpoint_every_s = 0.3
-[deployment]
-heartbeat_s = 2.0
-[uplink]
-codec = "fp32"
-feedback = "ef21"
 """
 OF_CLIENT: Sequence[tuple[type, str]] = (
     (Memories, "save"), (Answers, "keep"), (Answers, "drop"), (Link, "put_part"), (TrainerHands, "do"),
@@ -90,7 +73,7 @@ def disturbed(
         watch(folder)
 
     draw = random.Random(seed)
-    run = Run(folder, size.rounds, of_server, plant_client, clients=CLIENTS, job=JOB)
+    run = Run(folder, size.rounds, of_server, plant_client, clients=CLIENTS, tables=TABLES + WORKFLOW)
     run.of_clients = endings(size, draw)
     run.lives["server"] = run.opened()
     up, down = (sorted(draw.sample(range(3_000, most), size.cuts // 2)) for most in (size.up_bytes, size.down_bytes))

@@ -34,8 +34,8 @@ class Inline(asyncio.SelectorEventLoop):
 class Pipe(asyncio.Transport):
     """The server's end of a connection whose other end is a variable."""
 
-    def __init__(self, loop: AbstractEventLoop) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1)})
+    def __init__(self, loop: AbstractEventLoop, peer: str) -> None:
+        super().__init__({"peername": (peer, 1), "sockname": ("192.0.2.1", 8443)})
         self._loop, self._closing = loop, False
         self.came = bytearray()
         self.said: Future[Said] = loop.create_future()
@@ -64,10 +64,12 @@ class Pipe(asyncio.Transport):
 
 
 class Office:
-    """A run's folder, and a server that works in it. ``wall_s`` is what the server takes for the time of day."""
+    """A run's folder, and a server that works in it. ``wall_s`` is what the server takes for the time of day; whoever
+    is heard is at the address ``peer``, the server at 192.0.2.1.
+    """
 
-    def __init__(self, root: Path, loop: AbstractEventLoop, wall_s: float) -> None:
-        self.loop, self.wall_s = loop, wall_s
+    def __init__(self, root: Path, loop: AbstractEventLoop, wall_s: float, peer: str = "127.0.0.1") -> None:
+        self.loop, self.wall_s, self._peer = loop, wall_s, peer
         self.journal = Journal(root / RUN, Run(RUN, ""), max_upload_bytes=2**20)
         self.roster = Roster(root / "roster.json")
         self.board = Board(self.journal, heartbeat_s=1.0, now_s=loop.time)
@@ -88,7 +90,7 @@ class Office:
     async def _heard(self, request: bytes) -> Said:
         if self._pipe is None or self._pipe.is_closing():
             assert self._runner.server is not None
-            self._pipe, self._protocol = Pipe(self.loop), self._runner.server()
+            self._pipe, self._protocol = Pipe(self.loop, self._peer), self._runner.server()
             self._protocol.connection_made(self._pipe)
         self._pipe.came.clear()
         self._pipe.said = self.loop.create_future()

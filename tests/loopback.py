@@ -72,6 +72,11 @@ def context_of(folder: Path, authority: Authority, names: list[str], now_s: floa
     return context
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 def only_tls_1_1(context: ssl.SSLContext) -> ssl.SSLContext:
     """Have ``context`` speak TLS 1.1 and nothing else, with the ciphers of its time."""
     with warnings.catch_warnings():

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import time
 from collections import Counter
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lives import Ending, Life, together
+from loopback import free_port
+from projects import BRINGS, write_job
 
 from roundelay.deployment.device import delivery, link
 from roundelay.deployment.device.delivery import Delivery
@@ -31,21 +32,11 @@ READY = "ready"
 PAUSE_S = 0.5
 """So long at most a client rests before it tries to reach its server again."""
 
-JOB = """
-num_rounds = {rounds}
-seed = 7
-model = "networks:Awkward"
-data = "parts:clients"
-algorithm = "scaffold"
-[learner]
-lr = 0.1
-batch_size = 4
+TABLES = """
 [simulation]
 executor = "serial"
 [tracking]
 checkpoint_every_s = 0.3
-[deployment]
-heartbeat_s = 2.0
 [uplink]
 codec = "fp32"
 feedback = "ef21"
@@ -67,7 +58,8 @@ class Run:
     ended: list[Life] = field(default_factory=list)
     """Lives that were ended by a kill."""
     clients: Sequence[str] = CLIENTS
-    job: str = JOB
+    tables: str = TABLES
+    """What its job says besides."""
     killed_s: list[float] = field(default_factory=list)
     """When the server was killed, on the clock that all processes of a machine share."""
     from_journal: int = 0
@@ -76,11 +68,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        (self.folder / "job.toml").write_text(self.job.format(rounds=self.rounds))
-        (self.folder / "parts.py").write_text("from networks import federated\n\n\ndef clients():\n    "
-                                              f"return federated({len(self.clients)})\n")  # fmt: skip
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        write_job(self.folder, self.rounds, len(self.clients), algorithm="scaffold", tables=self.tables)
+        self.port = free_port()
 
     @property
     def ready_after_s(self) -> list[float]:
@@ -163,8 +152,7 @@ class Run:
             arguments = ["serve", "job.toml", "--host", "127.0.0.1", "--port", str(self.port)]
         else:
             left = self.of_clients.get(name, [])
-            arguments = ["join", *self.line, "--id", name, "--data", "parts:clients", "--allow", "networks:Awkward",
-                         "--folder", name]  # fmt: skip
+            arguments = ["join", *self.line, "--id", name, *BRINGS, "--folder", name]
         moment = left.pop(0) if left else None
 
         def prepare() -> None:

@@ -154,7 +154,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), attacked: Sequence[str
         document = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the job file {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or bytes that are no text
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     _override(document, overrides, attacked)
     beside = path.resolve().parent

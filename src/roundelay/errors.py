@@ -1,5 +1,8 @@
 """The exception tree. A user's mistake is a ``ValueError`` too, so that ordinary code can catch it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RoundelayError(Exception):
     """Base of everything that this package raises on purpose."""
@@ -82,3 +85,16 @@ class MissingExtra(RoundelayError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package!r} is not installed; it comes with an extra: pip install 'roundelay[{extra}]'")
+
+
+@contextmanager
+def optional(package: str, extra: str) -> Iterator[None]:
+    """What an import of an optional package stands in.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(package, extra) from error

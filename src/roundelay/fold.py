@@ -9,6 +9,7 @@ from torch import Tensor
 
 from roundelay.errors import EmptyRoundError
 from roundelay.messages import Payload, Update
+from roundelay.spans import in_spans
 
 Weighting = Mapping[str, Literal["examples", "one"]]
 """Each vector that a client sends, and its averaging weight: the number of examples, or one."""
@@ -37,9 +38,11 @@ class RunningMean:
     def add(self, value: Tensor, weight: float) -> None:
         self.weight += weight
         if self.mean is None:
-            self.mean = value.clone()  # a copy, not 0 + value: keeps the sign of zero
+            self.mean = torch.empty_like(value)
+            in_spans(Tensor.copy_, self.mean, value)  # a copy, not 0 + value: keeps the sign of zero
         else:
-            self.mean.lerp_(value, weight / self.weight)
+            share = weight / self.weight
+            in_spans(lambda mean, other: mean.lerp_(other, share), self.mean, value)
 
 
 @dataclass(frozen=True, slots=True)

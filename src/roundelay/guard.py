@@ -16,6 +16,7 @@ from roundelay.errors import ConfigError
 from roundelay.layout import Kind, Layout
 from roundelay.layout.travel import forms
 from roundelay.messages import Payload, Task, Update
+from roundelay.spans import in_spans
 
 
 class Reason(Enum):
@@ -157,4 +158,8 @@ def all_finite(vector: Tensor) -> bool:
     A NaN or an infinity makes the sum NaN or infinite; only when finite values overflow their sum is the slow look
     needed.
     """
-    return math.isfinite(vector.sum().item()) or bool(torch.isfinite(vector).all())
+    return all(in_spans(_finite, vector.flatten()))
+
+
+def _finite(part: Tensor) -> bool:
+    return math.isfinite(part.sum().item()) or bool(torch.isfinite(part).all())

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from roundelay import seeds
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 from roundelay.fold import Total, Weighting, starting_point
 from roundelay.messages import Payload, Update
 
@@ -185,11 +185,9 @@ def _normal(key: int, size: int) -> "np.ndarray[Any, np.dtype[np.float64]]":
 
 @cache
 def _epsilon(sampling_rate: float, noise_multiplier: float, num_rounds: int, delta: float) -> float:
-    try:
+    with optional("dp_accounting", "privacy"):
         import dp_accounting
         from dp_accounting import rdp
-    except ImportError as error:
-        raise MissingExtra("dp_accounting", "privacy") from error
     round_event = dp_accounting.PoissonSampledDpEvent(sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier))
     accountant, absl = rdp.RdpAccountant(), logging.getLogger("absl")
     # It warns of every order that it leaves out, which can only make epsilon larger, and would bury the rounds.

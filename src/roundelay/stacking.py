@@ -3,7 +3,9 @@
 What comes out is what ``trainer.py`` comes to client by client, up to the rounding of sums in another order.
 """
 
+import traceback
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,28 +37,41 @@ Buffers = tuple[Tensor, Tensor]
 
 
 class StackTrainer:
-    """Trains blocks of clients by the ``trainer``'s own work, on its device."""
+    """Trains blocks of clients by the ``trainer``'s own work, on its device. The stack is made when it is first asked
+    for something: most trainers are never asked for blocks.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
-        """Raises:
-        ConfigError: they cannot be trained side by side; says why, and what to do instead.
-        """
-        self._trainer, work = trainer, trainer.work
-        found = obstacle(trainer.bound.module, trainer.layout, work.learner)
-        if found is not None:
-            raise ConfigError(f"clients cannot be trained side by side: {found}")
-        assert isinstance(work.learner, LocalSGD)
-        self._stack = Stack(trainer.bound.module, trainer.layout, work.learner, trainer.bound.device)
+        self._trainer = trainer
         self._num_buffers = [trainer.layout.length(kind) for kind in (Kind.FLOAT_BUFFER, Kind.INTEGER_BUFFER)]
 
+    @cached_property
+    def _stack(self) -> Stack:
+        """Raises:
+        ConfigError: clients cannot be trained side by side; says why, and what to do instead.
+        """
+        bound, layout, learner = self._trainer.bound, self._trainer.layout, self._trainer.work.learner
+        found = obstacle(bound.module, layout, learner)
+        if found is not None:
+            raise ConfigError(f"clients cannot be trained side by side: {found}")
+        assert isinstance(learner, LocalSGD)
+        return Stack(bound.module, layout, learner, bound.device)
+
     def bytes_a_client(self) -> int:
-        """Return about how much memory a client takes while it trains; see ``Stack``."""
+        """Return about how much memory a client takes while it trains; see ``Stack``.
+
+        Raises:
+            ConfigError: clients cannot be trained side by side.
+        """
         data = self._trainer.work.data
         return self._stack.bytes_a_client(data.train(data.clients[0]))
 
     def train(self, tasks: Sequence[Task], received: Payload, memories: Sequence[Memory]) -> list[Answer]:
         """Do tasks of one round that all begin from ``received``, each with what its client remembers. The answers'
         tensors are rows of common ones.
+
+        Raises:
+            ConfigError: clients cannot be trained side by side.
         """
         lengths = [len(self._trainer.part(task.client)) for task in tasks]
         order = sorted(range(len(tasks)), key=lambda row: -lengths[row])  # who trains on stands in one stretch
@@ -147,6 +162,16 @@ class StackTrainer:
                 tasks, shared, weights, groups, metrics, remembered, strict=True
             )
         ]
+
+
+def train_or_describe(
+    stack: StackTrainer, tasks: Sequence[Task], received: Payload, memories: Sequence[Memory]
+) -> list[Answer] | str:
+    """Train one block; where code raises that we do not know, return the traceback as text, as ``run_or_describe``."""
+    try:
+        return stack.train(tasks, received, memories)
+    except Exception:
+        return traceback.format_exc()
 
 
 def _rows(stacked: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:

@@ -4,7 +4,8 @@ A serial simulation has one trainer, a pool has one per worker, a device has one
 """
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -268,8 +269,9 @@ def travelling(
     uplink = work.uplink if task.kind == "train" else None
     if uplink is None:  # what a client shows to others is shown as it is
         payload = packed(layout, answer.update.payload)
-        update = answer.update if payload is answer.update.payload else replace(answer.update, payload=payload)
-        return Answer(update, {**answer.memory, **kept(beside)} if beside else answer.memory)
+        if payload is answer.update.payload and not beside:
+            return answer
+        return Answer(replace(answer.update, payload=payload), {**answer.memory, **kept(beside)})
     sent = coded(uplink, work.seed, task, received, answer.update.payload, beside)
     update = replace(answer.update, task=task, payload=sent.payload, silent=sent.silent, fresh=sent.fresh)
     return Answer(update, {**answer.memory, **sent.memory})
@@ -284,6 +286,17 @@ def run_or_describe(trainer: Trainer, task: Task, received: Payload, memory: Mem
         return trainer.run(task, received, memory)
     except Exception:
         return traceback.format_exc()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: their number changes sums, and a client gives the same bits everywhere."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def lost(task: Task, trace: str) -> Lost:

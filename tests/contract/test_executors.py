@@ -9,7 +9,7 @@ from roundelay import seeds
 from roundelay.algorithms.protocol import rehearse
 from roundelay.messages import Payload, Task
 from roundelay.simulation.executors.protocol import Executor
-from roundelay.trainer import Answer, Trainer
+from roundelay.trainer import Answer, Trainer, one_thread
 
 POOLS = [rd.Simulation(num_workers=workers) for workers in (1, 2, 5)]
 
@@ -39,12 +39,8 @@ def answers(simulation: rd.Simulation, job: rd.Job) -> dict[str, list[torch.Tens
 
 @pytest.mark.parametrize("pool", POOLS, ids=["1", "2", "5"])
 def test_every_client_gives_the_same_bits_with_batchnorm_and_dropout(pool: rd.Simulation) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         one_by_one = answers(rd.Simulation(executor="serial"), small_job())
-    finally:
-        torch.set_num_threads(threads)
     pooled = answers(pool, small_job())
     assert one_by_one.keys() == pooled.keys()
     for client, tensors in one_by_one.items():

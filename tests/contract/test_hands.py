@@ -3,8 +3,7 @@
 import copy
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,17 +25,7 @@ from roundelay.messages import Lost, Memory, Payload, Task, TaskKind
 from roundelay.simulation.executors.protocol import Executor, Result
 from roundelay.simulation.executors.scripts import Sites
 from roundelay.simulation.memory import ClientMemory
-from roundelay.trainer import Answer, Evaluated, Trainer, Work
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+from roundelay.trainer import Answer, Evaluated, Trainer, Work, one_thread
 
 
 def sent_in(work: Work, server: Trainer, round: int) -> Payload:

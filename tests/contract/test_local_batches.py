@@ -91,6 +91,7 @@ FIRST, SECOND, THIRD, FOURTH = slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8
 
 
 @pytest.mark.parametrize("num_batches", [1, 3, 8, 20])
+@pytest.mark.usefixtures("one_thread")
 def test_one_client_is_one_long_training_over_epochs_to_the_bit(num_batches: int) -> None:
     data = examples(26)
     learner = rd.LocalSGD(lr=0.1, batch_size=SIZE, local_batches=num_batches)
@@ -98,8 +99,6 @@ def test_one_client_is_one_long_training_over_epochs_to_the_bit(num_batches: int
         seeds.seed_globals(seeds.key(SEED, 0, 0, "", "model"))
         model = Plain()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
 
     def centralised() -> Iterator[None]:
         for epoch in count(1):
@@ -117,7 +116,6 @@ def test_one_client_is_one_long_training_over_epochs_to_the_bit(num_batches: int
             next(steps)
         for name, value in finished.state_dict().items():
             assert torch.equal(value, model.state_dict()[name]), (finished.number, name)
-    torch.set_num_threads(threads)
 
 
 def test_every_client_goes_through_epochs_of_its_own() -> None:

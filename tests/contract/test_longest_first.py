@@ -9,8 +9,9 @@ from networks import Awkward, examples, small_job
 import roundelay as rd
 from roundelay.algorithms.protocol import rehearse
 from roundelay.messages import Payload, Task
-from roundelay.simulation.executors import processes
-from roundelay.simulation.executors.processes import Processes, _Job
+from roundelay.simulation.executors import line, processes
+from roundelay.simulation.executors.line import Job
+from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.executors.serial import Serial
 from roundelay.trainer import Answer, Trainer
 
@@ -36,7 +37,7 @@ class Recorded:
         self.pool, self.batches = pool, list[list[str]]()
         hand_out = pool._hand_out
 
-        def recording(worker: processes._Worker, batch: Sequence[_Job]) -> None:
+        def recording(worker: processes._Worker, batch: Sequence[Job]) -> None:
             self.batches.append([job.task.client for job in batch])
             hand_out(worker, batch)
 
@@ -53,19 +54,16 @@ class Recorded:
             assert isinstance(alone, Answer)
             assert torch.equal(result.update.payload.vectors["params"], alone.update.payload.vectors["params"])
             self.pool.release(task.id)
-        assert self.pool._num_early == 0
-        assert len(self.pool._slots_free) == self.pool._num_slots
+        assert self.pool._line._num_early == 0
+        assert len(self.pool._line._slots_free) == self.pool._line._num_slots
         return [client for batch in self.batches for client in batch]
 
 
 @pytest.fixture
-def scene() -> Iterator[Recorded]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def scene(one_thread: None) -> Iterator[Recorded]:
     scene = Recorded()
     yield scene
     scene.pool.close()
-    torch.set_num_threads(threads)
 
 
 def test_the_longest_begin_first_where_all_are_needed_and_give_the_same(
@@ -73,21 +71,39 @@ def test_the_longest_begin_first_where_all_are_needed_and_give_the_same(
 ) -> None:
     assert scene.order(0, all_needed=True) == LONGEST
     assert scene.order(10, all_needed=False) == sorted(SIZES)
-    three = 3 * scene.pool._result_bytes
-    monkeypatch.setattr(processes, "EARLY_BYTES", three)  # the memory of three results that wait for their turn
+    three = 3 * scene.pool._line._slot_bytes
+    monkeypatch.setattr(line, "EARLY_BYTES", three)  # the memory of three results that wait for their turn
     assert scene.order(20, all_needed=True) == ["c", "g", "e", "a", "b", "d", "f", "h"]
-    monkeypatch.setattr(processes, "EARLY_BYTES", 1)  # none: but each of two workers begins with a long one
+    monkeypatch.setattr(line, "EARLY_BYTES", 1)  # none: but each of two workers begins with a long one
     assert scene.order(30, all_needed=True) == ["c", "g", "a", "b", "d", "e", "f", "h"]
 
 
 def test_a_batch_of_long_tasks_holds_fewer_of_them(scene: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks of late had 7 examples and took half a millisecond: a batch has room for 4 of them."""
     monkeypatch.setattr(scene.pool, "_feed", lambda: None)
-    scene.pool._task_s, scene.pool._task_size = 0.0005, 7.0
+    queue = scene.pool._line
+    queue.task_s, queue._task_size = 0.0005, 7.0
     tasks = [Task(number, client, 1) for number, client in enumerate(SIZES)]
     scene.pool.submit(tasks, scene.received, {}, all_needed=True)
-    batches = [[job.task.client for job in scene.pool._next_batch(4)] for _ in range(4)]
+    batches = [[job.task.client for job in queue.next_batch(4)] for _ in range(4)]
     assert batches == [["c"], ["g"], ["e", "h"], ["a", "b", "d", "f"]]
+
+
+def test_a_long_task_waits_behind_another_only_while_much_is_left(
+    scene: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = list[tuple[str, int]]()
+
+    def handed_out(worker: processes._Worker, batch: Sequence[Job]) -> None:
+        worker.batches.append([job.task.id for job in batch])
+        held.append((batch[0].task.client, len(worker.batches)))
+
+    monkeypatch.setattr(scene.pool, "_hand_out", handed_out)
+    scene.pool._line.task_s, scene.pool._line._task_size = 1.0, 7.0
+    tasks = [Task(number, client, 1) for number, client in enumerate(SIZES)]
+    scene.pool.submit(tasks, scene.received, {}, all_needed=True)
+    # of 108 examples, c and g are in work; e has 12 of the 48 that are left, and h 10 of 36: more than a quarter
+    assert held == [("c", 1), ("g", 1), ("e", 2)]
 
 
 @pytest.mark.parametrize(
@@ -116,5 +132,5 @@ def test_an_uneven_cohort_ends_in_the_same_bits_with_early_results_in_memory_or_
     job = small_job(data=uneven, clients_per_round=8)
     alone = job.run().sha256
     assert job.run(rd.Simulation(num_workers=2)).sha256 == alone
-    monkeypatch.setattr(processes, "EARLY_BYTES", 1)
+    monkeypatch.setattr(line, "EARLY_BYTES", 1)
     assert job.run(rd.Simulation(num_workers=3)).sha256 == alone

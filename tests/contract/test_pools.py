@@ -13,15 +13,13 @@ from roundelay.algorithms.protocol import rehearse
 from roundelay.messages import Payload, Task
 from roundelay.simulation.executors.processes import Processes
 from roundelay.simulation.settings import Simulation
-from roundelay.trainer import Answer, Evaluated, Trainer
+from roundelay.trainer import Answer, Evaluated, Trainer, one_thread
 
 
 class Scene:
     """One pool, the model that all tasks start from, and every task's answer as one trainer gives it by itself."""
 
     def __init__(self) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         self.work = small_job().prepared().work
         self.trainer = Trainer(self.work)
         start = self.trainer.bound.params().clone()
@@ -31,7 +29,6 @@ class Scene:
         pool = simulation.start(self.work, self.trainer, rehearse(self.work.algorithm, start, 6))
         assert isinstance(pool, Processes)
         self.pool, self.next = pool, 0
-        torch.set_num_threads(threads)
 
     def tasks(self, count: int, kind: str = "train") -> list[Task]:
         self.next += count
@@ -43,7 +40,6 @@ class Scene:
 
     def check(self, task: Task) -> None:
         """The contract: this task's result is the one that it has by itself."""
-        torch.set_num_threads(1)
         result, alone = self.pool.result(task.id), self.trainer.run(task, self.received, {})
         assert result.task == task if isinstance(result, Evaluated) else result.update.task == task
         if isinstance(alone, Answer):
@@ -57,16 +53,16 @@ class Scene:
         """Let the workers finish what was cancelled while they were at it; then tell whether nothing is held."""
         while any(worker.batches for worker in self.pool._workers):
             self.pool._pump(None)
-        return not self.pool._jobs and not self.pool._line and len(self.pool._slots_free) == self.pool._num_slots
+        line = self.pool._line
+        return not self.pool._jobs and not line and len(line._slots_free) == line._num_slots
 
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    threads = torch.get_num_threads()
-    made = Scene()
-    yield made
-    made.pool.close()
-    torch.set_num_threads(threads)
+    with one_thread():
+        made = Scene()
+        yield made
+        made.pool.close()
 
 
 @pytest.mark.parametrize("order", ["submitted", "reversed", "shuffled"])

@@ -15,7 +15,7 @@ import roundelay as rd
 from roundelay.algorithms.protocol import rehearse
 from roundelay.messages import Lost, Payload, Task
 from roundelay.simulation.executors.ray import HELD, RayPool
-from roundelay.trainer import Answer, Trainer
+from roundelay.trainer import Answer, Trainer, one_thread
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +65,9 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with clusters.quiet_ray():
         made = Scene(tmp_path_factory.mktemp("begun"))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield made
-        made.pool.close()
-        torch.set_num_threads(threads)
+        with one_thread():
+            yield made
+            made.pool.close()
 
 
 def check_pressure(scene: Scene) -> None:

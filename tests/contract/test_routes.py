@@ -6,14 +6,11 @@ Each kind of stranger goes to each route: it gets 401, and nothing has changed.
 from collections.abc import Callable
 
 import pytest
-from aiohttp import web
-from asked import ANSWER, asked, ready, state
+from asked import ANSWER, Unsigned, a_new_route, asked, listed, no_signatures, plain, ready, state
 from fronts import Device, Place, place, within
 from journals import sha256
 
 from roundelay.deployment import protocol as p
-from roundelay.deployment.front import admission
-from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.routes import ROUTES, openapi
 from roundelay.deployment.journal.clients import Clients
 from roundelay.deployment.journal.records import TaskState, Verdict
@@ -27,18 +24,10 @@ SIGNED = [route.name for route in ROUTES if route.signed]
 def test_every_route_is_signed_or_on_the_list_of_open_ones() -> None:
     assert {route.path for route in ROUTES if not route.signed} == OPEN
     with place() as here:
-        served = {(route.method, route.resource.canonical) for route in here.front.app.router.routes()
-                  if route.resource is not None}  # fmt: skip
-        listed = {(route.method, route.path.split(":")[0] + "}" if "{" in route.path else route.path)
-                  for route in ROUTES}  # fmt: skip
-        assert served == {(method, path) for method, path in listed}
+        assert listed(here.front.app) == {(route.method, plain(route.path)) for route in ROUTES}
 
 
 def unsigned(here: Place) -> Device:
-    class Unsigned(Device):
-        def fields(self, *args: object, **kwargs: object) -> list[tuple[str, str]]:  # type: ignore[override]
-            return []
-
     return Unsigned(here.url, "a", here.keys["a"])
 
 
@@ -166,8 +155,7 @@ def test_what_is_described_is_what_is_served() -> None:
     for route in ROUTES:
         for message in (route.takes, route.gives):
             assert message is None or message.__name__ in schemas
-        path = route.path.split(":")[0] + "}" if "{" in route.path else route.path
-        assert bool(told["paths"][path][route.method.lower()]["security"]) is route.signed
+        assert bool(told["paths"][plain(route.path)][route.method.lower()]["security"]) is route.signed
     assert set(p.ERRORS) <= set(told["paths"][p.HELLO]["get"]["responses"]["default"]["description"]
                                 .replace(",", "").split())  # fmt: skip
 
@@ -176,10 +164,7 @@ def test_what_is_described_is_what_is_served() -> None:
 
 
 def test_the_table_catches_a_front_that_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    def planted(request: object, headers: object, public_key: object, **_: object) -> int:
-        return 1
-
-    monkeypatch.setattr(admission, "verify", planted)
+    no_signatures(monkeypatch)
     with pytest.raises(AssertionError):
         test_a_stranger_is_turned_away("failure", with_a_key_of_its_own)
 
@@ -191,14 +176,7 @@ def test_the_table_catches_a_front_that_forgets_numbers(monkeypatch: pytest.Monk
 
 
 def test_the_table_catches_a_route_that_is_on_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    application = Front._application
-
-    def planted(self: Front) -> web.Application:
-        app = application(self)
-        app.router.add_get("/v1/secrets", self._lobby.health)
-        return app
-
-    monkeypatch.setattr(Front, "_application", planted)
+    a_new_route(monkeypatch)
     with pytest.raises(AssertionError):
         test_every_route_is_signed_or_on_the_list_of_open_ones()
 

@@ -19,18 +19,10 @@ from roundelay.messages import Payload, Task
 from roundelay.simulation.executors.vectorized import blocks
 from roundelay.trainer import Answer, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SERIAL, STACKED = rd.Simulation("serial"), rd.Simulation("vectorized", num_workers=1)
 FEW = replace(STACKED, block_mib=0.01)
 """Room for two or three clients at a time."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a run's own thread and in its workers: the number of threads changes sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -242,9 +234,9 @@ def test_dropout_is_drawn_for_each_client_and_the_same_again() -> None:
 
 
 def test_blocks_follow_from_the_order_of_tasks_and_what_fits() -> None:
-    tasks = [Task(i, f"c{i}", 1) for i in range(200)]
-    for count, fitting, sizes in ((200, 999, [50] * 4), (200, 20, [20] * 10), (50, 999, [25, 25]), (49, 999, [49]),
-                                  (7, 1, [1] * 7), (0, 1, [])):  # fmt: skip
+    tasks = [Task(i, f"c{i}", 1) for i in range(300)]
+    for count, fitting, sizes in ((200, 999, [100, 100]), (300, 999, [100] * 3), (200, 20, [20] * 10),
+                                  (50, 999, [25, 25]), (49, 999, [49]), (7, 1, [1] * 7), (0, 1, [])):  # fmt: skip
         cut = blocks(tasks[:count], fitting)
         assert [len(block) for block in cut] == sizes
         assert [task for block in cut for task in block] == tasks[:count]

@@ -5,23 +5,26 @@ nothing, and who could not speak TLS as the server does has not even been heard.
 """
 
 import json
+import re
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from asked import Asked, asked, ready, state
+from asked import Asked, Unsigned, a_new_route, asked, listed, no_signatures, plain, ready, state
 from figures import Figures
-from fronts import DAY_S, Device, Place, joining, place, within
+from fronts import DAY_S, Device, Place, Said, joining, place, within
+from in_memory import Inline, Office, written
 from loopback import only_tls_1_1
 
 from roundelay.deployment import protocol as p
-from roundelay.deployment.front import admission
+from roundelay.deployment.board import Phase
+from roundelay.deployment.front import lobby
 from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.meters import SYNC_BOUNDS_S, Durations
 from roundelay.deployment.front.routes import ROUTES
@@ -39,13 +42,13 @@ from roundelay.deployment.trust.roster import Roster, Token
 from roundelay.messages import Task
 
 NAMES = ["127.0.0.1", "localhost"]
-OPEN, TOKEN, SIGNED = "open", "token", "signed"
+OPEN, HERE, TOKEN, SIGNED = "open", "here", "token", "signed"
 RULES = {
     ("GET", "/authority.crt"): OPEN,
     ("GET", p.HELLO): OPEN,
     ("GET", p.HEALTH): OPEN,
     ("GET", p.READY): OPEN,
-    ("GET", p.STATS): OPEN,
+    ("GET", p.STATS): HERE,
     ("GET", p.OPENAPI): OPEN,
     ("POST", p.JOIN): TOKEN,
     ("GET", p.RUN): SIGNED,
@@ -58,10 +61,13 @@ RULES = {
     ("POST", p.DATA): SIGNED,
     ("POST", p.SCALARS): SIGNED,
 }
-"""What each route asks for. Of metrics, which are not served here: test_metrics_are_on_an_address_of_their_own."""
+"""What each route asks for. On the server's own machine, ``HERE``, are all identities; others ask in
+test_strangers_learn_nothing_of_clients_and_rounds. Metrics, which are not served here:
+test_metrics_are_on_an_address_of_their_own.
+"""
 
 NOT_HEARD = 0
-STATUS = {OPEN: 200, TOKEN: 403, SIGNED: 401}
+STATUS = {OPEN: 200, HERE: 200, TOKEN: 403, SIGNED: 401}
 """What whoever is not welcome is told."""
 
 OWN_TASK = 10
@@ -95,11 +101,6 @@ class Scene:
 
     def device(self, client: str = "a", key: DeviceKey | None = None, tls: TLS | None = None, **how: float) -> Device:
         return Device(self.url, client, key or self.here.keys.get(client), tls=tls or self.trusting(), **how)
-
-
-class Unsigned(Device):
-    def fields(self, *args: object, **kwargs: object) -> list[tuple[str, str]]:  # type: ignore[override]
-        return []
 
 
 def anybody(scene: Scene, tls: TLS | None = None) -> Device:
@@ -153,23 +154,15 @@ def token_of(identity: str, scene: Scene) -> tuple[str, str]:
     return Token.new().reveal(), "f"
 
 
-def listed(app: web.Application) -> set[tuple[str, str]]:
-    return {(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None}
-
-
 def request_of(scene: Scene, identity: str, method: str, path: str) -> Asked:
     """A request that would be good if it came from client "a"; for joining, one with this identity's token."""
-    if RULES[method, path] == OPEN:
+    if RULES[method, path] in (OPEN, HERE):
         return method, path, b"", 0, []
     if RULES[method, path] == TOKEN:
         token, name = token_of(identity, scene)
         return method, path, joining(token, DeviceKey.new(), name).model_dump_json().encode(), 0, []
-    (name,) = (route.name for route in ROUTES if (route.method, _plain(route.path)) == (method, path))
+    (name,) = (route.name for route in ROUTES if (route.method, plain(route.path)) == (method, path))
     return asked(name, OWN_TASK if name == "failure" else 1)
-
-
-def _plain(path: str) -> str:
-    return path.split(":")[0] + "}" if "{" in path else path
 
 
 @contextmanager
@@ -271,6 +264,74 @@ def test_what_is_no_route_is_not_found_by_whatever_method(tmp_path: Path) -> Non
         within(go())
 
 
+def asked_from(folder: Path, peer: str) -> dict[str, Said]:
+    """Return what each route that is not signed says to whoever asks from an address, of a run that waits for "a"."""
+    with closing(Inline()) as loop, closing(Office(folder, loop, time.time(), peer)) as office:
+        office.board.saw("a")
+        office.board.turn(Phase.PAUSED, "client 'a' is missing")
+        paths = [path for (method, path), rule in RULES.items() if method == "GET" and rule in (OPEN, HERE)]
+        return {path: office.hear(written("GET", path, [("X-Forwarded-For", "127.0.0.1")], b"")) for path in paths}
+
+
+def check_strangers(folder: Path) -> None:
+    """The contract: who takes part, and how far the model is, is told on the server's own machine and nowhere else."""
+    for peer in ("192.0.2.7", "10.0.0.1", "2001:db8::1", "::ffff:192.0.2.7"):
+        told = asked_from(folder, peer)
+        assert told[p.STATS].status == 404
+        for path, said in told.items():
+            assert not re.search(rb"'a'|\"a\":|rounds|silent", said.body) or path == p.OPENAPI, (
+                f"{path} to {peer}: {said.body!r}"
+            )
+        assert told[p.READY].json() == {"ready": True, "phase": "paused", "reason": "", "disk": True}
+    for peer in ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "192.0.2.1"):
+        told = asked_from(folder, peer)
+        assert told[p.STATS].json()["silent_s"].keys() == {"a"}
+        assert told[p.READY].json()["reason"] == "client 'a' is missing"
+
+
+def test_strangers_learn_nothing_of_clients_and_rounds(tmp_path: Path) -> None:
+    check_strangers(tmp_path)
+
+
+def everybody_is_here(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lobby, "_is_here", lambda request: True)
+
+
+def whoever_says_so_is_here(patch: pytest.MonkeyPatch) -> None:
+    here = lobby._is_here
+    patch.setattr(lobby, "_is_here", lambda request: here(request) or "X-Forwarded-For" in request.headers)
+
+
+def reasons_for_everybody(patch: pytest.MonkeyPatch) -> None:
+    ready = lobby.Lobby.ready
+
+    async def planted(self: lobby.Lobby, request: web.Request) -> web.Response:
+        told = json.loads((await ready(self, request)).body)
+        return web.json_response(told | {"reason": self.board.reason})
+
+    patch.setattr(lobby.Lobby, "ready", planted)
+
+
+@pytest.mark.parametrize("plant", [everybody_is_here, whoever_says_so_is_here, reasons_for_everybody])
+def test_the_check_of_strangers_catches(
+    plant: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_strangers(tmp_path)
+
+
+def test_over_a_connection_that_leads_to_a_worker_nobody_is_here() -> None:
+    with place() as here, socket.create_server(("127.0.0.1", 0)) as listening:
+        ours = socket.create_connection(listening.getsockname())
+        theirs, _ = listening.accept()
+        with theirs:
+            here.server.adopt(ours, "a")
+            theirs.settimeout(10)
+            theirs.sendall(f"GET {p.STATS} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert b" 404 " in theirs.recv(1_000).partition(b"\r\n")[0]
+
+
 def test_metrics_are_on_an_address_of_their_own(tmp_path: Path) -> None:
     """Whoever reaches it may read: so it is this machine's alone unless somebody says otherwise, and takes nothing."""
     metrics = pytest.importorskip("roundelay.deployment.front.metrics")
@@ -281,21 +342,6 @@ def test_metrics_are_on_an_address_of_their_own(tmp_path: Path) -> None:
 
 
 # ---- planted bugs ---------------------------------------------------------------------------------------------------
-
-
-def a_new_route(patch: pytest.MonkeyPatch) -> None:
-    application = Front._application
-
-    def planted(self: Front) -> web.Application:
-        app = application(self)
-        app.router.add_get("/v1/secrets", self._lobby.health)
-        return app
-
-    patch.setattr(Front, "_application", planted)
-
-
-def no_signatures(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(admission, "verify", lambda *_, **__: 1)
 
 
 def any_clock(patch: pytest.MonkeyPatch) -> None:

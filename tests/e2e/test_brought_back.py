@@ -4,29 +4,15 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from commands import commands, only, simulated
-
-from roundelay.deployment.trust.kits import provision
+from projects import invited, write_job
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 SITES = ("c0", "c1")
-JOB = """
-num_rounds = 40
-seed = 7
-model = "networks:Awkward"
-data = "two:clients"
-[learner]
-lr = 0.1
-batch_size = 4
-[deployment]
-heartbeat_s = 2.0
-"""
 
 
 @pytest.mark.slow
@@ -36,16 +22,9 @@ def test_a_run_that_was_stopped_and_packed_is_brought_back(tmp_path: Path, monke
     there = tmp_path / "server"
     there.mkdir()
     for folder in (there, tmp_path):
-        (folder / "job.toml").write_text(JOB)
-        (folder / "two.py").write_text("from networks import federated\n\n\ndef clients():\n    return federated(2)\n")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    provision(there / "federation", ["127.0.0.1"], SITES, now_s=time.time(), port=port)
-    for site in SITES:
-        (there / "federation" / "sites" / site).rename(tmp_path / site)
-    serve = ["serve", "job.toml", "--host", "127.0.0.1", "--folder", "federation/server", "--clients", ",".join(SITES)]
-    joins = [["join", f"https://127.0.0.1:{port}", "--kit", site, "--id", site, "--data", "two:clients", "--allow",
-              "networks:Awkward"] for site in SITES]  # fmt: skip
+        write_job(folder, num_rounds=40)
+    serve, joins = invited(there, SITES, "kits")
+    (there / "federation" / "sites").rename(tmp_path / "kits")
     with commands(tmp_path, *joins) as clients:
         with commands(there, serve) as (first,):
             first.line("round 8/")

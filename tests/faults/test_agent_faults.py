@@ -16,7 +16,6 @@ from agents import (
     Proxy,
     answered,
     beside,
-    free_port,
     is_doubled,
     model,
     over,
@@ -26,6 +25,7 @@ from agents import (
 )
 from fronts import RUN, Place, place, within
 from journals import advance
+from loopback import free_port
 
 from roundelay.deployment.device import delivery
 from roundelay.deployment.device.device import Device

@@ -8,6 +8,7 @@ import pickle
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,8 @@ def names_of_a_pickle_looked_up(patch: pytest.MonkeyPatch) -> None:
 
 def a_file_that_the_sender_names(patch: pytest.MonkeyPatch) -> None:
     def told(document: dict[str, object]) -> None:
-        Path(str(document.get("format"))).with_suffix(".told").open("w").close()
+        with suppress(FileNotFoundError):
+            Path(str(document.get("format"))).with_suffix(".told").open().close()
 
     patch.setattr(Split, "_parse", told)
 

@@ -3,7 +3,7 @@ nor does who came first.
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -24,6 +24,7 @@ from roundelay.messages import Lost, Payload, Task, Update
 from roundelay.stages.decoding import Decoded
 from roundelay.trainer import Answer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NUM_CLIENTS = 7
 SLOTS = (0, 3, 6)
 """Where among the arrivals a bad update comes: first, in the middle, last."""
@@ -51,14 +52,6 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
 @cache
 def scene(model: str = "float32") -> Scene:
     return Scene(NUM_CLIENTS, model=MODELS[model])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------

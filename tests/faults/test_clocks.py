@@ -1,11 +1,10 @@
 """Clocks that jump a day: rounds close at the moments that a monotonic clock gives, and never under their quorum."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import pytest
-import torch
 from bad_updates import Scene
 from fake_time import NUM_CLIENTS, run_on_fake_time
 from figures import Figures
@@ -15,18 +14,12 @@ import roundelay as rd
 from roundelay.deployment.running.calls import Calls
 from roundelay.intake import Intake
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @cache
 def scene() -> Scene:
     return Scene(NUM_CLIENTS, model=Plain)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def check_clocks(num_seeds: int, figures: Figures, seed: int = 0) -> None:

@@ -2,14 +2,13 @@
 soon, nothing is lost or counted twice, and the server has no error to tell of.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from disturbed import CLIENTS, DEADLINE_S, LONG, SHORT, Size
 from figures import Figures
-from played import played
+from played import note_updates, seen_in
 
 SLACK_S, BACK_S = 1.0, 5.0
 
@@ -37,12 +36,11 @@ def note(figures: Figures, seen: Any) -> None:
     figures("a client that was killed was back, median", back[len(back) // 2], "s")
     figures("a client that was killed was back, at most", back[-1], "s")
     figures("lines of errors in the server's log", len(seen["errors"].splitlines()))
-    for name in ("acknowledged", "lost", "counted", "double"):
-        figures(f"updates {name}", seen[name])
+    note_updates(figures, seen)
 
 
 def test_clients_that_come_and_go_hold_up_no_round(tmp_path: Path, figures: Figures) -> None:
-    seen = json.loads(played(tmp_path, "disturbed", "short", tmp_path / "run", 0))
+    seen = seen_in(tmp_path, "disturbed", "short", 0)
     note(figures, seen)
     check(seen, SHORT)
 
@@ -52,7 +50,7 @@ def test_clients_that_come_and_go_hold_up_no_round(tmp_path: Path, figures: Figu
 def test_forty_kills_ten_stops_and_twenty_cuts_hold_up_no_round(
     tmp_path: Path, figures: Figures, chaos_seed: int
 ) -> None:
-    seen = json.loads(played(tmp_path, "disturbed", "long", tmp_path / "run", chaos_seed))
+    seen = seen_in(tmp_path, "disturbed", "long", chaos_seed)
     note(figures, seen)
     check(seen, LONG)
 
@@ -68,4 +66,4 @@ PLANTED = {
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_check_catches(bug: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=PLANTED[bug]):
-        check(json.loads(played(tmp_path, "disturbed", bug, tmp_path / "run", 0)), SHORT)
+        check(seen_in(tmp_path, "disturbed", bug, 0), SHORT)

@@ -1,15 +1,17 @@
 """The journal against a model of a few lines: any order of rounds, answers, losses, repetitions, restarts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from conversations import converse
+from conversations import Conversation
+from journal_bugs import Planting, forget_whose_task_it_is, take_a_late_answer, told_otherwise
+from stateful import converse
 
 from roundelay.deployment.journal import database
 from roundelay.deployment.journal.journal import Journal
-from roundelay.deployment.journal.records import Ack, KeptTask, TaskState, Verdict
+from roundelay.deployment.journal.records import KeptTask, TaskState
 from roundelay.deployment.journal.rounds import Rounds
 from roundelay.deployment.journal.tasks import Tasks
 from roundelay.errors import JournalError, JournalMismatch
@@ -17,38 +19,15 @@ from roundelay.messages import Task
 
 
 def test_the_journal_agrees_with_a_model_of_a_few_lines() -> None:
-    converse(examples=200, steps=30)
+    converse(Conversation, examples=200, steps=30)
 
 
 @pytest.mark.slow
 def test_the_journal_agrees_with_a_model_over_long_conversations() -> None:
-    converse(examples=1000, steps=40)
+    converse(Conversation, examples=1000, steps=40)
 
 
 # ---- planted bugs ---------------------------------------------------------------------------------------------------
-
-
-Planting = Callable[[pytest.MonkeyPatch], None]
-
-
-def accept_late_answers(patch: pytest.MonkeyPatch) -> None:
-    known = Journal.known_answer
-
-    def planted(self: Journal, task_id: int, client: str, digest: str) -> Ack | None:
-        ack = known(self, task_id, client, digest)
-        return None if ack is not None and ack.verdict is Verdict.LATE else ack
-
-    patch.setattr(Journal, "known_answer", planted)
-
-
-def forget_whose_task_it_is(patch: pytest.MonkeyPatch) -> None:
-    known = Journal.known_answer
-
-    def planted(self: Journal, task_id: int, client: str, digest: str) -> Ack | None:
-        task = self.tasks.get(task_id)
-        return known(self, task_id, client if task is None else task.task.client, digest)
-
-    patch.setattr(Journal, "known_answer", planted)
 
 
 def call_stale_what_no_later_attempt_replaced(patch: pytest.MonkeyPatch) -> None:
@@ -174,7 +153,7 @@ def one_round_for_all_groups(patch: pytest.MonkeyPatch) -> None:
 _COMMIT = "INSERT INTO committed SELECT client, id FROM tasks JOIN updates ON task = id WHERE id = ? {} ON CONFLICT {}"
 _APART, _FOLDED = "THEN COALESCE(tasks.round >= (SELECT", "COALESCE(members.round > (SELECT"
 PLANTINGS: dict[str, Planting] = {
-    "late answers are accepted": accept_late_answers,
+    "late answers are accepted": told_otherwise(take_a_late_answer),
     "whose task it is is forgotten": forget_whose_task_it_is,
     "late answers are stale": call_stale_what_no_later_attempt_replaced,
     "what is not folded is collected": collect_what_is_not_folded,
@@ -205,4 +184,4 @@ PLANTINGS: dict[str, Planting] = {
 def test_the_model_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises((AssertionError, FileNotFoundError, JournalError, pytest.fail.Exception)):
-        converse(examples=1_000, steps=30, shrink=False)  # the first that fails is enough
+        converse(Conversation, examples=1_000, steps=30, shrink=False)  # the first that fails is enough

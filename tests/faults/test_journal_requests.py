@@ -1,14 +1,15 @@
 """The numbers of signed requests against one dict: clients with several keys, captured requests, restarts."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule
+from journal_bugs import Planting, keep_numbers_in_memory
 from journals import advance, opened, quick_folder, sha256
+from stateful import converse
 
 from roundelay.deployment.journal.clients import Clients
 from roundelay.deployment.journal.journal import Journal
@@ -49,41 +50,16 @@ class Requests(RuleBasedStateMachine):
         self.journal = opened(Path(self.root.name) / "run")
 
 
-def converse(examples: int) -> None:
-    run_state_machine_as_test(
-        Requests,
-        settings=settings(
-            max_examples=examples, stateful_step_count=30, phases=(Phase.generate,),
-            deadline=None, derandomize=True, database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
-
-
 def test_a_request_counts_once_for_the_key_that_signed_it() -> None:
-    converse(examples=60)
+    converse(Requests, examples=60, shrink=False)
 
 
 @pytest.mark.slow
 def test_a_request_counts_once_over_many_conversations() -> None:
-    converse(examples=2000)
+    converse(Requests, examples=2000, shrink=False)
 
 
 # ---- planted bugs ---------------------------------------------------------------------------------------------------
-
-Planting = Callable[[pytest.MonkeyPatch], None]
-
-
-def keep_sequences_in_memory(patch: pytest.MonkeyPatch) -> None:
-    def planted(self: Clients, requests: Sequence[tuple[str, str, int]]) -> list[bool]:
-        highest, counts = self.__dict__.setdefault("highest", {}), list[bool]()
-        for client, key, number in requests:
-            counts.append(self.get(client, key) is not None and number > highest.get((client, key), -1))
-            if counts[-1]:
-                highest[client, key] = number
-        return counts
-
-    patch.setattr(Clients, "advance", planted)
 
 
 def begin_anew_with_each_admission(patch: pytest.MonkeyPatch) -> None:
@@ -120,9 +96,9 @@ def count_for_whichever_key(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "plant",
-    [keep_sequences_in_memory, begin_anew_with_each_admission, keep_the_last_key_only, count_for_whichever_key],
+    [keep_numbers_in_memory, begin_anew_with_each_admission, keep_the_last_key_only, count_for_whichever_key],
 )
 def test_the_dict_catches(plant: Planting, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     with pytest.raises(AssertionError):
-        converse(examples=60)
+        converse(Requests, examples=60, shrink=False)

@@ -241,7 +241,7 @@ def swapped_slots(patch: pytest.MonkeyPatch) -> None:
     answer = Processes._answer
     before: list[Tensor] = []
 
-    def mixed(self: Processes, job: processes._Job, done: processes.Done) -> object:
+    def mixed(self: Processes, job: processes.Job, done: processes.Done) -> object:
         right = answer(self, job, done)
         before.append(right.update.payload.vectors["params"].clone())
         payload = replace(right.update.payload, vectors={"params": before[max(0, len(before) - 2)]})

@@ -2,7 +2,6 @@
 whatever a network drops, repeats, reorders and delays, with clocks that are a day off, and over restarts.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +9,17 @@ import pytest
 from exchanges import ANSWERS, CLIENTS, Exchange, simulate
 from figures import Figures
 from fronts import DAY_S
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from journal_bugs import (
+    Planting,
+    forget_whose_task_it_is,
+    keep_numbers_in_memory,
+    take_a_late_answer,
+    told_otherwise,
+)
 from protocol_model import NOW_S
+from stateful import converse
 
 from roundelay.deployment.front import front
 from roundelay.deployment.journal.clients import Clients
@@ -140,22 +146,10 @@ class Protocol(RuleBasedStateMachine):
         return (own[-1:] * 6 + own + [*tasks, 999])[pick % (len(own[-1:]) * 6 + len(own) + len(tasks) + 1)]
 
 
-def converse(examples: int, shrink: bool = True) -> int:
-    """Return how many requests were answered as the model says."""
-    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
-    before = Protocol.num_requests
-    run_state_machine_as_test(
-        Protocol,
-        settings=settings(
-            max_examples=examples, stateful_step_count=30, phases=phases, deadline=None, derandomize=True,
-            database=None, suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
-    return Protocol.num_requests - before
-
-
 def check_conversations(examples: int, figures: Figures) -> None:
-    num_requests = converse(examples)
+    before = Protocol.num_requests
+    converse(Protocol, examples)
+    num_requests = Protocol.num_requests - before
     figures("conversations of 30 steps", examples)
     figures("requests", num_requests)
     figures("divergences", 0)
@@ -183,23 +177,6 @@ def test_the_server_agrees_with_the_model_in_two_thousand_simulations(
 
 # ---- planted bugs ---------------------------------------------------------------------------------------------------
 
-Planting = Callable[[pytest.MonkeyPatch], None]
-
-
-def told_otherwise(change: Callable[[Journal, Ack], Ack | None]) -> Planting:
-    """The journal says something else of an answer that it need not look at."""
-    known = Journal.known_answer
-
-    def planted(self: Journal, task_id: int, client: str, digest: str) -> Ack | None:
-        ack = known(self, task_id, client, digest)
-        return None if ack is None else change(self, ack)
-
-    return lambda patch: patch.setattr(Journal, "known_answer", planted)
-
-
-def take_a_late_answer(_: Journal, ack: Ack) -> Ack | None:
-    return None if ack.verdict is Verdict.LATE else ack
-
 
 def take_another_answer_for_the_first(journal: Journal, ack: Ack) -> Ack:
     first = journal.update(ack.task_id)
@@ -216,32 +193,10 @@ def forget_that_it_was_answered(_: Journal, ack: Ack) -> Ack:
     return Ack(ack.task_id, ack.digest, Verdict.LATE) if ack.duplicate else ack
 
 
-def forget_whose_task_it_is(patch: pytest.MonkeyPatch) -> None:
-    known = Journal.known_answer
-
-    def planted(self: Journal, task_id: int, client: str, digest: str) -> Ack | None:
-        task = self.tasks.get(task_id)
-        return known(self, task_id, client if task is None else task.task.client, digest)
-
-    patch.setattr(Journal, "known_answer", planted)
-
-
 def take_every_number(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Clients, "advance", lambda self, requests: [self.get(one, key) is not None for one, key, _ in requests]
     )
-
-
-def keep_numbers_in_memory(patch: pytest.MonkeyPatch) -> None:
-    def planted(self: Clients, requests: Sequence[tuple[str, str, int]]) -> list[bool]:
-        highest, counts = self.__dict__.setdefault("highest", {}), list[bool]()
-        for client, key, number in requests:
-            counts.append(self.get(client, key) is not None and number > highest.get((client, key), -1))
-            if counts[-1]:
-                highest[client, key] = number
-        return counts
-
-    patch.setattr(Clients, "advance", planted)
 
 
 def let_a_token_be_used_by_two(patch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,9 @@ VARIED = 10
 """So many routes take something that can be varied; of each other there is one request."""
 
 SHORT, LONG = 240, 5_000
+SIGNABLE = 4_000
+"""A client signs no longer paths, so that they come unsigned only."""
+
 NUM_TASKS = 400
 """Client "a" has task n of round n; client "b" one that stays open, so that no poll waits."""
 
@@ -144,8 +147,10 @@ def asked(count: int, number: int) -> tuple[Counter[str], Counter[int], list[str
             for request in made(described, -(-count // 2), number):
                 (name, method, path, body, fields), round_ = meant(request, draw, digest)
                 device = other if name in ("work", "blob") else one
-                for said in (await device.send(method, path, body, fields),
-                             await device.ask(method, path, body, round=round_, fields=fields)):  # fmt: skip
+                answers = [await device.send(method, path, body, fields)]
+                if len(path) < SIGNABLE:
+                    answers.append(await device.ask(method, path, body, round=round_, fields=fields))
+                for said in answers:
                     sent[name] += 1
                     came[said.status] += 1
                     if found := wrong(name, said, described):
@@ -166,7 +171,7 @@ def check(count: int, number: int, figures: Figures) -> None:
     figures("answers that are not described", len(faults))
     assert not faults, f"{len(faults)}: {faults[:5]}"
     assert set(sent) == set(ROUTE_OF)
-    assert sent.total() >= count
+    assert sent.total() >= 0.99 * count
     assert came[200] > sent.total() // 20, "hardly any request was good"
 
 

@@ -4,9 +4,7 @@ import base64
 import io
 import logging
 import re
-import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +14,14 @@ from asked import ready
 from commands import commands
 from figures import Figures
 from fronts import DAY_S, Device, joining, place, within
+from projects import invited, write_job
 from secrets_found import files, forms, found, of_key
 from typer.testing import CliRunner
 
 from roundelay.cli import app
 from roundelay.cli.logs import JsonLines
 from roundelay.deployment import protocol as p
+from roundelay.deployment.device import joining as joining_module
 from roundelay.deployment.device.device import Device as DeviceFolder
 from roundelay.deployment.device.joining import _unpacked
 from roundelay.deployment.front import front, problems
@@ -30,7 +30,7 @@ from roundelay.deployment.trust import roster as rosters
 from roundelay.deployment.trust.address import Address
 from roundelay.deployment.trust.certificates import AUTHORITY_SECRET, SERVER_SECRET, server_context
 from roundelay.deployment.trust.identity import DeviceKey, write_secret
-from roundelay.deployment.trust.kits import DEVICE_KEY, JOIN_LINE, ROSTER, TOKEN, provision
+from roundelay.deployment.trust.kits import DEVICE_KEY, JOIN_LINE, ROSTER, TOKEN
 from roundelay.deployment.trust.questions import ask
 from roundelay.deployment.trust.roster import Roster
 from roundelay.errors import IdentityError
@@ -39,17 +39,6 @@ prometheus_client = pytest.importorskip("prometheus_client", reason="it comes wi
 metrics = pytest.importorskip("roundelay.deployment.front.metrics")
 NOW_S = 1_800_000_000.0
 WORDS = b"correct horse battery staple"
-JOB = """
-num_rounds = 2
-seed = 7
-model = "networks:Awkward"
-data = "two:clients"
-[learner]
-lr = 0.1
-batch_size = 4
-[deployment]
-heartbeat_s = 2.0
-"""
 
 
 @contextmanager
@@ -189,24 +178,18 @@ def test_a_whole_run_leaves_secrets_only_where_they_belong(
     tmp_path: Path, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server and two sites, from kits to the end, with all that is logged, shown, counted and kept."""
-    (tmp_path / "job.toml").write_text(JOB)
-    (tmp_path / "two.py").write_text("from networks import federated\n\n\ndef clients():\n    return federated(2)\n")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    write_job(tmp_path, num_rounds=2)
     kits, sites = tmp_path / "federation", ("c0", "c1")
-    provision(kits, ["127.0.0.1"], sites, now_s=time.time(), port=port)
+    serve, joins = invited(tmp_path, sites, "federation/sites")
     tokens = {f"token of {site}": (kits / "sites" / site / TOKEN).read_bytes().strip() for site in sites}
     proxy = f"http://admin:{WORDS.decode().replace(' ', '-')}@127.0.0.1:9"
     environment = {"HTTPS_PROXY": proxy, "https_proxy": proxy, "ALL_PROXY": proxy}
-    serve = ["--log-format", "json", "serve", "job.toml", "--host", "127.0.0.1", "--folder", "federation/server",
-             "--clients", ",".join(sites), "--metrics", "0"]  # fmt: skip
-    with commands(tmp_path, serve, environment=environment) as (server,):
+    as_json = ["--log-format", "json"]
+    with commands(tmp_path, [*as_json, *serve, "--metrics", "0"], environment=environment) as (server,):
         where = re.search(r"http://127\.0\.0\.1:(\d+)/metrics", server.line("metrics: "))
         assert where is not None
         server.line("roundelay join")
-        joins = [["--log-format", "json", "join", f"https://127.0.0.1:{port}", "--kit", f"federation/sites/{site}",
-                  "--id", site, "--data", "two:clients", "--allow", "networks:Awkward"] for site in sites]  # fmt: skip
-        with commands(tmp_path, *joins, environment=environment) as there:
+        with commands(tmp_path, *([*as_json, *join] for join in joins), environment=environment) as there:
             measured = ask(Address("127.0.0.1", int(where[1]), secured=False), "/metrics", None).body
             outputs = {f"output of {site}": one.end().encode() for site, one in zip(sites, there, strict=True)}
         outputs["output of the server"] = server.end().encode()
@@ -274,6 +257,10 @@ def begun_as_a_device(folder: Path) -> None:
         device.key()
 
 
+def begun_with_a_token_file(folder: Path) -> None:
+    joining_module.token_in(folder / TOKEN)
+
+
 def begun_as_a_server(folder: Path) -> None:
     server_context(folder, ["localhost"], NOW_S)
     Roster(folder / ROSTER)
@@ -281,7 +268,8 @@ def begun_as_a_server(folder: Path) -> None:
 
 OTHERS = [mode for mode in range(0o600, 0o1000) if mode & 0o077 and mode & 0o600 == 0o600]
 FILES = [(authority, begun_as_a_server), (of_the_server, begun_as_a_server), (roster, begun_as_a_server),
-         (of_the_device, begun_as_a_device), (of_the_device, begun_as_a_site), (token, begun_as_a_site)]  # fmt: skip
+         (of_the_device, begun_as_a_device), (of_the_device, begun_as_a_site), (token, begun_as_a_site),
+         (token, begun_with_a_token_file)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("made", "begin"), FILES, ids=lambda one: one.__name__)
@@ -303,3 +291,27 @@ def test_nobody_begins_with_a_secret_that_others_may_open(
     begin(tmp_path)
     path.chmod(0o400)
     begin(tmp_path)
+
+
+def check_token_file(folder: Path) -> None:
+    """The contract: whoever joins with a token that others may read is told so, and nothing is asked or made."""
+    path = folder / TOKEN
+    path.write_text("a token\n")
+    path.chmod(0o644)
+    words = ["join", "https://127.0.0.1:1", "--token-file", str(path), "--folder", str(folder / "client")]
+    raised = CliRunner().invoke(app, words).exception
+    assert isinstance(raised, IdentityError), raised
+    assert str(raised).startswith(f"{path}: others than its owner may open this secret (mode 0644, expected 0600)")
+    assert not (folder / "client").exists()
+
+
+def test_a_token_file_that_others_may_open_is_refused(tmp_path: Path) -> None:
+    check_token_file(tmp_path)
+
+
+def test_the_check_of_token_files_catches_one_that_is_just_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining_module, "token_in", lambda path: path.read_text().strip())
+    with pytest.raises(AssertionError):
+        check_token_file(tmp_path)

@@ -2,13 +2,12 @@
 the run ends in the bits of its simulation.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from figures import Figures
-from played import played
+from played import note_updates, seen_in
 
 PLANTED = {
     "acknowledged_before_it_is_written": "was asked again for task",
@@ -18,7 +17,7 @@ PLANTED = {
 
 
 def check_kills(folder: Path, seed: int) -> Any:
-    kills = json.loads(played(folder, "killed", "kills", folder / "run", seed))
+    kills = seen_in(folder, "killed", "kills", seed)
     num_of_server, num_of_clients = split(kills)
     assert num_of_server >= 10, "the run ended before the server was killed as often"
     assert num_of_clients >= 10, "the run ended before the clients were killed as often"
@@ -35,8 +34,7 @@ def split(kills: Any) -> tuple[int, int]:
 def note(figures: Figures, kills: Any) -> None:
     for name, count in zip(("kills of the server", "kills of clients"), split(kills), strict=True):
         figures(name, count)
-    for name in ("acknowledged", "lost", "counted", "double"):
-        figures(f"updates {name}", kills[name])
+    note_updates(figures, kills)
     ready = sorted(kills["ready_after_s"])
     for name, at in (("median", len(ready) // 2), ("90th percentile", len(ready) * 9 // 10), ("most", -1)):
         figures(f"from a kill to an open port, {name}", ready[at], "s")
@@ -51,7 +49,7 @@ def test_ten_kills_of_a_server_and_ten_of_its_clients_change_nothing(tmp_path: P
 def test_sixty_kills_of_a_server_over_thirty_rounds_change_nothing(
     tmp_path: Path, figures: Figures, chaos_seed: int
 ) -> None:
-    kills = json.loads(played(tmp_path, "killed", "server_kills", tmp_path / "run", chaos_seed))
+    kills = seen_in(tmp_path, "killed", "server_kills", chaos_seed)
     note(figures, kills)
     assert split(kills) == (60, 0)
 
@@ -63,7 +61,7 @@ def test_kills_at_many_more_moments_change_nothing(tmp_path: Path, seed: int) ->
 
 
 def test_the_check_catches_planted_bugs(tmp_path: Path) -> None:
-    said = json.loads(played(tmp_path, "killed", "caught", tmp_path / "run", 0))
+    said = seen_in(tmp_path, "killed", "caught", 0)
     assert said.keys() == PLANTED.keys()
     for name, words in PLANTED.items():
         assert words in said[name], f"{name}: {said[name] or 'nothing was noticed'}"

@@ -1,7 +1,7 @@
 """FedAvg and FedProx against straight-line references in plain PyTorch: no layout, no vectors, no protocol."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -51,12 +51,9 @@ def plain_training(
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _undisturbed(one_thread: None) -> Iterator[None]:
     with seeds.preserved_globals():
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("executor", ["serial", "processes"])

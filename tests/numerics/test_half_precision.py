@@ -21,6 +21,7 @@ from roundelay.layout.travel import opened, packed
 from roundelay.messages import Payload, Task, Update
 from roundelay.simulation.executors.processes import Processes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NUM_PARAMS = 7 * 13 + 13 + 13 * 3 + 3
 
 
@@ -84,14 +85,6 @@ def by_hand(given: rd.Job, num_rounds: int, server_lr: float, kept: Callable[[Te
             mean = torch.lerp(ends[0][name], ends[1][name], 12 / 22)
             master[name] = kept(mean if server_lr == 1.0 else torch.lerp(value, mean, server_lr))
     return {name: value.to(first[name].dtype) for name, value in master.items()}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import nn
 import roundelay as rd
 from roundelay.errors import ConfigError, LayoutError
 from roundelay.layout import Layout
+from roundelay.trainer import one_thread
 
 # the full batch, so that nothing is shuffled; no dropout, so that nothing is drawn
 LEARNER = rd.LocalSGD(lr=0.1, batch_size=0, local_epochs=2)
@@ -57,12 +58,8 @@ def by_hand(shared: list[str], num_rounds: int) -> tuple[dict[str, torch.Tensor]
     ids=["FedPer", "FedBN"],
 )  # fmt: skip
 def test_the_shared_part_equals_a_loop_by_hand(keep_local: list[str], shared: list[str]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         expected, _ = by_hand(shared, num_rounds=3)
-    finally:
-        torch.set_num_threads(threads)
     last = list(job(keep_local).rounds())[-1].state_dict()
     assert last.keys() == expected.keys()
     for name, value in expected.items():

@@ -23,12 +23,9 @@ DATA = examples(26)  # batches of 8: the last one holds two
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _undisturbed(one_thread: None) -> Iterator[None]:
     with seeds.preserved_globals():
         yield
-    torch.set_num_threads(threads)
 
 
 def started(model: type[nn.Module]) -> nn.Module:

@@ -13,7 +13,7 @@ URL = "https://127.0.0.1:1"
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["join", URL, "--token-file", "nowhere"], "nowhere: cannot read a token there"),
+        (["join", URL, "--token-file", "nowhere"], "nowhere: cannot open it (No such file or directory)"),
         (["join", URL, "--id", "../alice"], "client '../alice': expected"),
         (["worker", "--id", "../alice"], "client '../alice': expected"),
         (["worker", "--id", "a", "--script", "x.py", "--script-args", '"open'], "close what is quoted"),

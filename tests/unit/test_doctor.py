@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from fronts import Place, place
-from loopback import context_of, serving
+from loopback import context_of, free_port, serving
 from typer.testing import CliRunner
 
 from roundelay import cli
@@ -200,12 +200,6 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def server_folder(tmp_path: Path, port: int = 8443) -> Path:
     provision(tmp_path / "kits", NAMES, ["a", "b"], now_s=NOW_S, port=port)
     return tmp_path / "kits" / "server"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_server_that_was_never_started_and_one_that_is_ready_to_be(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,63 @@ def test_a_dialled_connection_speaks_tls_as_its_server(tmp_path: Path) -> None:
             with pytest.raises(ssl.SSLError):
                 ended.result(10)
         assert not here.front.app[servers.DIALLED]
+
+
+NO_HTTP = (
+    b"nonsense with a secret\r\n\r\n",
+    b"GET / HTTP/9\r\nX: a secret\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: a secret\0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nX: a secret" + b"x" * 10_000 + b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: a secret\r\n\r\n",
+    b"POST /v1/join HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\na secret\r\n",
+)
+
+
+def check_unbranded(port: int, *asked: bytes) -> None:
+    """The contract: no answer says what runs here, nor quotes what was no request."""
+    for said in asked:
+        with socket.create_connection(("127.0.0.1", port), 10) as sock:
+            sock.sendall(said)
+            came = b"".join(iter(lambda: sock.recv(65_536), b""))
+        assert came.startswith(b"HTTP/1."), came
+        head = came.partition(b"\r\n\r\n")[0]
+        assert [line for line in head.split(b"\r\n") if line.startswith(b"Server:")] == [b"Server: roundelay"], came
+        for told in (b"aiohttp", b"ython", b"secret"):
+            assert told not in came, came
+
+
+def requests() -> list[bytes]:
+    paths = (p.HELLO, p.HEALTH, p.STATS, p.RUN, "/nowhere")
+    return [f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode() for path in paths]
+
+
+def test_no_answer_tells_what_runs_here() -> None:
+    with place() as here:
+        check_unbranded(here.port, *requests(), *NO_HTTP)
+    other = Server(empty(), "127.0.0.1", 0)  # such as that of the metrics
+    try:
+        check_unbranded(other.start(), *requests(), *NO_HTTP[:4])
+    finally:
+        other.stop(grace_s=0.0)
+
+
+def aiohttps_own_words(patch: pytest.MonkeyPatch) -> None:
+    patch.delattr(servers._Speaker, "handle_error")
+
+
+def no_name(patch: pytest.MonkeyPatch) -> None:
+    async def planted(*_: object) -> None: ...
+
+    patch.setattr(servers, "_name", planted)
+
+
+@pytest.mark.parametrize("plant", [aiohttps_own_words, no_name])
+def test_the_check_of_answers_catches(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with place() as here, pytest.raises(AssertionError):
+        check_unbranded(here.port, *requests(), *NO_HTTP)
 
 
 # ---- its end --------------------------------------------------------------------------------------------------------

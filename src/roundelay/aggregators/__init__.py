@@ -15,9 +15,9 @@ from roundelay.aggregators.arithmetic import combined as combined
 from roundelay.aggregators.arithmetic import distances_to as distances_to
 from roundelay.aggregators.arithmetic import in_order as in_order
 from roundelay.aggregators.arithmetic import median as median
-from roundelay.aggregators.arithmetic import moved as moved
 from roundelay.aggregators.arithmetic import products as products
 from roundelay.aggregators.arithmetic import squared_distances as squared_distances
+from roundelay.aggregators.arithmetic import weighted as weighted
 from roundelay.aggregators.clipping import CentredClipping, NormBounding
 from roundelay.aggregators.fltrust import FLTrust
 from roundelay.aggregators.krum import Krum, MultiKrum

@@ -81,9 +81,18 @@ def combined(updates: Updates, weights: Tensor) -> Tensor:
     return result
 
 
-def moved(updates: Updates, step: Tensor) -> Tensor:
-    """Return ``previous`` moved by a float64 step (D,), which is overwritten, as a point in the points' own dtype."""
-    return step.add_(updates.previous).to(updates.points.dtype)
+def weighted(updates: Updates, weights: Tensor) -> Tensor:
+    """Return the point (D,) to which the clients' steps lead together under float64 ``weights`` (n,), in the points'
+    own dtype.
+    """
+    result = torch.empty_like(updates.previous, dtype=updates.points.dtype)
+
+    def fill(blocks: Sequence[slice]) -> None:
+        for columns in blocks:
+            result[columns] = torch.mv(updates.steps(columns).t(), weights).add_(updates.previous[columns])
+
+    updates.by_span(fill)
+    return result
 
 
 def mix(updates: Updates, mixing: Tensor) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.aggregators.arithmetic import combined, distances_to, moved
+from roundelay.aggregators.arithmetic import combined, distances_to
 from roundelay.aggregators.mean import Mean
 from roundelay.aggregators.protocol import Rule, Updates, check_f, check_then, require, shortfall, too_few
 from roundelay.errors import ConfigError
@@ -43,7 +43,7 @@ class CentredClipping:
         for _ in range(self.iterations):
             kept = self.tau / distances_to(updates, centre).clamp(min=self.tau)
             centre.mul_(1 - kept.sum() / n).add_(combined(updates, kept / n))
-        return moved(updates, centre)
+        return centre.add_(updates.previous).to(updates.points.dtype)
 
 
 @dataclass(frozen=True, slots=True)

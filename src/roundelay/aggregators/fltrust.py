@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.aggregators.arithmetic import combined, distances_to, moved
+from roundelay.aggregators.arithmetic import distances_to, weighted
 from roundelay.aggregators.protocol import Updates, too_few
 from roundelay.errors import ConfigError
 
@@ -41,4 +41,4 @@ class FLTrust:
         if trust.sum() == 0:
             return updates.previous.clone()
         weights = (trust / trust.sum() * norms[root] / norms).nan_to_num(0.0)
-        return moved(updates, combined(updates, weights))
+        return weighted(updates, weights)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.aggregators.arithmetic import combined, moved, squared_distances
+from roundelay.aggregators.arithmetic import squared_distances, weighted
 from roundelay.aggregators.protocol import Updates, check_f, require, too_few
 from roundelay.errors import ConfigError
 
@@ -58,7 +58,7 @@ class MultiKrum:
         best = _krum_order(updates, self.f)[: n - self.f if self.m is None else self.m]
         weights = torch.zeros(n, dtype=torch.float64)
         weights[best] = 1 / len(best)
-        return moved(updates, combined(updates, weights))
+        return weighted(updates, weights)
 
 
 def _krum_order(updates: Updates, f: int) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.aggregators.arithmetic import combined, moved
+from roundelay.aggregators.arithmetic import weighted
 from roundelay.aggregators.protocol import Updates
 
 
@@ -15,4 +15,4 @@ class Mean:
 
     def __call__(self, updates: Updates) -> Tensor:
         n = len(updates.points)
-        return moved(updates, combined(updates, torch.full((n,), 1 / n, dtype=torch.float64)))
+        return weighted(updates, torch.full((n,), 1 / n, dtype=torch.float64))

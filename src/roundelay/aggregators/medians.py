@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundelay.aggregators.arithmetic import combined, in_order, median, moved, products
+from roundelay.aggregators.arithmetic import in_order, median, products, weighted
 from roundelay.aggregators.protocol import Updates, check_f, require, too_few
 from roundelay.errors import ConfigError
 
@@ -99,7 +99,7 @@ class GeometricMedian:
         near = products(updates, updates.points.dtype)
         if updates.points.dtype is not torch.float64 and not self._suffices(near):
             near = products(updates, torch.float64)
-        return moved(updates, combined(updates, self._weights(near)))
+        return weighted(updates, self._weights(near))
 
     def _suffices(self, products: Tensor) -> bool:
         """Whether distances that follow from float32 products are good to ``tolerance``."""

@@ -1,7 +1,6 @@
 """The form of a rule: what it sees of a round, what it may promise, and what it refuses."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
-from roundelay.load import available_cores
+from roundelay.spans import on_cores
 
 BLOCK_VALUES = 2**17
 """A block of columns holds about this many values: a MiB in float64, so that it stays in the processor's cache."""
@@ -55,11 +54,7 @@ class Updates:
         of them has the same bits on any number of cores. Few columns are one span, and the caller's own thread's.
         """
         blocks = list(self.blocks())
-        spans = [blocks[start : start + SPAN_BLOCKS] for start in range(0, len(blocks), SPAN_BLOCKS)]
-        if len(spans) < 2:
-            return [work(span) for span in spans]
-        with ThreadPoolExecutor(available_cores(), "roundelay-span") as threads:
-            return list(threads.map(work, spans))
+        return on_cores(work, [blocks[start : start + SPAN_BLOCKS] for start in range(0, len(blocks), SPAN_BLOCKS)])
 
 
 Rule = Callable[[Updates], Tensor]

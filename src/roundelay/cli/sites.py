@@ -121,7 +121,7 @@ def _say_who_may_join(serving: "Serving") -> None:
 def join(
     server: Annotated[str, typer.Argument(metavar="URL", help="https://HOST:PORT, from the server's join line.")],
     token: Annotated[str, typer.Option(help="The token of the join line.")] = "",
-    token_file: Annotated[Path | None, typer.Option(help="A file with the token, which then is in no history.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file of mode 0600 with the token.")] = None,
     pin: Pin = "",
     kit: Annotated[
         Path | None, typer.Option(help="A kit folder, instead of token and pin; this client's folder, too.")
@@ -141,7 +141,7 @@ def join(
 ) -> None:
     """Take part in a run as a client, with the data that is here. Only this machine opens connections."""
     from roundelay.deployment.device.device import Device
-    from roundelay.deployment.device.joining import enrolled, require_kit
+    from roundelay.deployment.device.joining import enrolled, require_kit, token_in
     from roundelay.deployment.patience import Patience
     from roundelay.deployment.trust.identity import checked_name
     from roundelay.site import Brought
@@ -150,7 +150,7 @@ def join(
     if id is not None:
         checked_name(id)  # which names a folder
     if token_file is not None:
-        token = _token_in(token_file)
+        token = token_in(token_file)
 
     async def take_part(device: Device) -> None:
         # A server that was never reached is told at once: the address may be wrong. One that is known, or goes away in
@@ -268,11 +268,3 @@ def _named(clients: str | None) -> list[str] | None:
     if clients.isdecimal() or not all(names) or len(set(names)) != len(names):
         raise ConfigError(f"--clients {clients}: expected a number from 1 on, or names such as alice,bob, each once")
     return names
-
-
-def _token_in(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"{path}: cannot read a token there ({why}); give the file in which it was saved") from None

@@ -32,6 +32,12 @@ __all__ = ["client_table"]
 
 FILE_FORMAT = "roundelay client table 1"
 COLUMNS = ("inputs", "targets")
+DTYPES = {"bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32",
+          "float64", "complex64", "complex128"}  # fmt: skip
+"""What both torch and numpy have; a file may not say anything else, such as objects."""
+
+MOST = 2**48
+"""Of clients, rows, sizes of a row and bytes of an id."""
 
 
 def write_client_table(folder: str | os.PathLike[str], clients: Iterable[tuple[str, object]]) -> None:
@@ -94,14 +100,15 @@ class Table:
 
     def __post_init__(self) -> None:
         try:
-            told = json.loads((self.path / "table.json").read_text())
+            told = json.loads((self.path / "table.json").read_bytes().decode())
             if told["format"] != FILE_FORMAT:
-                raise ValueError(f"its format is {told['format']!r}")
-            count = int(told["num_clients"])
-            ids = np.memmap(self.path / "ids", f"S{int(told['id_bytes'])}", "r", shape=(count,))
-            offsets = np.memmap(self.path / "offsets", np.int64, "r", shape=(count + 1,))
-            columns = tuple(_mapped(self.path / name, told[name], int(offsets[-1])) for name in COLUMNS)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"its format is {str(told['format'])[:80]!r}")
+            count, width = _size(told["num_clients"], "num_clients"), _size(told["id_bytes"], "id_bytes")
+            ids = _mapped(self.path / "ids", np.dtype(f"S{width}"), (count,))
+            offsets = _mapped(self.path / "offsets", np.dtype(np.int64), (count + 1,))
+            num_rows = _size(int(offsets[-1]), "the last offset")
+            columns = tuple(_column(self.path / name, told[name], num_rows) for name in COLUMNS)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{self.path}: expected a table written by write_client_table, cannot read it ({error})"
             ) from error
@@ -112,7 +119,12 @@ class Table:
         return Table, (self.path,)
 
     def id(self, number: int) -> str:
-        return bytes(self._ids[number]).decode()
+        try:
+            return bytes(self._ids[number]).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.path / 'ids'}: the id of client number {number} is no text ({error}); {_AGAIN}"
+            ) from error
 
     def number(self, client: str) -> int | None:
         encoded = client.encode()
@@ -135,7 +147,11 @@ class Table:
         number = self.number(client)
         if number is None:
             raise DataError(f"{self.path}: client {client!r} has no rows here")
-        return int(self._offsets[number]), int(self._offsets[number + 1])
+        start, stop = int(self._offsets[number]), int(self._offsets[number + 1])
+        if not 0 <= start <= stop <= len(self._columns[0]):
+            raise DataError(f"{self.path / 'offsets'}: client {client!r} is said to have rows {start} to {stop} of "
+                            f"{len(self._columns[0])}; {_AGAIN}")  # fmt: skip
+        return start, stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +197,23 @@ def _row(tensor: Tensor) -> dict[str, Any]:  # Any: text, and a list of numbers
     return {"dtype": dtype, "shape": list(tensor.shape[1:])}
 
 
-def _mapped(path: Path, row: dict[str, Any], num_rows: int) -> NDArray[Any]:  # Any: see Table
-    shape, dtype = (num_rows, *row["shape"]), np.dtype(row["dtype"])
+def _column(path: Path, row: dict[str, Any], num_rows: int) -> NDArray[Any]:  # Any: see Table
+    if row["dtype"] not in DTYPES or not isinstance(row["shape"], list) or len(row["shape"]) > 32:
+        raise ValueError(f"{path.name} is said to have rows of {str(row)[:80]}")
+    sizes = [_size(size, f"a size of {path.name}") for size in row["shape"]]
+    return _mapped(path, np.dtype(row["dtype"]), (num_rows, *sizes))
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:  # Any: see Table
     if path.stat().st_size != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{path.name} is not as long as {shape} of {dtype}")
     return np.memmap(path, dtype, "r", shape=shape)
+
+
+def _size(value: object, what: str) -> int:
+    if type(value) is not int or not 0 <= value <= MOST:
+        raise ValueError(f"{what} is {str(value)[:80]}, expected a whole number up to {MOST}")
+    return value
+
+
+_AGAIN = "the table is damaged, write it again with write_client_table"

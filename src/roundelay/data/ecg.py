@@ -6,6 +6,7 @@ Nothing is downloaded.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from roundelay.data.examples import TensorExamples
 from roundelay.data.federated import FederatedData
 from roundelay.data.windows import WindowExamples
-from roundelay.errors import ConfigError, DataError, MissingExtra
+from roundelay.errors import ConfigError, DataError, optional
 
 __all__ = ["heartbeats"]
 
@@ -32,6 +33,16 @@ NORMALISED_BY_S = 300.0
 """A record's mean and deviation are those of its first five minutes, for training and testing alike."""
 
 _REPLACE = "it is truncated or damaged, replace it with a fresh copy"
+
+FLAC = frozenset({"508", "516", "524"})
+"""WFDB's formats whose files are compressed."""
+
+_MOST_COMPRESSED = 64
+"""So many samples a byte such a file may hold; of the other formats' a sample takes a byte at least."""
+
+_MOST_FREQUENCY = 1e6
+_BESIDE = re.compile(r"(?!\.)[\w.+-]+")
+"""The name of a file in the same folder: no path, and nothing that could mean an address."""
 
 Patients = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -175,10 +186,8 @@ def _require_pvc(path: Path, beats: Sequence[_Beats]) -> None:
 
 
 def _wfdb() -> ModuleType:
-    try:
+    with optional("wfdb", "ecg"):
         import wfdb
-    except ImportError as error:
-        raise MissingExtra("wfdb", "ecg") from error
     module: ModuleType = wfdb
     return module
 
@@ -189,11 +198,34 @@ def _header(record: Path, reader: ModuleType) -> Any:  # Any: wfdb has no types
         raise DataError(f"{file}: no such file; put the header of record {record.name} there, beside its signal")
     try:
         header = reader.rdheader(str(record))
-    except (ValueError, LookupError, TypeError, UnicodeDecodeError) as error:
+    except Exception as error:  # wfdb raises many kinds here and below: a wrong file is nobody's bug, whatever its kind
         raise DataError(f"{file}: cannot read it as a WFDB header ({error}); {_REPLACE}") from error
-    if not header.sig_len or not header.n_sig:
+    if isinstance(header, reader.MultiRecord):
+        raise DataError(f"{file}: the record is in several segments, which are not read; write it as one, with "
+                        "wfdb.rdrecord and wfdb.wrsamp")  # fmt: skip
+    if not header.sig_len or not header.n_sig or not header.file_name:
         raise DataError(f"{file}: it tells of {header.n_sig} signals of {header.sig_len} samples; {_REPLACE}")
+    _require_sound(file, header)
     return header
+
+
+def _require_sound(file: Path, header: Any) -> None:  # Any: as above
+    """Refuse what would have a file elsewhere opened, or more room made than the signal's file is large."""
+    for name in header.file_name:
+        if not _BESIDE.fullmatch(name):
+            raise DataError(f"{file}: its signal is said to be {name!r}, expected a file beside it; {_REPLACE}")
+    signal = file.with_name(header.file_name[0])
+    if not signal.is_file():
+        raise DataError(f"{signal}: no such file, but {file.name} names it; put the signal of record {file.stem} there")
+    together = [at for at, name in enumerate(header.file_name) if name == signal.name]
+    samples = header.sig_len * sum(header.samps_per_frame[at] or 1 for at in together)
+    skews = [header.skew[at] or 0 for at in together]
+    most = signal.stat().st_size * (_MOST_COMPRESSED if header.fmt[0] in FLAC else 1)
+    if not 0 < samples <= most or not 0 <= min(skews) <= max(skews) <= header.sig_len:
+        raise DataError(f"{signal}: cannot read the signal that {file.name} tells of: a file of its size does not hold "
+                        f"{samples} samples; {_REPLACE}")  # fmt: skip
+    if not 0 < header.fs <= _MOST_FREQUENCY:
+        raise DataError(f"{file}: expected up to {_MOST_FREQUENCY:g} samples a second, got {header.fs:g}; {_REPLACE}")
 
 
 def _samples(record: Path, reader: ModuleType) -> np.ndarray:
@@ -201,18 +233,15 @@ def _samples(record: Path, reader: ModuleType) -> np.ndarray:
     file = record.with_name(f"{record.name}.dat")
     try:
         read = reader.rdrecord(str(record), channels=[0], physical=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: no such file, but {record.name}.hea names it; put the signal of record "
-                        f"{record.name} there") from error  # fmt: skip
-    except (ValueError, LookupError, TypeError) as error:
+        (told,), (found,) = read.checksum or [None], read.calc_checksum()
+        with np.errstate(all="ignore"):  # what is not finite counts as missing
+            samples: np.ndarray = read.dac()[:, 0]
+    except Exception as error:
         raise DataError(
             f"{file}: cannot read the signal that {record.name}.hea tells of ({error}); {_REPLACE}"
         ) from error
-    (told,) = read.checksum or [None]
-    if told is not None and [told] != read.calc_checksum():
-        raise DataError(f"{file}: expected the checksum {told} of {record.name}.hea, got {read.calc_checksum()[0]}; "
-                        f"{_REPLACE}")  # fmt: skip
-    samples: np.ndarray = read.dac()[:, 0]
+    if told not in (None, found):
+        raise DataError(f"{file}: expected the checksum {told} of {record.name}.hea, got {found}; {_REPLACE}")
     return samples
 
 
@@ -221,18 +250,21 @@ def _beats(record: Path, reader: ModuleType, num_samples: int, before: int, afte
     if not file.is_file():
         raise DataError(f"{file}: no such file; put the beat annotations of record {record.name} there, or leave the "
                         "record out")  # fmt: skip
-    try:
-        read = reader.rdann(str(record), "atr")
-    except (ValueError, LookupError, TypeError) as error:
+    try:  # not rdann, which at some damaged notes of what a file's codes mean never comes to an end
+        annotations = reader.io.annotation
+        samples, numbers, *_ = annotations.proc_ann_bytes(annotations.load_byte_pairs(str(record), "atr", None), None)
+        symbols = dict(zip(*(annotations.ann_label_table[key] for key in ("label_store", "symbol")), strict=True))
+        codes = np.array([symbols.get(number, "") for number in numbers], dtype=str)
+        places = torch.tensor(samples, dtype=torch.int64)
+    except Exception as error:
         raise DataError(f"{file}: cannot read it as WFDB annotations ({error}); {_REPLACE}") from error
     if file.read_bytes()[-2:] != b"\0\0":  # which the format ends with
         raise DataError(f"{file}: it ends in the middle; {_REPLACE}")
-    codes = np.array(read.symbol, dtype=str)
     beat = np.isin(codes, sorted(BEATS))
     if not beat.any():
         raise DataError(f"{file}: expected beats, codes {''.join(sorted(BEATS))}, got {len(codes)} annotations without "
                         "any; are they in a file of another name?")  # fmt: skip
-    starts = torch.from_numpy(read.sample[beat].astype(np.int64)) - before
+    starts = places[torch.from_numpy(beat)] - before
     inside = (starts >= 0) & (starts + before + after <= num_samples)
     if not inside.any():
         raise DataError(f"{file.with_suffix('.hea')}: none of {len(starts)} beats has its window of {before + after} "
@@ -242,8 +274,10 @@ def _beats(record: Path, reader: ModuleType, num_samples: int, before: int, afte
 
 def _normalised(record: Path, samples: np.ndarray, calibration: int) -> Tensor:
     first = samples[:calibration][np.isfinite(samples[:calibration])]
-    if not len(first) or first.std() == 0:
+    with np.errstate(all="ignore"):
+        mean, deviation = (first.mean(), first.std()) if len(first) else (0.0, 0.0)
+    if deviation == 0 or not np.isfinite(mean) or not np.isfinite(deviation):
         raise DataError(f"{record}.dat: its first lead is flat or missing in the first {NORMALISED_BY_S / 60:g} "
                         "minutes, by which it is normalised; leave the record out")  # fmt: skip
-    scaled = (samples - first.mean()) / first.std()
-    return torch.from_numpy(np.nan_to_num(scaled, nan=0.0).astype(np.float32))
+    scaled = (samples - mean) / deviation
+    return torch.from_numpy(np.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32))

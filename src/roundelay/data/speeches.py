@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from roundelay.errors import DataError, MissingExtra
+from roundelay.errors import DataError, optional
 
 HDF5_FILES = ("shakespeare_train.h5", "shakespeare_test.h5")
 """What TensorFlow Federated's and FedML's archive unpacks to."""
@@ -60,7 +60,7 @@ def _speeches(file: Path) -> list[tuple[str, str]]:
         raise DataError(f"{file}: expected a play as UTF-8 text, cannot read it ({error}); convert the file") from error
     found: list[tuple[str, str]] = []
     headers = [*HEADER.finditer(content)]
-    ends = [header.start() for header in headers[1:]] + [len(content)]
+    ends = [*(header.start() for header in headers), len(content)][1:]
     for header, end in zip(headers, ends, strict=True):
         speech = _spoken(content[header.end() : end])
         if header[1] and speech:
@@ -94,10 +94,8 @@ def from_hdf5(folder: Path) -> dict[str, Pieces]:
 
 
 def _snippets(file: Path) -> dict[str, list[str]]:
-    try:
+    with optional("h5py", "text"):
         import h5py
-    except ImportError as error:
-        raise MissingExtra("h5py", "text") from error
     if not file.is_file():
         raise DataError(f"{file}: no such file; put both files of TensorFlow Federated's shakespeare.tar.bz2 there")
     try:
@@ -107,11 +105,19 @@ def _snippets(file: Path) -> dict[str, list[str]]:
                                 "examples/<client>/snippets, as in TensorFlow Federated's files")  # fmt: skip
             found: dict[str, list[str]] = {}
             for client, group in content["examples"].items():
-                if not isinstance(group, h5py.Group) or "snippets" not in group:
+                if not isinstance(group, h5py.Group) or not isinstance(group.get("snippets"), h5py.Dataset):
                     raise DataError(f"{file}: client {client!r} has no data set 'snippets'; expected "
                                     "examples/<client>/snippets, as in TensorFlow Federated's files")  # fmt: skip
-                found[client] = [snippet.decode("utf-8", "replace") for snippet in group["snippets"][()]]
-    except OSError as error:
+                snippets = group["snippets"]
+                if group.file != content or snippets.file != content or snippets.external or snippets.is_virtual:
+                    raise DataError(f"{file}: client {client!r} has its snippets in another file, which is not opened")
+                if snippets.ndim != 1 or snippets.size > file.stat().st_size:
+                    raise DataError(f"{file}: client {client!r} is said to have {snippets.size} snippets, expected one "
+                                    "row of them, no more than the file has bytes; unpack it once more")  # fmt: skip
+                found[client] = [snippet.decode("utf-8", "replace") for snippet in snippets[()]]
+    except DataError:
+        raise
+    except Exception as error:  # h5py raises many kinds: a wrong file is nobody's bug, whatever its kind
         raise DataError(f"{file}: not an HDF5 file, or a damaged one ({error}); unpack it once more") from error
     return found
 
@@ -136,14 +142,16 @@ def _samples(folder: Path, length: int) -> dict[str, list[str]]:
         document = _document(file)
         for client, number in zip(document["users"], document["num_samples"], strict=True):
             pair = document["user_data"].get(client)
-            if not isinstance(pair, Mapping) or not len(pair.get("x", ())) == len(pair.get("y", ())) == number:
+            windows, following = (pair.get("x"), pair.get("y")) if isinstance(pair, Mapping) else (None, None)
+            if not (isinstance(windows, list) and isinstance(following, list)
+                    and len(windows) == len(following) == number):  # fmt: skip
                 raise DataError(f"{file}: user {client!r}: expected lists x and y of {number} strings each in "
                                 f"user_data; {_REDO}")  # fmt: skip
-            for x, y in zip(pair["x"], pair["y"], strict=True):
+            for x, y in zip(windows, following, strict=True):
                 if not (isinstance(x, str) and isinstance(y, str) and (len(x), len(y)) == (length, 1)):
                     raise DataError(f"{file}: user {client!r}: expected {length} characters and the next one, got "
                                     f"{x!r} and {y!r}; {_REDO}")  # fmt: skip
-            found.setdefault(client, []).extend(x + y for x, y in zip(pair["x"], pair["y"], strict=True))
+            found.setdefault(client, []).extend(x + y for x, y in zip(windows, following, strict=True))
     return found
 
 
@@ -153,10 +161,15 @@ _REDO = "is it LEAF's Shakespeare? Make it again with preprocess.sh"
 def _document(file: Path) -> Mapping[str, Any]:  # Any: checked where it is used
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # json's own, and of text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # json's own, and of text that is not UTF-8
         raise DataError(f"{file}: not valid JSON ({error}); {_REDO}") from error
     if not isinstance(document, Mapping) or not document.keys() >= set(LEAF_KEYS):
         raise DataError(f"{file}: expected an object with {', '.join(LEAF_KEYS)}, as LEAF writes; {_REDO}")
+    users, numbers, data = (document[key] for key in LEAF_KEYS)
+    if not (isinstance(users, list) and isinstance(numbers, list) and isinstance(data, Mapping)):
+        raise DataError(f"{file}: expected lists of users and num_samples, and an object of user_data; {_REDO}")
+    if not all(isinstance(user, str) for user in users):
+        raise DataError(f"{file}: expected each of users to be a string; {_REDO}")
     if len(document["users"]) != len(document["num_samples"]):
         raise DataError(f"{file}: {len(document['users'])} users, but {len(document['num_samples'])} num_samples; "
                         f"{_REDO}")  # fmt: skip

@@ -3,11 +3,11 @@
 Every file in here may count on the extra ``serve``, since none can be imported before this one.
 """
 
-from roundelay.errors import MissingExtra
+from roundelay.errors import optional
 
-try:
+with optional("aiohttp", "serve"):
     import aiohttp  # noqa: F401
+with optional("cryptography", "serve"):
     import cryptography  # noqa: F401
+with optional("pydantic", "serve"):
     import pydantic  # noqa: F401
-except ImportError as error:
-    raise MissingExtra(error.name or "aiohttp", "serve") from error

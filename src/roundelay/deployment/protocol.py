@@ -36,7 +36,7 @@ HELLO, JOIN, RUN, WORK, BEAT, DATA, SCALARS = (
 BLOBS, UPDATES, FAILURES = "/v1/blobs", "/v1/updates", "/v1/failures"
 HEALTH, READY, STATS, OPENAPI = "/healthz", "/readyz", "/stats", "/openapi.json"
 
-MAX_MESSAGE_BYTES = 2**20
+MAX_MESSAGE_BYTES, MAX_JOIN_BYTES = 2**20, 4 * 2**10
 """Of a message in JSON to the server. A ``Briefing`` may be longer: it names every tensor of the model."""
 
 MAX_BRIEFING_BYTES = 64 * 2**20

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from roundelay.data import boxes
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 from roundelay.models.detected import SCORE, Detected
 
 if TYPE_CHECKING:
@@ -185,10 +185,8 @@ def _mean(values: Array) -> float:
 
 
 def _coco() -> "COCOeval":
-    try:
+    with optional("pycocotools", "detection"):
         from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise MissingExtra("pycocotools", "detection") from error
     return COCOeval(iouType="bbox")
 
 

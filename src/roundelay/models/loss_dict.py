@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from roundelay.data import boxes
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 
 FIRST_LABEL = 1
 """Of the first class; 0 is the background, as torchvision has it."""
@@ -76,10 +76,8 @@ def torchvision_detector(name: str, num_classes: int, image_size: int = 200) -> 
         ConfigError: torchvision has no such detector.
         MissingExtra: torchvision is not installed.
     """
-    try:
+    with optional("torchvision", "torchvision"):
         from torchvision.models import detection
-    except ImportError as error:
-        raise MissingExtra("torchvision", "torchvision") from error
     make = getattr(detection, name, None)
     if not callable(make):
         raise ConfigError(f"torchvision.models.detection has no {name!r}; it has, for example, fasterrcnn_resnet50_fpn")

@@ -1,6 +1,5 @@
 """What a model is to each client: the last evaluation on clients' own data, worst client first."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from roundelay.metrics import higher_is_better
-from roundelay.tracking.run_folder import Row
+from roundelay.tracking.run_folder import Row, row_of
 
 MOST_SHOWN = 20
 """So many of the worst clients are listed in a terminal."""
@@ -49,15 +48,15 @@ class Evaluations:
 def last_evaluations(run: Path) -> Evaluations | None:
     """Return the last evaluation on clients' own data that a run folder tells of, None where there was none."""
     file, found = run / "clients.jsonl", list[Row]()
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_bytes().splitlines() if file.exists() else []
     for line in reversed(lines):  # a long run's table is long, and its end is enough
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # a crash cut it off
+            row = row_of(line)
+        except (ValueError, RecursionError):  # a crash cut it off
             continue
         if found and row["round"] != found[-1]["round"]:
             break
-        if row["status"] == "evaluated":
+        if row.get("status") == "evaluated":
             found.append(row)
     return Evaluations(found[0]["round"], found[::-1]) if found else None
 

@@ -87,4 +87,16 @@ def plot_compared(runs: Sequence[RunRecord], metric: str, path: str | Path) -> P
 
 
 def json_of(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    """Return the object in a JSON file of a run folder, an empty one where there is no file.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes().decode()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is damaged: expected an object in JSON ({error}); bring it back from a copy"
+        ) from error

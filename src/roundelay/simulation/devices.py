@@ -4,7 +4,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 
 
 def assign(devices: Mapping[str, int], num_workers: int | None, num_cores: int) -> tuple[str, ...]:
@@ -44,10 +44,8 @@ def read_gpu_mapping(path: str | Path, mapping: str, host: str | None = None) ->
         ConfigError: the file lacks the mapping or the host; names those that it has.
         MissingExtra: PyYAML is not installed.
     """
-    try:
+    with optional("pyyaml", "yaml"):
         import yaml
-    except ImportError as error:
-        raise MissingExtra("pyyaml", "yaml") from error
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:

@@ -10,13 +10,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from roundelay.errors import ConfigError
 from roundelay.messages import Memory
+from roundelay.saved import load_saved
 
 Kept = Mapping[str, Memory] | int
 """Memories as a checkpoint holds them: themselves, or the number under which their files know it."""
@@ -96,11 +97,20 @@ class Disk:
         self._unsynced: set[Path] = set()
 
     def read(self, client: str) -> Memory | None:
-        """Return what was written last for a client; None where nothing was."""
+        """Return what was written last for a client; None where nothing was.
+
+        Raises:
+            ConfigError: a file is damaged.
+        """
         place = _place(client)
         for folder in (self._since(self._number), self._kept):
-            with suppress(FileNotFoundError):
-                memory: Memory = torch.load(folder / place, map_location="cpu", weights_only=True)
+            path = folder / place
+            if path.exists():
+                memory = load_saved(path, f"what client {client!r} remembers")
+                if not isinstance(memory, Mapping) or not all(isinstance(one, Tensor) for one in memory.values()):
+                    raise ConfigError(
+                        f"{path}: expected what client {client!r} remembers, named tensors; it is damaged"
+                    )
                 return memory
         return None
 

@@ -39,7 +39,7 @@ class Simulation:
     round; without it, nobody is. ``memory`` says where what clients remember is kept: in the server's "process", or on
     "disk" (in the run folder), for populations whose memories together are larger than the machine's.
 
-    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib`` and 64 at most,
+    The executor "vectorized" trains blocks of clients in one tensor, as many as fit into ``block_mib`` and 128 at most,
     on ``num_workers`` processes; with one worker, in this one. It is for models so small that calling torch takes
     longer than its arithmetic, and for a GRU. It comes to what the others come to up to rounding, and to its own bits
     again, for any number of workers. What it cannot stack (LSTM, a loop of your own) it refuses by name.
@@ -155,9 +155,10 @@ class Simulation:
             if one_process:
                 return Serial(trainer)
             return Processes(work, devices, _result_bytes(work, server, rehearsal), server.layout)
-        fitting = max(1, int(self.block_mib * 2**20) // StackTrainer(trainer).bytes_a_client())
+        stack = StackTrainer(trainer)
+        fitting = max(1, int(self.block_mib * 2**20) // stack.bytes_a_client())
         if one_process:
-            return Vectorized(Serial(trainer), fitting)
+            return Vectorized(Serial(trainer, stack), fitting)
         most = min(fitting, MOST_CLIENTS)
         inner = Processes(work, devices, most * _result_bytes(work, server, rehearsal), server.layout)
         return Vectorized(inner, fitting)

@@ -1,6 +1,5 @@
 """State dicts in files, and the checkpoint from which a run goes on to the same bits."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,10 +14,9 @@ from roundelay.errors import ConfigError, LayoutError
 from roundelay.federation import Flight, Version
 from roundelay.files import save_atomically
 from roundelay.layout import Layout
+from roundelay.layout.specs import Kind, Vectors
 from roundelay.messages import Memory, Payload, Task
-
-_ARCHIVE = b"PK\x03\x04"
-"""How a file begins that torch has written since 1.6."""
+from roundelay.saved import load_saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +48,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: the file is absent or holds something else.
     """
-    try:
-        with Path(path).open("rb") as file:
-            is_archive = file.read(len(_ARCHIVE)) == _ARCHIVE
-        # what is none is of before torch 1.6: torch then makes room for as many bytes as the file says, of memory too
-        source = path if is_archive else io.BytesIO(Path(path).read_bytes())
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here: a wrong file is the user's mistake, whatever its kind
-        raise ConfigError(f"cannot read weights from {path}: {error}") from error
+    state = load_saved(Path(path), "weights")
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ConfigError(
             f"{path} holds no state dict; expected a mapping from names to tensors, as model.state_dict() gives"
@@ -96,8 +87,33 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
 
     Raises:
         LayoutError: it was written for another model; names the tensor.
+        ConfigError: the file is damaged, or is no checkpoint.
     """
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # Any: the mixed dict above
+    content: dict[str, Any] = load_saved(path, "a checkpoint")  # Any: the mixed dict above
+    try:
+        checkpoint = _checkpoint(path, content, layout)
+        _require_lengths(checkpoint.version.vectors, layout)
+        return checkpoint
+    except LayoutError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} is no checkpoint, or a damaged one ({type(error).__name__}: {error}); bring it back from a copy "
+            "of the run's folder, or begin the run anew"
+        ) from error
+
+
+def _require_lengths(vectors: Vectors, layout: Layout) -> None:
+    for name, vector, kind in (
+        ("params", vectors.params, Kind.PARAMETER),
+        ("buffers", vectors.buffers, Kind.FLOAT_BUFFER),
+        ("integers", vectors.integers, Kind.INTEGER_BUFFER),
+    ):
+        if not isinstance(vector, Tensor) or vector.shape != (layout.length(kind),):
+            raise ValueError(f"its {name} are not the {layout.length(kind)} values of this job's model")
+
+
+def _checkpoint(path: Path, content: dict[str, Any], layout: Layout) -> Checkpoint:  # Any: the mixed dict above
     for mine, theirs in zip(_described(layout), content["layout"], strict=False):
         if mine != theirs:
             raise LayoutError(f"{path} was written for another model: it has {theirs}, this job's model has {mine}")

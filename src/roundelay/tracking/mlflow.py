@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from roundelay.errors import MissingExtra
+from roundelay.errors import optional
 from roundelay.files import save_atomically
 
 KEPT = "mlflow.json"
@@ -28,11 +28,9 @@ def packages() -> Any:  # Any: the package, which may not be there
     Raises:
         MissingExtra: they are not installed.
     """
-    try:
+    with optional("mlflow-skinny", "mlflow"):
         import mlflow.entities
         import mlflow.tracking
-    except ImportError as error:
-        raise MissingExtra("mlflow-skinny", "mlflow") from error
     return mlflow
 
 

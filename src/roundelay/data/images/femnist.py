@@ -78,6 +78,8 @@ def _read(folder: Path) -> _Collected:
             found.pixels.append(pixels)
             found.labels.append(labels)
             found.sizes[writer] = len(labels)
+    if not found.sizes:
+        raise DataError(f"{files[0]}: no writer in it has an example; is it a file of LEAF's FEMNIST?")
     return found
 
 
@@ -94,6 +96,9 @@ def _writers(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         raise DataError(f"{file}: expected LEAF's users, num_samples and user_data with x and y for each, lacks "
                         f"{error}; is it a file of LEAF's FEMNIST?") from error  # fmt: skip
     for user, size, x, y in listed:
+        if type(size) is not int or size < 0:
+            raise DataError(f"{file}: writer {user!r}: expected a number of examples in num_samples, got "
+                            f"{str(size)[:80]!r}; {REPLACE}")  # fmt: skip
         if size:
             yield user, _pixels(file, user, size, x), _labels(file, user, size, y)
 
@@ -101,19 +106,24 @@ def _writers(file: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 def _pixels(file: Path, user: str, size: int, x: object) -> np.ndarray:
     wanted = f"{file}: writer {user!r}: expected {size} images of {SIDE * SIDE} numbers from 0 to 1"
     try:
-        values = np.asarray(x, dtype=np.float32) * 255
-    except (TypeError, ValueError) as error:
+        with np.errstate(all="ignore"):  # what is too large, or no number, is refused below
+            values = np.asarray(x, dtype=np.float32) * 255
+            grey = values.round()
+            off = np.abs(values - grey)
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{wanted}, got others ({error}); {REPLACE}") from error
     if values.shape != (size, SIDE * SIDE):
         raise DataError(f"{wanted}, got shape {values.shape}; {REPLACE}")
-    grey = values.round()
-    if not (np.abs(values - grey) < 0.01).all() or grey.min() < 0 or grey.max() > 255:
+    if not (off < 0.01).all() or grey.min() < 0 or grey.max() > 255:
         raise DataError(f"{wanted}, 255ths, got others; is it a file of LEAF's FEMNIST, and not normalised since?")
     return grey.astype(np.uint8).reshape(size, 1, SIDE, SIDE)
 
 
 def _labels(file: Path, user: str, size: int, y: object) -> np.ndarray:
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(f"{file}: writer {user!r}: expected {size} classes, got others ({error}); {REPLACE}") from error
     if labels.shape != (size,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= NUM_CLASSES:
         raise DataError(f"{file}: writer {user!r}: expected {size} classes from 0 to {NUM_CLASSES - 1}, one for each "
                         f"image; {REPLACE}")  # fmt: skip

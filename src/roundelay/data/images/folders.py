@@ -14,7 +14,7 @@ from roundelay.data.examples import Data, MapExamples
 from roundelay.data.images.decoding import Decoded, Form
 from roundelay.data.images.files import existing_folder
 from roundelay.data.images.pixels import Channels
-from roundelay.errors import ConfigError, DataError, MissingExtra
+from roundelay.errors import ConfigError, DataError, optional
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -73,10 +73,8 @@ class Files:
             DataError: the file is gone, or no image, or a damaged one; the message names it.
             MissingExtra: Pillow is not installed.
         """
-        try:
+        with optional("pillow", "images"):
             from PIL import Image
-        except ImportError as error:
-            raise MissingExtra("pillow", "images") from error
         file = self.files[number]
         if not file.is_file():
             raise DataError(f"{file}: no such file; it was there when the job began, put it back")

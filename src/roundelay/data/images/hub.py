@@ -12,7 +12,7 @@ from roundelay.components import unknown_message
 from roundelay.data.examples import Data, MapExamples
 from roundelay.data.images.decoding import Decoded, Form
 from roundelay.data.images.pixels import Channels
-from roundelay.errors import DataError, MissingExtra
+from roundelay.errors import DataError, optional
 
 Table = Any  # a ``datasets.Dataset``, which is known here by what it does
 
@@ -32,10 +32,8 @@ def hugging_face(
         DataError: the set, a split or a column is absent.
         MissingExtra: datasets is not installed.
     """
-    try:
+    with optional("datasets", "huggingface"):
         import datasets
-    except ImportError as error:
-        raise MissingExtra("datasets", "huggingface") from error
     saved = any((Path(folder) / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))

@@ -7,7 +7,7 @@ bits; an answer that was finished is on this device's disk before anybody hears 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import NoReturn
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from roundelay.deployment.device.delivery import Delivery, Spoiled
 from roundelay.deployment.device.device import Device
 from roundelay.deployment.device.hands import CannotDo, Done, Hands
 from roundelay.deployment.device.link import Link
+from roundelay.deployment.device.offers import Offers
 from roundelay.deployment.device.pulse import Pulse, TaskOver
 from roundelay.deployment.device.shelves import Kept
 from roundelay.deployment.device.trouble import OwnDisk, Refusal
@@ -26,10 +27,9 @@ from roundelay.deployment.protocol import MAX_WAIT_S, PROTOCOL, Briefing, Hello,
 from roundelay.deployment.trust.identity import checked_name
 from roundelay.errors import DeviceError, WireError
 from roundelay.load import Load, measured
-from roundelay.messages import Payload, Task
+from roundelay.messages import Task
 
-MAX_MODEL_BYTES = 2**36
-GONE, NOT_FOUND = 410, 404
+GONE = 410
 _NEVER = ("message", "too_large", "not_found", "upload", "digest")
 """Refusals of one answer or failure, after which the device still takes part."""
 
@@ -69,6 +69,7 @@ class Agent:
         longest_s = link.longest_pause_s if longest_pause_s is None else longest_pause_s
         self._patience = Patience(say, sleep, now_s, draw, longest_s)
         self._pulse = Pulse(link, self._patience, sleep, now_s, draw)
+        self._offers = Offers(link, device, self._patience, self._pulse, sleep)
         self._delivery = Delivery(link, self._patience, self._pulse)
 
     def log(self, client: str, round: int, scalar: Scalar) -> None:
@@ -110,9 +111,9 @@ class Agent:
             for kept in self._device.answers.of(self._link.run):
                 self._say(f"task {kept.offer.id}: its answer was finished before, and goes to the server now")
                 await self._deliver(kept)
-            hands = await self._pulse.in_thread(lambda: self._make_hands(briefing), _let_it)
+            hands = await self._pulse.in_thread(lambda: self._make_hands(briefing))
             try:
-                holding = await self._pulse.in_thread(lambda: self._holding(hands), _let_it)
+                holding = await self._pulse.in_thread(lambda: self._holding(hands))
                 if holding is not None:
                     await self._patience.insist(lambda: self._link.tell(holding))
                 await self._serve(hands)
@@ -145,35 +146,12 @@ class Agent:
         pulse = self._pulse
         wait_s = min(MAX_WAIT_S - 5, 5 * pulse.heartbeat_s)
         begun_s = self._now_s()
-        offer = await self._patience.insist(self._offered(wait_s))
+        offer = await self._offers.next(wait_s)
         if offer is not None and offer.id not in pulse.doing:
             return offer
         if offer is not None or self._now_s() - begun_s < min(1.0, wait_s / 2):
             await self._sleep(1.0)  # a server that does not keep us waiting is not hurried either
         return None
-
-    def _offered(self, wait_s: float) -> Callable[[], Awaitable[Offer | None]]:
-        """Return what asks for an offer, and keeps the model that came with it. Where that was cut off once, the model
-        is left out: it comes in pieces then, of which none is lost.
-        """
-        first = True
-
-        async def offered() -> Offer | None:
-            nonlocal first
-            having = self._device.models.having() if first else None
-            first = False
-            came = await self._link.poll(self._pulse.shown, wait_s, having)
-            if came is None:
-                return None
-            offer, model = came
-            if offer.enclosed and offer.kind != "load":  # with which comes nothing that would be used
-                try:
-                    self._device.models.keep(offer.sent, model)
-                except OSError as error:
-                    raise OwnDisk("keeping a model", error) from error
-            return offer
-
-        return offered
 
     # ---- one task ---------------------------------------------------------------------------------------------------
 
@@ -191,15 +169,15 @@ class Agent:
             await self._deliver(kept, fresh=True)
 
     async def _done(self, hands: Hands, offer: Offer) -> Done:
-        received = await self._model(offer)
-        memory = await self._pulse.in_thread(lambda: self._remembered(offer), _let_it, offer.id)
+        received = await self._offers.model(offer)
+        memory = await self._pulse.in_thread(lambda: self._remembered(offer), offer.id)
         task = Task(offer.id, self._link.client, offer.round, offer.attempt, offer.kind, offer.config)
         self._say(f"task {task.id}: {task.kind}, round {task.round}")
-        return await self._pulse.in_thread(lambda: hands.do(task, received, memory), hands.interrupt, offer.id)
+        return await self._pulse.in_thread(lambda: hands.do(task, received, memory), offer.id, hands.interrupt)
 
     async def _measured(self, offer: Offer) -> Done:
         """Tell how busy this machine is: what it knows of it."""
-        readings = (await self._pulse.in_thread(self._load, _let_it, offer.id)).readings
+        readings = (await self._pulse.in_thread(self._load, offer.id)).readings
         known = ", ".join(f"{name} {value:.4g}" for name, value in readings.items())
         self._say(f"task {offer.id}: load, round {offer.round}: {known or _LOAD_UNKNOWN}")
         return Done(Answered(offer.id, 1.0, False, readings), {})
@@ -217,34 +195,6 @@ class Agent:
                       f"{self._device.folder} any more; it goes on as one that has just joined")  # fmt: skip
         return memory or {}
 
-    async def _model(self, offer: Offer) -> Payload:
-        """Return the model of an offer, fetched unless it is here."""
-        models, digest = self._device.models, offer.sent
-        if offer.size > MAX_MODEL_BYTES:
-            raise CannotDo(f"the model has {offer.size} bytes; a device takes up to {MAX_MODEL_BYTES}")
-        for is_last in (False, True):
-            if not models.has(digest, offer.size):
-                await self._patience.insist(lambda: self._fetch(offer))
-            try:
-                return await self._pulse.in_thread(lambda: models.read(digest), _let_it, offer.id)
-            except (WireError, FileNotFoundError) as error:
-                if is_last:
-                    raise CannotDo(f"what the server sent as a model is none: {error}") from error
-        raise AssertionError("the last try returns or raises")
-
-    async def _fetch(self, offer: Offer) -> None:
-        models, digest = self._device.models, offer.sent
-        try:
-            await self._link.fetch(digest, offer.size, models.part(digest), lambda: self._pulse.check(offer.id))
-            models.put(digest)
-        except Refusal as refusal:
-            if refusal.status != NOT_FOUND:
-                raise
-            await self._sleep(1.0)  # should the task be offered again
-            raise TaskOver from refusal
-        except OSError as error:
-            raise OwnDisk("keeping a model", error) from error
-
     async def _keep(self, offer: Offer, done: Done) -> Kept:
         """Have what was done on the disk: first what the client remembers, since the answer may count from the moment
         that it is announced.
@@ -257,7 +207,7 @@ class Agent:
 
         await self._pulse.check(offer.id)
         try:
-            return await self._pulse.in_thread(keep, _let_it, offer.id)
+            return await self._pulse.in_thread(keep, offer.id)
         except WireError as error:
             raise CannotDo(f"the answer cannot be sent: {error}") from error
         except OSError as error:
@@ -323,7 +273,3 @@ class Agent:
 
 
 _LOAD_UNKNOWN = "unknown; pip install 'roundelay[load]' lets this client measure it"
-
-
-def _let_it() -> None:
-    """Interrupt nothing: it is over soon."""

@@ -25,7 +25,7 @@ from roundelay.layout.travel import opened
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.stages.downlink import Downlink
 from roundelay.stages.uplink import Uplink, apart, for_training
-from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, run_or_describe
+from roundelay.trainer import TRIES, Evaluated, Trainer, Work, lost, one_thread, run_or_describe
 
 MANY = 2**16
 """More clients than any algorithm asks for; how many there are changes no vector's length."""
@@ -108,7 +108,7 @@ class TrainerHands:
             LayoutError: the model here is not the one that the server trains; names the tensor.
         """
         self._stop, self._downlink = _Stop(), work.downlink
-        with _one_thread():
+        with one_thread():
             make_model = partial(_interruptible, work.make_model, self._stop.asked)
             self._trainer = Trainer(replace(work, make_model=make_model))
             site.layout.require_same(self._trainer.layout, f"client {site.name!r}: the model that is built here")
@@ -119,7 +119,7 @@ class TrainerHands:
 
     def do(self, task: Task, received: Payload, memory: Memory) -> Done:
         trace, received = "", _opened(self._downlink, task, received, self._lengths, self._dtype)
-        with self._stop.watched(), _one_thread():
+        with self._stop.watched(), one_thread():
             for _ in range(TRIES):
                 try:
                     with seeds.preserved_globals():
@@ -260,14 +260,3 @@ def _never() -> Callable[..., None]:
 
 
 def _nothing(module: nn.Module, arguments: Any) -> None: ...  # Any: see _Check
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: their number changes sums, and a client gives the same bits everywhere."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -70,6 +70,15 @@ def require_kit(kit: Path) -> None:
                             "the server's administrator sent")  # fmt: skip
 
 
+def token_in(path: Path) -> str:
+    """Return the token that was saved in a file.
+
+    Raises:
+        IdentityError: the file is absent, or open to others.
+    """
+    return read_secret(path).decode("ascii", "replace").strip()
+
+
 def server_address(url: str, insecure: bool) -> Address:
     """Read where a server is.
 
@@ -127,5 +136,5 @@ def _unpacked(device: Device, kit: Path, token: str) -> str:
     if os.path.lexists(kit / DEVICE_KEY) and (kit / DEVICE_KEY).resolve() != (device.folder / DEVICE_KEY).resolve():
         device.take_key(DeviceKey.load(kit / DEVICE_KEY))
     if not token and os.path.lexists(kit / TOKEN):
-        token = read_secret(kit / TOKEN).decode("ascii", "replace").strip()
+        token = token_in(kit / TOKEN)
     return token

@@ -111,9 +111,11 @@ class Pulse:
 
     # ---- work -------------------------------------------------------------------------------------------------------
 
-    async def in_thread(self, work: Callable[[], _T], interrupt: Callable[[], None], task: int | None = None) -> _T:
-        """Do ``work`` in the one thread for it, and send heartbeats meanwhile. ``interrupt`` makes it end early; the
-        thread is waited for whatever happens.
+    async def in_thread(
+        self, work: Callable[[], _T], task: int | None = None, interrupt: Callable[[], None] = lambda: None
+    ) -> _T:
+        """Do ``work`` in the one thread for it, and send heartbeats meanwhile. ``interrupt`` makes it end early, where
+        it is not over soon anyway; the thread is waited for whatever happens.
 
         Raises:
             TaskOver: nobody waits for ``task`` any more; what came of the work, and what it raised, is dropped.

@@ -99,7 +99,6 @@ class Front:
             self._names[app.router.add_route(route.method, route.path, handler)] = route.name
         app[DRAIN], app[DIALLED] = self._drain, {}
         app.on_startup.append(self._begin)
-        app.on_response_prepare.append(_unbranded)
         app.on_cleanup.append(self._end)
         return app
 
@@ -150,6 +149,10 @@ class Front:
                 raise Rejected("draining", "the server is about to stop; come again")
             if "Content-Encoding" in request.headers:  # it is not signed, and would change what the body means
                 raise Rejected("message", "a body must be sent as it is, without Content-Encoding")
+            if "Transfer-Encoding" in request.headers:
+                if request.transport is not None:  # chunks of a byte each cost much, even where nobody wants them
+                    request.transport.pause_reading()
+                raise Rejected("message", "a body needs a Content-Length; chunks are not taken")
             return await handler(request)
         except Exception as error:
             self.meters.disk_failed |= is_of_the_disk(error)
@@ -215,11 +218,6 @@ class Front:
 
     async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: whatever ``work`` takes and gives
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)
-
-
-async def _unbranded(_: web.Request, response: web.StreamResponse) -> None:
-    """Which versions of what run here is for no stranger to know."""
-    response.headers["Server"] = "roundelay"
 
 
 def _check_round(route: Route, claim: Claim, message: Message | None, kept: KeptTask | None) -> None:

@@ -1,4 +1,4 @@
-"""The routes that are open to everybody: who the server is, how it is, and the way in."""
+"""The routes that need no signature: who the server is, how it is, the way in; on its own machine, how the run is."""
 
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from roundelay.deployment.front.receiving import read_message
 from roundelay.deployment.front.routes import openapi
 from roundelay.deployment.front.sending import InThread
 from roundelay.deployment.front.server import DIALLED
+from roundelay.deployment.greeting import is_loopback
 from roundelay.errors import JournalError
 
 
@@ -41,7 +42,8 @@ class Lobby:
 
     async def join(self, request: web.Request) -> web.Response:
         require_open(self.board.phase, self.board.reason)
-        message = p.Join.model_validate_json(await read_message(request, self.patience_s))
+        body = await read_message(request, self.patience_s, p.MAX_JOIN_BYTES)  # of anybody, who may be nobody
+        message = p.Join.model_validate_json(body)
         dialled = request.app[DIALLED].get(request.protocol)
         client = await self.in_thread(self.admission.join, message, dialled)
         return as_json(p.Joined(client=client, run=self.run))
@@ -49,17 +51,20 @@ class Lobby:
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"alive": True})
 
-    async def ready(self, _: web.Request) -> web.Response:
+    async def ready(self, request: web.Request) -> web.Response:
         disk = not self.meters.disk_failed
         try:
             self.board.journal.check()
         except JournalError:
             disk = False
         ready = disk and self._takes_clients
-        told = {"ready": ready, "phase": self.board.phase.value, "reason": self.board.reason, "disk": disk}
+        told = {"ready": ready, "phase": self.board.phase.value, "disk": disk}
+        told["reason"] = self.board.reason if _is_here(request) else ""  # which names clients
         return web.json_response(told, status=200 if ready else 503, headers={} if ready else {"Retry-After": "5"})
 
-    async def statistics(self, _: web.Request) -> web.Response:
+    async def statistics(self, request: web.Request) -> web.Response:
+        if not _is_here(request):
+            raise Rejected("not_found", "how the run stands is told on the server's own machine only: ask from there")
         told = p.Stats(
             run=self.run,
             phase=self.board.phase.value,
@@ -82,6 +87,14 @@ class Lobby:
     @property
     def _takes_clients(self) -> bool:
         return self.board.phase not in (Phase.DRAINING, Phase.ENDED)
+
+
+def _is_here(request: web.Request) -> bool:
+    """Whether whoever asks is on the server's machine; over a connection that leads to a worker, nobody is."""
+    if request.transport is None or request.remote is None or request.protocol in request.app[DIALLED]:
+        return False
+    own = request.transport.get_extra_info("sockname")
+    return is_loopback(request.remote) or bool(own and own[0] == request.remote)
 
 
 def as_json(message: p.Message) -> web.Response:

@@ -13,9 +13,9 @@ from roundelay.deployment.board import Board, Phase
 from roundelay.deployment.front.meters import Durations, Meters
 from roundelay.deployment.journal.journal import Journal
 from roundelay.deployment.trust.roster import Roster
-from roundelay.errors import MissingExtra
+from roundelay.errors import optional
 
-try:
+with optional("prometheus_client", "metrics"):
     from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.metrics_core import (
@@ -26,8 +26,6 @@ try:
         StateSetMetricFamily,
     )
     from prometheus_client.registry import Collector
-except ImportError as error:
-    raise MissingExtra("prometheus_client", "metrics") from error
 
 PATH = "/metrics"
 

@@ -45,7 +45,7 @@ def announced(request: web.Request) -> Part:
         raise Rejected("message", f"the query must be {_WAYS}, in this order")
     length = request.content_length
     if length is None:
-        raise Rejected("message", "a part needs a Content-Length; chunks are not taken")
+        raise Rejected("message", "a part needs a Content-Length")
     if length > PART_BYTES:
         raise Rejected("too_large", f"a part may have {PART_BYTES} bytes, this one has {length}; send smaller ones")
     part = Part(found["digest"], int(found["offset"]), int(found["size"]), length)
@@ -122,29 +122,29 @@ def _cut(request: web.Request) -> None:
         request.transport.abort()
 
 
-async def read_message(request: web.Request, patience_s: float) -> bytes:
-    """Return a body in JSON.
+async def read_message(request: web.Request, patience_s: float, most: int = MAX_MESSAGE_BYTES) -> bytes:
+    """Return a body in JSON. Whoever has not sent all of it after ``patience_s`` seconds is cut.
 
     Raises:
         Rejected: it is longer than a message may be.
         ConnectionError: it did not come whole.
     """
-    too_large = Rejected("too_large", f"a message may have {MAX_MESSAGE_BYTES} bytes, this one has more")
-    if (request.content_length or 0) > MAX_MESSAGE_BYTES:
+    too_large = Rejected("too_large", f"such a message may have {most} bytes, this one has more")
+    if (request.content_length or 0) > most:
         raise too_large
-    body = bytearray()
-    while piece := await _piece(request, patience_s):
+    body, until_s = bytearray(), asyncio.get_running_loop().time() + patience_s
+    while piece := await _piece(request, until_s - asyncio.get_running_loop().time()):
         body += piece
-        if len(body) > MAX_MESSAGE_BYTES:
+        if len(body) > most:
             raise too_large
     return bytes(body)
 
 
 async def _piece(request: web.Request, patience_s: float) -> bytes:
-    """Return what has come of the body, b"" at its end. Whoever sends nothing for too long is cut."""
+    """Return what has come of the body, b"" at its end. Whoever sends nothing for so long is cut."""
     try:
         async with asyncio.timeout(patience_s):
             return await request.content.readany()
     except TimeoutError:
         _cut(request)
-        raise ConnectionResetError(f"nothing came for {patience_s:g} seconds") from None
+        raise ConnectionResetError("nothing came for too long") from None

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from roundelay.deployment.front.problems import refusal
 from roundelay.errors import RoundelayError, ServeError
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,14 @@ KEEP_ALIVE_S = 90.0
 RENEW_EVERY_S = 86_400.0
 _CONNECTIONS_WAITING = 1_024
 _HANDSHAKE_S = 20.0
+_LINGER_S = 2.0
+"""So long a body that was refused is read and thrown away, since who still sends might not hear the refusal."""
+
+MAX_FIELDS, MAX_FIELD_BYTES = 64, 4_096
+"""Of one request: a device's has a dozen, of which the longest has some hundred bytes."""
+
+_NAME = "roundelay"
+"""What this server calls itself: which versions of what run here is for no stranger to know."""
 
 
 class Server:
@@ -128,10 +137,8 @@ class Server:
         self._thread.join()
 
     async def _start(self) -> int:
-        self._runner = web.AppRunner(
-            self._app, handler_cancellation=True, access_log=None, keepalive_timeout=KEEP_ALIVE_S,
-            auto_decompress=False, shutdown_timeout=1.0, logger=_Heard(logging.getLogger(f"{__name__}.http"), {}),
-        )  # fmt: skip
+        self._app.on_response_prepare.append(_name)
+        self._runner = web.AppRunner(self._app, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()
         if self._renew is not None:
             self._renewing = asyncio.create_task(self._renew_daily(self._renew))
@@ -153,7 +160,12 @@ class Server:
         """Return what speaks HTTP on one connection."""
         assert self._runner is not None
         assert self._runner.server is not None
-        return self._runner.server()
+        how: dict[str, Any] = {  # Any: aiohttp wants loggers where it takes adapters and None
+            "access_log": None, "keepalive_timeout": KEEP_ALIVE_S, "lingering_time": _LINGER_S,
+            "auto_decompress": False, "max_headers": MAX_FIELDS, "max_field_size": MAX_FIELD_BYTES,
+            "logger": _Heard(logging.getLogger(f"{__name__}.http"), {}),
+        }  # fmt: skip
+        return _Speaker(self._runner.server, loop=self._loop, **how)
 
     def _watched(self, handler: asyncio.Protocol, over: Callable[[], None] = lambda: None) -> "_Watched":
         def begun(transport: asyncio.WriteTransport) -> None:
@@ -214,6 +226,28 @@ class Server:
                 renew()  # in this thread, where no handshake can be half way
             except (OSError, RoundelayError) as error:
                 log.warning("the server's certificate was not renewed (%s); it is tried again in a day", error)
+
+
+async def _name(_: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = _NAME
+
+
+class _Speaker(web.RequestHandler):
+    """aiohttp's own, but for its answer to what is no HTTP: that quotes what came and tells versions, and no hook of an
+    application hears of it.
+    """
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        answer = super().handle_error(request, status, exc, message)
+        if status == web.HTTPBadRequest.status_code:
+            answer = refusal("message", "what came is no request as HTTP/1.1 has them, or its fields are too long")
+            answer.force_close()
+        answer.headers["Server"] = _NAME
+        return answer
 
 
 class _Heard(logging.LoggerAdapter[logging.Logger]):

@@ -276,7 +276,7 @@ def _unsendable(request: Request) -> str:
     if not _PATH.fullmatch(request.path):
         return "the path must begin with / and be escaped: printable ASCII without blanks, '?' and '#'"
     if not _QUERY.fullmatch(request.query):
-        return "the query must be escaped: printable ASCII without blanks and '#'"
+        return "the query must be escaped, printable ASCII without blanks and '#', and have at most 4,095 characters"
     if not 0 <= request.round <= MAX_SEQUENCE:
         return f"the round must be a number from 0 to {MAX_SEQUENCE}"
     if len(request.digest) != len(EMPTY_DIGEST):

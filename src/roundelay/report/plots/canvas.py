@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +19,9 @@ INK, FAINT = "#333333", "#DDDDDD"
 def canvas(path: str | os.PathLike[str], width: float, height: float = 4.2) -> "tuple[Figure, Axes]":
     if Path(path).suffix.lower() not in (".png", ".svg"):
         raise ConfigError(f"path: expected a file name that ends in .png or .svg, got {os.fspath(path)!r}")
-    try:
+    with optional("matplotlib", "plot"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plot") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -4,7 +4,7 @@ import socket
 import sys
 from typing import Any
 
-from roundelay.errors import ConfigError, MissingExtra
+from roundelay.errors import ConfigError, optional
 
 CONNECT_S = 5.0
 """How long a cluster may take to answer, in real seconds."""
@@ -21,10 +21,8 @@ def package() -> Any:  # Any: the package, which may not be there
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
+    with optional("ray", "ray"):
         import ray
-    except ImportError as error:
-        raise MissingExtra("ray", "ray") from error
     return ray
 
 

@@ -21,9 +21,9 @@ from roundelay.layout import Layout
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.simulation.executors.actor import Actor, Began, Built, Ended
 from roundelay.simulation.executors.cluster import join, node_here, package
-from roundelay.simulation.executors.processes import SHORT_S
+from roundelay.simulation.executors.line import SHORT_S, withdrawn
 from roundelay.simulation.executors.protocol import Result
-from roundelay.simulation.executors.shipping import Parcel, packed
+from roundelay.simulation.executors.shipping import Parcel, fields_of, packed
 from roundelay.trainer import TRIES, Work, lost
 
 log = logging.getLogger(__name__)
@@ -118,13 +118,7 @@ class RayPool:
     def cancel(self, task_ids: Sequence[int]) -> None:
         for task_id in task_ids:
             job = self._jobs.get(task_id)
-            if job is None:
-                continue
-            if job.running:
-                job.cancelled = True  # it is held until its worker reports
-            else:
-                if job.result is None:
-                    self._line.remove(job)
+            if job is not None and withdrawn(job, self._line.remove):
                 self.release(task_id)
 
     def interrupt(self) -> None:
@@ -162,8 +156,7 @@ class RayPool:
 
     def _hand_out(self, worker: _Worker, job: _Job) -> None:
         task = job.task
-        fields = (task.id, task.client, task.round, task.attempt, task.kind, task.config)
-        worker.sent.append((worker.actor.run.remote(fields, job.received, Parcel.of(dict(job.memory))), job))
+        worker.sent.append((worker.actor.run.remote(fields_of(task), job.received, Parcel.of(dict(job.memory))), job))
         job.running = True
         self._num_held += 1
 

@@ -3,24 +3,23 @@ others.
 """
 
 import threading
-import traceback
 from collections.abc import Mapping, Sequence
 
 from roundelay import seeds
 from roundelay.messages import Lost, Memory, Payload, Task
 from roundelay.simulation.executors.protocol import Result
-from roundelay.stacking import StackTrainer
+from roundelay.stacking import StackTrainer, train_or_describe
 from roundelay.trainer import TRIES, Answer, Trainer, lost, run_or_describe
 
 
 class Serial:
     """Trains a task when its result is asked for, so that an abandoned straggler costs nothing."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer, stack: StackTrainer | None = None) -> None:
+        """``stack`` trains blocks of clients; without it there are none."""
+        self._trainer, self._stack = trainer, stack
         self._waiting: dict[int, tuple[Task, Payload, Memory]] = {}
         self._blocks: dict[int, tuple[Sequence[Task], Payload, Mapping[str, Memory]]] = {}
-        self._stack: StackTrainer | None = None
         self._interrupted = threading.Event()
 
     def submit(
@@ -49,13 +48,10 @@ class Serial:
         tasks, received, memories = self._blocks.pop(task_id)
         if self._interrupted.is_set():
             raise KeyboardInterrupt
-        try:
-            if self._stack is None:
-                self._stack = StackTrainer(self._trainer)
-            with seeds.preserved_globals():
-                return self._stack.train(tasks, received, [memories.get(task.client, {}) for task in tasks])
-        except Exception:  # the border to code that we do not know, as in run_or_describe
-            return lost(tasks[0], traceback.format_exc())
+        assert self._stack is not None
+        with seeds.preserved_globals():
+            outcome = train_or_describe(self._stack, tasks, received, [memories.get(task.client, {}) for task in tasks])
+        return lost(tasks[0], outcome) if isinstance(outcome, str) else outcome
 
     def release(self, task_id: int) -> None:
         """Nothing is held: the tensors are the trainer's own."""

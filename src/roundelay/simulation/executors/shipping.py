@@ -16,12 +16,18 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError
+from roundelay.messages import Task
 from roundelay.simulation.executors.arena import Arena, Region
 from roundelay.trainer import Work
 
 SHARED_FROM_BYTES = 4096
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def fields_of(task: Task) -> tuple[Any, ...]:  # Any: fields of several types
+    """Return what ``Task`` makes the task of again: that pickles faster than the value."""
+    return task.id, task.client, task.round, task.attempt, task.kind, task.config
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,11 @@ from roundelay.trainer import Answer
 
 log = logging.getLogger(__name__)
 
-MOST_CLIENTS = 64
+MOST_CLIENTS = 128
 """In a block: beyond, a step's calls into torch are a small part of it, and its tensors fall out of the cache."""
 
-FEWEST_CLIENTS, BLOCKS = 25, 4
-"""So many blocks are made at least, unless they had fewer clients: there is work for several workers, and the server
-folds one block while they train the next."""
+FEWEST_CLIENTS, BLOCKS = 25, 2
+"""So many blocks are made at least, unless they had fewer clients: there is work for several workers."""
 
 
 @dataclass(slots=True)
@@ -107,7 +106,7 @@ def blocks(tasks: Sequence[Task], fitting: int) -> list[Sequence[Task]]:
     """Cut tasks into blocks in their order, as equal as can be, of at most ``fitting`` tasks.
 
     >>> [len(block) for block in blocks([Task(i, str(i), 1) for i in range(130)], 1000)]
-    [33, 33, 32, 32]
+    [65, 65]
     >>> [len(block) for block in blocks([Task(i, str(i), 1) for i in range(7)], 3)]
     [3, 2, 2]
     """

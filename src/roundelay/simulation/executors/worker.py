@@ -20,7 +20,7 @@ from roundelay.layout import Layout
 from roundelay.messages import Memory, Payload, Task
 from roundelay.simulation.executors.arena import MAX_VIEWS, Arena, Packed, Region
 from roundelay.simulation.executors.shipping import Shipment, unpack
-from roundelay.stacking import StackTrainer
+from roundelay.stacking import StackTrainer, train_or_describe
 from roundelay.trainer import Answer, Evaluated, Trainer, run_or_describe
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -148,11 +148,10 @@ def main(connection: Connection, arena: Arena, shipment: Shipment, device: str, 
 
 class _Worker:
     def __init__(self, arena: Arena, trainer: Trainer) -> None:
-        self._arena, self._trainer = arena, trainer
+        self._arena, self._trainer, self._stack = arena, trainer, StackTrainer(trainer)
         self._broadcast = b""
         self._received: Payload | None = None
         self._names: dict[Names | BlockNames, tuple[bytes, Packed, int]] = {}
-        self._stack: StackTrainer | None = None
 
     def run(self, order: Order) -> Done:
         started = time.perf_counter()
@@ -185,12 +184,9 @@ class _Worker:
         for label, value in memory.items():
             row, _, name = label.partition(" ")
             memories[int(row)][name] = value
-        try:
-            if self._stack is None:
-                self._stack = StackTrainer(self._trainer)
-            answers = self._stack.train(tasks, received, memories)
-        except Exception:  # the border to code that we do not know, as in run_or_describe
-            return Done(tasks[0].id, time.perf_counter() - started, failure=traceback.format_exc())
+        answers = train_or_describe(self._stack, tasks, received, memories)
+        if isinstance(answers, str):
+            return Done(tasks[0].id, time.perf_counter() - started, failure=answers)
         names = BlockNames.of(answers, alike=self._trainer.work.uplink is None)
         tensors = [one for answer in answers for one in tensors_of(answer.update.payload, answer.memory)]
         pickled, inline = self._written(names, tensors, slot)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import DataError
-from roundelay.stages.codecs.vectors import Reader, all_finite, joined, values
+from roundelay.guard import all_finite
+from roundelay.stages.codecs.vectors import Reader, joined, values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

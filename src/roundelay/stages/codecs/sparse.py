@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError, DataError
+from roundelay.guard import all_finite
 from roundelay.stages.codecs.packing import packed_bytes, unpack
 from roundelay.stages.codecs.prefix import (
     gaps_of,
@@ -29,7 +30,6 @@ from roundelay.stages.codecs.vectors import (
     Floats,
     Integers,
     Reader,
-    all_finite,
     joined,
     new_seed,
     seeded_bits,

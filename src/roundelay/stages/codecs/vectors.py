@@ -1,6 +1,5 @@
 """What all codecs share: vectors in and out, blocks of a vector, a reader of bytes that came, random bits."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from roundelay.errors import ConfigError, DataError, WireError
+from roundelay.guard import all_finite
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -37,14 +37,6 @@ def values(vector: Tensor, who: str) -> Floats:
         raise DataError(f"{who}: {len(bad)} of {len(single)} values are NaN or infinite in float32, the first at index "
                         f"{int(bad[0])} ({float(vector[bad[0]])}): did it diverge?")  # fmt: skip
     return np.asarray(single.numpy(), np.float32)
-
-
-def all_finite(vector: Tensor) -> bool:
-    """Tell whether all values are finite, in one pass and without a mask: NaN is the largest and the least."""
-    if not len(vector):
-        return True
-    least, most = torch.aminmax(vector)
-    return math.isfinite(float(least)) and math.isfinite(float(most))
 
 
 def joined(*parts: npt.NDArray[Any]) -> Tensor:  # Any: arrays of any number type
