@@ -51,6 +51,11 @@ class Forked:
     def returncode(self) -> int | None:
         return self._process.exitcode
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def wait(self, timeout: float) -> int | None:
         """Return how it ended, None where it did not."""
         self._process.join(timeout)

@@ -22,6 +22,7 @@ from yarl import URL
 
 from roundelay.deployment import protocol as p
 from roundelay.deployment.board import Board, Phase
+from roundelay.deployment.front.connections import LIMITS, Limits
 from roundelay.deployment.front.front import Front
 from roundelay.deployment.front.server import Server
 from roundelay.deployment.journal.disk import Disk
@@ -81,6 +82,7 @@ def place(
     phase: Phase = Phase.RUNNING,
     run: str = RUN,
     keys: Mapping[str, DeviceKey] | None = None,
+    limits: Limits = LIMITS,
     **options: Any,
 ) -> Iterator[Place]:
     """Serve a run of these ``clients``, whose ``members`` are enrolled, and take part."""
@@ -104,7 +106,7 @@ def place(
             } | options  # fmt: skip
             front = Front(board, roster, Doors(tuple(clients)), run=run, **settings)
             board.turn(phase)
-            server = Server(front.app, "127.0.0.1", 0, tls)
+            server = Server(front.app, "127.0.0.1", 0, tls, limits=limits)
             port = server.start()
             try:
                 yield Place(folder, journal, board, roster, front, server, port, known, news, scalars)

@@ -58,6 +58,9 @@ class Pipe(asyncio.Transport):
 
     abort = close
 
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return 0, 2**16
+
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...

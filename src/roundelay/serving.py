@@ -21,6 +21,7 @@ from roundelay.algorithms.protocol import num_groups
 from roundelay.client.exchange import Scalar, Site
 from roundelay.components import describe
 from roundelay.deployment.board import Board, Phase
+from roundelay.deployment.front.connections import Limits, open_files
 from roundelay.deployment.front.curves import curves_of
 from roundelay.deployment.front.dialling import Dialler, Dialling
 from roundelay.deployment.front.front import Front
@@ -248,7 +249,8 @@ class Serving:
         elif place.insecure:
             log.warning("without TLS, whoever stands between sees and changes all that is sent")
         self._server = server = Server(self._front.app, None if place.workers else place.host,
-                                       0 if place.workers else place.listens_on(), tls, renew=renew)  # fmt: skip
+                                       0 if place.workers else place.listens_on(), tls, renew=renew,
+                                       limits=self._limits())  # fmt: skip
         port = server.start()
         if place.workers:
             pem = None if authority is None else authority.pem
@@ -263,6 +265,14 @@ class Serving:
         if strangers := self.strangers:
             token = self.roster.open_door(strangers, len(strangers), TOKEN_DAYS * _DAY_S, time.time())
             self.join_line = join_line(address, pin, token.reveal())
+
+    def _limits(self) -> Limits:
+        wanted = self._job.deployment.max_connections
+        allowed = open_files(wanted)
+        if allowed < wanted:
+            log.warning("at most %d connections at once, not %d: more open files are not allowed to this account "
+                        "(`ulimit -Hn`)", allowed, wanted)  # fmt: skip
+        return Limits(max_connections=allowed)
 
     def _measured(self, where: Listening) -> Server:
         """Open the address at which Prometheus asks."""

@@ -16,16 +16,21 @@ class Deployment:
     20 heartbeats of silence its client is lost in the rounds that wait for it, until it comes back.
     ``wait_for_clients_s`` is how long a run that begins waits for all of its clients to join; then it goes on with
     those that have. The third time there is, a round's deadline, is the workflow's.
+
+    ``max_connections`` may be open at once, strangers' among them, where the system allows for so many files.
     """
 
     heartbeat_s: float = 15.0
     wait_for_clients_s: float = 3_600.0
+    max_connections: int = 4_096
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_s", "wait_for_clients_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"deployment {name} must be a positive number of seconds, got {value!r}")
+        if self.max_connections < 1:
+            raise ConfigError(f"deployment max_connections must be at least 1, got {self.max_connections!r}")
 
 
 class Inhabited(Federation, Protocol):

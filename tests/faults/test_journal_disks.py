@@ -170,7 +170,7 @@ def test_a_full_database_is_said_and_work_goes_on_when_there_is_room(tmp_path: P
         begun(journal)
         pages = journal._db.one("PRAGMA page_count")
         assert pages is not None
-        journal._db.one(f"PRAGMA max_page_count = {pages[0]}")
+        journal._db._connection.execute(f"PRAGMA max_page_count = {pages[0]}")
         numbers: list[int] = []
         with pytest.raises(JournalError, match=r"recording an answer \(long\) failed .* make room"):
             numbers.extend(journal.record("long", "x" * 1000) for _ in range(10**6))
@@ -179,7 +179,7 @@ def test_a_full_database_is_said_and_work_goes_on_when_there_is_room(tmp_path: P
         with pytest.raises(JournalError, match="make room"):
             journal.accept(1, "a", digest, 6, {"note": "x" * 10_000})
         assert (len(journal.recorded()), journal.updates()) == (recorded, ())
-        journal._db.one("PRAGMA max_page_count = 1000000")
+        journal._db._connection.execute("PRAGMA max_page_count = 1000000")
         assert journal.accept(1, "a", digest, 6, {"note": "x" * 10_000}).number == 1
         assert journal.record("long", "y") == recorded + 1
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,18 @@ def test_a_closed_journal_takes_and_tells_nothing(journal: Journal) -> None:
 
 def test_the_database_syncs_each_commit(journal: Journal) -> None:
     """What the crash tests take for granted: they see a commit as one step."""
-    assert journal._db.one("PRAGMA journal_mode") == ("wal",)
-    assert journal._db.one("PRAGMA synchronous") == (2,)
-    assert journal._db.one("PRAGMA foreign_keys") == (1,)
+    writer = journal._db._connection
+    assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert writer.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+
+def test_who_reads_waits_for_no_transaction_and_sees_none_that_has_not_ended(journal: Journal) -> None:
+    with ThreadPoolExecutor(1) as other, journal._db.writing("a test") as db:
+        db.execute("INSERT INTO clients (client, key_digest) VALUES ('new', ?)", (key_of("new"),))
+        assert other.submit(journal.clients.takes_part, "new").result(10) is False
+        assert journal.clients.takes_part("new"), "whoever writes reads what it has written"
+    assert journal.clients.takes_part("new")
 
 
 def test_the_log_of_a_killed_process_is_written_anew_before_it_is_believed(tmp_path: Path) -> None:

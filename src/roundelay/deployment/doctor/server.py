@@ -196,10 +196,9 @@ def _check_clock(report: Report, folder: Path, runs: Path, now_s: float) -> None
 
 
 def _check_files(report: Report) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < _FILES:
-        report(State.WARNING, "open files", f"this account may have {soft} open; each client needs one and some more. "
-               f"For more than {soft // 3} clients: `ulimit -n {min(hard, 65_536) if hard > 0 else 65_536}`, or "
-               "LimitNOFILE in the service's unit")  # fmt: skip
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a server raises its own limit to
+    if 0 <= most < _FILES:
+        report(State.WARNING, "open files", f"this account may have {most} open; each client needs two. For more "
+               f"than {most // 3} clients: LimitNOFILE in the unit, or the account's hard limit")  # fmt: skip
     else:
-        report(State.OK, "open files", f"up to {soft}" if soft > 0 else "as many as there are")
+        report(State.OK, "open files", f"up to {most}" if most > 0 else "as many as there are")

@@ -70,15 +70,26 @@ class Admission:
                 entered.append(claim)
             except RoundelayError as error:
                 entered.append(error)
-        counts = self._journal.clients.advance([(claim.client, key, claim.sequence) for _, claim, key in signed])
-        for (at, claim, key), does_count in zip(signed, counts, strict=True):
-            try:
-                if not does_count:
-                    self._enter_late(claim, key)
+        late = self._uncounted(signed)
+        for at, claim, key in late:
+            refused = self._refused(claim, key)
+            if refused is not None:
+                entered[at] = refused
+        new = [one for one in late if not isinstance(entered[one[0]], RoundelayError)]
+        if new:
+            with self._lock:
+                self._journal.clients.admit_all([(claim.client, key) for _, claim, key in new])
+            for at, claim, _ in self._uncounted(new):
+                entered[at] = _replayed(claim)
+        for at, claim, _ in signed:
+            if entered[at] is claim:
                 self._board.saw(claim.client)
-            except RoundelayError as error:
-                entered[at] = error
         return entered
+
+    def _uncounted(self, signed: Sequence[tuple[int, Claim, str]]) -> list[tuple[int, Claim, str]]:
+        """Use up the numbers of requests; return those whose number does not count."""
+        counts = self._journal.clients.advance([(claim.client, key, claim.sequence) for _, claim, key in signed])
+        return [one for one, does_count in zip(signed, counts, strict=True) if not does_count]
 
     def _signed(self, request: Request, fields: Sequence[tuple[str, str]]) -> tuple[Claim, str]:
         """Return who signed a request, and the digest of the key."""
@@ -92,17 +103,15 @@ class Admission:
         verify(said, fields, key, client=claim.client, last_sequence=-1, now_s=self._now_s())
         return claim, _digest(key)
 
-    def _enter_late(self, claim: Claim, key: str) -> None:
-        """Let a client in whom the journal does not know with this key; refuse it where it does."""
-        known = self._journal.clients.get(claim.client, key) is not None
-        if not known:
-            with self._lock:
-                self._admit(claim.client, key)
-        if known or not self._journal.clients.advance([(claim.client, key, claim.sequence)])[0]:
-            raise Refused(
-                Reason.REPLAYED,
-                f"client {claim.client!r}: sequence number {claim.sequence} was used, or a higher one; sign it anew",
-            )
+    def _refused(self, claim: Claim, key: str) -> RoundelayError | None:
+        """Say why a client whose request does not count is not let in; None: the journal does not know it yet with this
+        key, and the run has a seat for it.
+        """
+        if self._journal.clients.get(claim.client, key) is not None:
+            return _replayed(claim)
+        if not self._doors.admits(claim.client):
+            return Rejected("token", self._doors.refusal(claim.client))
+        return None
 
     def _look(self) -> None:
         """See whom an administrator has revoked or invited in the meantime.
@@ -157,6 +166,13 @@ def require_open(phase: Phase, reason: str) -> None:
         raise Rejected("over", f"the run has ended: {reason}" if reason else "the run has ended")
     if phase is Phase.DRAINING:
         raise Rejected("draining", f"the server is about to stop{': ' if reason else ''}{reason}; come again")
+
+
+def _replayed(claim: Claim) -> Refused:
+    return Refused(
+        Reason.REPLAYED,
+        f"client {claim.client!r}: sequence number {claim.sequence} was used, or a higher one; sign it anew",
+    )
 
 
 def _digest(key: bytes) -> str:

@@ -1,7 +1,7 @@
 """The routes of those who signed: what a client is given to do, and what becomes of its answers."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -13,8 +13,9 @@ from roundelay.deployment.front.admission import require_open
 from roundelay.deployment.front.meters import Meters
 from roundelay.deployment.front.polls import Polls
 from roundelay.deployment.front.problems import Rejected
-from roundelay.deployment.front.receiving import Intake, Part, announced
-from roundelay.deployment.front.sending import InThread, send
+from roundelay.deployment.front.receiving import Body, Intake, Part, announced
+from roundelay.deployment.front.sending import Sender
+from roundelay.deployment.front.threads import InThread, outlasting
 from roundelay.deployment.journal.records import Denial, KeptTask, RequestDenied, Verdict
 from roundelay.deployment.trust.signing import Claim, check_body
 from roundelay.errors import JournalError
@@ -51,7 +52,7 @@ class Desk:
     max_answer_bytes: int
     in_thread: InThread
     writers: Executor
-    patience_s: float
+    sender: Sender
     told_over: set[str] = field(default_factory=set)
     keeping: set[asyncio.Task[p.Receipt]] = field(default_factory=set)
     """Writes that were begun. They end, whoever hangs up."""
@@ -61,7 +62,7 @@ class Desk:
         briefing: p.Briefing = await self.in_thread(self.briefing, call.client)
         return briefing
 
-    async def work(self, call: Call, poll: p.Poll) -> p.Offer | web.Response | None:
+    async def work(self, call: Call, poll: p.Poll) -> p.Offer | web.StreamResponse | None:
         """Wait for a task until the client's time is over, or its connection, or the run; but not for so long that it
         would count as lost meanwhile.
         """
@@ -73,10 +74,10 @@ class Desk:
                 if self.board.phase is Phase.ENDED:
                     self.told_over.add(client)
                 require_open(self.board.phase, self.board.reason)
-                offer: p.Offer | web.Response | None = await self.in_thread(self._next_offer, client, poll)
+                offer: p.Offer | None = await self.in_thread(self._next_offer, client, poll)
                 if offer is not None:
                     self.board.saw(client)
-                    return offer
+                    return await self._enclosed(call, offer) if offer.enclosed else offer
                 if loop.time() >= end or self.polls.closing:
                     break
                 try:
@@ -87,6 +88,13 @@ class Desk:
         self.board.saw(client)
         return None
 
+    async def _enclosed(self, call: Call, offer: p.Offer) -> web.StreamResponse:
+        """Send an offer with its model."""
+        return await self.sender.enclose(
+            call.request, offer.model_dump_json().encode() + b"\n", self.board.journal.blobs.path(offer.sent),
+            offer.sent, lambda: self.board.saw(call.client),
+        )  # fmt: skip
+
     async def blob(self, call: Call, _: None) -> web.StreamResponse:
         """Send what an open task of this client was sent, and nothing else."""
         digest = call.request.match_info["digest"]
@@ -94,9 +102,7 @@ class Desk:
         if digest not in {task.sent for task in tasks}:
             raise Rejected("not_found", f"no open task of client {call.client!r} begins from such a blob; ask for work")
         path = self.board.journal.blobs.path(digest)
-        return await send(
-            call.request, path, digest, self.in_thread, self.patience_s, lambda: self.board.saw(call.client)
-        )
+        return await self.sender.send(call.request, path, digest, lambda: self.board.saw(call.client))
 
     async def beat(self, call: Call, beat: p.Beat) -> p.Beaten:
         wanted: set[int] = set()
@@ -141,10 +147,8 @@ class Desk:
         elif part.offset != receipt.received:
             raise Rejected("upload", f"the part begins at {part.offset}, but the answer goes on at {receipt.received}",
                            receipt.received)  # fmt: skip
-        with self.intake.holding(call.client, part.length):
-            body, digest = await self.intake.read(
-                call.request, call.client, part.length, lambda: self.board.saw(call.client)
-            )
+        with self.intake.receiving(call.client) as body:
+            digest = await body.read(call.request, call.client, part.length, lambda: self.board.saw(call.client))
             self.meters.bytes_in += part.length
             check_body(call.claim, digest)
             return await self._to_the_end(self._written, call.client, call.task_id, part, body)
@@ -158,11 +162,7 @@ class Desk:
         keeping = asyncio.create_task(kept())
         self.keeping.add(keeping)
         keeping.add_done_callback(self.keeping.discard)
-        try:
-            return await asyncio.shield(keeping)
-        except asyncio.CancelledError:
-            await asyncio.wait([keeping])
-            raise
+        return await outlasting(keeping)
 
     def _require_fitting(self, size: int) -> None:
         if size > self.max_answer_bytes:
@@ -171,26 +171,20 @@ class Desk:
 
     # ---- in threads -------------------------------------------------------------------------------------------------
 
-    def _next_offer(self, client: str, poll: p.Poll) -> p.Offer | web.Response | None:
+    def _next_offer(self, client: str, poll: p.Poll) -> p.Offer | None:
         kept = self.board.next_task(client, poll.doing)
         if kept is None:
             return None
         assert kept.sent is not None, "a task of a run has a model"
-        path, model = self.board.journal.blobs.path(kept.sent), None
         try:
-            size = path.stat().st_size
-            if size <= p.ENCLOSED_BYTES and poll.having is not None and kept.sent not in poll.having:
-                model = path.read_bytes()
+            size = self.board.journal.blobs.path(kept.sent).stat().st_size
         except OSError as error:  # closed in this moment, and its blob collected; or removed by hand
             raise JournalError(f"blob {kept.sent} cannot be read ({error})") from error
-        task = kept.task
-        offer = p.Offer(
+        task, is_wanted = kept.task, poll.having is not None and kept.sent not in poll.having
+        return p.Offer(
             id=task.id, round=task.round, attempt=task.attempt, kind=task.kind, config=dict(task.config),
-            sent=kept.sent, size=size, memory=kept.memory, enclosed=model is not None,
+            sent=kept.sent, size=size, memory=kept.memory, enclosed=is_wanted and size <= p.ENCLOSED_BYTES,
         )  # fmt: skip
-        if model is None:
-            return offer
-        return web.Response(body=b"%b\n%b" % (offer.model_dump_json().encode(), model))
 
     def _standing(self, client: str, task_id: int, digest: str, size: int) -> p.Receipt | None:
         """Return how an answer stands: settled, under way, or None where nothing is known of it."""
@@ -208,13 +202,13 @@ class Desk:
         _require_not_over(self.board)
         return p.Receipt(received=self.board.journal.uploads.begin(client, digest, size))
 
-    def _written(self, client: str, task_id: int, part: Part, body: Sequence[bytes]) -> p.Receipt:
-        uploads = self.board.journal.uploads
+    def _written(self, client: str, task_id: int, part: Part, body: Body) -> p.Receipt:
+        uploads, pieces = self.board.journal.uploads, body.pieces()
         try:
             if part.is_whole:
-                uploads.take_whole(client, part.digest, body)
+                uploads.take_whole(client, part.digest, pieces)
                 return self._accepted(client, task_id, part.digest, part.size)
-            received = uploads.write(client, part.digest, part.offset, body)
+            received = uploads.write(client, part.digest, part.offset, pieces)
         except RequestDenied as denied:
             if denied.denial in (Denial.WRONG_OFFSET, Denial.NO_UPLOAD):  # another request came between
                 raise Rejected("upload", str(denied), uploads.received(client, part.digest, part.size) or 0) from None

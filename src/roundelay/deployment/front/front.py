@@ -8,8 +8,10 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,8 +26,10 @@ from roundelay.deployment.front.polls import Polls
 from roundelay.deployment.front.problems import Refusal, Rejected, answer_to, is_of_the_disk
 from roundelay.deployment.front.receiving import Intake, read_message
 from roundelay.deployment.front.routes import ROUTES, Route
+from roundelay.deployment.front.sending import Sender
 from roundelay.deployment.front.server import DIALLED, DRAIN
 from roundelay.deployment.front.together import Together
+from roundelay.deployment.front.turns import Turns
 from roundelay.deployment.journal.records import KeptTask
 from roundelay.deployment.protocol import Briefing, Curves, Message, Receipt, Scalars
 from roundelay.deployment.trust.doors import Doors
@@ -35,6 +39,7 @@ from roundelay.deployment.trust.signing import Claim, Reason, Refused, Request, 
 log = logging.getLogger(__name__)
 
 _MAX_TASK = 2**63 - 1
+_TOO_MANY_S = 5.0
 _Came = tuple[Request, list[tuple[str, str]], int]
 """A request, its fields, and the id of the task that its path names, 0 for none."""
 
@@ -57,30 +62,36 @@ class Front:
         authority_pem: bytes | None,
         on_scalar: OnScalar,
         on_data: OnData = lambda client, holding: None,
-        in_flight_bytes: int = 256 * 2**20,
+        in_flight_bytes: int = 48 * 2**20,
         patience_s: float = 30.0,
+        requests_per_client: int = 16,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         """``briefing(client)``, ``curves``, ``on_scalar(client, round, name, value, step)`` and ``on_data`` are called
         in threads. ``authority_pem`` is None where no TLS is spoken. Whoever sends or takes no byte for ``patience_s``
-        seconds is cut. ``now_s`` is the time of day, by which tokens run out.
+        seconds is cut. A client's requests beyond ``requests_per_client`` at once wait some seconds, and are refused.
+        ``now_s`` is the time of day, by which tokens run out.
         """
         self._journal, self._patience_s = board.journal, patience_s
         self._admission = Admission(board, roster, doors, now_s)
         self.meters, self._polls, self._run = Meters(), Polls(), run
         self._names: dict[web.AbstractRoute, str] = {}
         self._claims: dict[int, Claim] = {}  # whose requests are under way, by the objects that stand for them
+        self._requests_per_client, self._under_way = requests_per_client, Counter[str]()
+        self._door = ThreadPoolExecutor(1, "front-door")  # who asks is known before anything else is done
         self._readers = ThreadPoolExecutor(4, "front")
         self._writers = ThreadPoolExecutor(8, "front-writes")  # apart: they sync megabytes
         self._lobby = Lobby(
             board, self._admission, self.meters, run, authority_pem, curves, self._in_thread, patience_s
         )
+        turns = Turns()
+        intake = Intake(in_flight_bytes, patience_s, board.journal.folder, self._writers, turns)
         self._desk = Desk(
-            board, self._polls, Intake(in_flight_bytes, patience_s), self.meters, briefing, on_scalar, on_data,
-            max_answer_bytes, self._in_thread, self._writers, patience_s,
+            board, self._polls, intake, self.meters, briefing, on_scalar, on_data, max_answer_bytes, self._in_thread,
+            self._writers, Sender(self._in_thread, patience_s, turns),
         )  # fmt: skip
         self._quiet = asyncio.Event()
-        self._enter = Together(self._entered, self._in_thread)
+        self._enter = Together(self._entered, self._at_the_door)
         self.app = self._application()
         board.listen_for_posts(self._polls.wake)
 
@@ -118,7 +129,7 @@ class Front:
     async def _end(self, _: web.Application) -> None:
         if self._desk.keeping:
             await asyncio.wait(self._desk.keeping)
-        for pool in (self._readers, self._writers):
+        for pool in (self._door, self._readers, self._writers):
             await asyncio.to_thread(pool.shutdown)
 
     # ---- around every request ---------------------------------------------------------------------------------------
@@ -181,6 +192,29 @@ class Front:
         claim, kept = await self._enter((asked, list(request.headers.items()), task_id))
         self._claims[id(request)] = claim
         self.meters.disk_failed = False  # the number of the request was written
+        with self._counted(claim.client) as num_under_way:
+            if num_under_way > self._requests_per_client:
+                await asyncio.sleep(_TOO_MANY_S)  # whoever asks again at once keeps nobody else waiting
+                raise Rejected("busy", f"client {claim.client!r} has {num_under_way} requests under way, and may have "
+                               f"{self._requests_per_client}; is it running twice?")  # fmt: skip
+            return await self._served(route, handle, request, claim, task_id, kept)
+
+    @contextmanager
+    def _counted(self, client: str) -> Iterator[int]:
+        """Count a request of this client; give how many of its own are under way."""
+        self._under_way[client] += 1
+        try:
+            yield self._under_way[client]
+        finally:
+            self._under_way[client] -= 1
+            if not self._under_way[client]:
+                del self._under_way[client]
+
+    async def _served(
+        self, route: Route, handle: Callable[[Call, Any], Awaitable[Any]], request: web.Request, claim: Claim,
+        task_id: int, kept: KeptTask | None,
+    ) -> web.StreamResponse:  # fmt: skip
+        """Serve a request of which it is known who made it."""
         message = None
         if route.raw != "takes":
             message = await self._message(request, route, claim)
@@ -198,11 +232,12 @@ class Front:
         """Return of each request who asks, and the task of that id if it is a task of theirs."""
         entered: list[tuple[Claim, KeptTask | None] | Exception] = []
         claims = self._admission.enter([(asked, fields) for asked, fields, _ in came])
+        tasks = self._journal.tasks.several({task_id for _, _, task_id in came if task_id})
         for claim, (_, _, task_id) in zip(claims, came, strict=True):
             if isinstance(claim, Exception):
                 entered.append(claim)
                 continue
-            kept = self._journal.tasks.get(task_id) if 0 < task_id <= _MAX_TASK else None
+            kept = tasks.get(task_id)
             entered.append((claim, kept if kept is not None and kept.task.client == claim.client else None))
         return entered
 
@@ -215,6 +250,9 @@ class Front:
                 raise Rejected("message", "this route takes no body")
             return None
         return route.takes.model_validate_json(body)
+
+    async def _at_the_door(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: as below
+        return await asyncio.get_running_loop().run_in_executor(self._door, work, *args)
 
     async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:  # Any: whatever ``work`` takes and gives
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, *args)

@@ -14,8 +14,8 @@ from roundelay.deployment.front.meters import Meters
 from roundelay.deployment.front.problems import Rejected
 from roundelay.deployment.front.receiving import read_message
 from roundelay.deployment.front.routes import openapi
-from roundelay.deployment.front.sending import InThread
 from roundelay.deployment.front.server import DIALLED
+from roundelay.deployment.front.threads import InThread
 from roundelay.deployment.greeting import is_loopback
 from roundelay.errors import JournalError
 

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import errno
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from roundelay.deployment.front.connections import LIMITS, Connections, Limits
 from roundelay.deployment.front.problems import refusal
 from roundelay.errors import RoundelayError, ServeError
 
@@ -25,9 +27,12 @@ DRAIN: web.AppKey[Callable[[float], Awaitable[None]]] = web.AppKey("drain")
 """Called before connections are cut, with the seconds that requests may still take. Without it they get none."""
 
 KEEP_ALIVE_S = 90.0
+READ_BYTES = 4 * 2**10
+"""So much of a body may wait for its reader, twice: aiohttp's own 256 KiB are too much for a crowd."""
 RENEW_EVERY_S = 86_400.0
 _CONNECTIONS_WAITING = 1_024
-_HANDSHAKE_S = 20.0
+_CONNECTIONS_AT_ONCE = 2
+"""So many new connections are taken in each turn of the loop: a handshake takes a millisecond, and others wait."""
 _LINGER_S = 2.0
 """So long a body that was refused is read and thrown away, since who still sends might not hear the refusal."""
 
@@ -50,6 +55,7 @@ class Server:
         *,
         renew: Callable[[], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        limits: Limits = LIMITS,
     ) -> None:
         """``host`` None: no port is opened, and all connections are adopted. ``renew`` is called once a day in the
         server's thread, to load a new certificate into contexts that are in use; ``sleep`` counts the time until then.
@@ -57,13 +63,14 @@ class Server:
         self._app, self._host, self._port, self._tls = app, host, port, tls
         if DIALLED not in app:
             app[DIALLED] = {}
+        app.middlewares.insert(0, self._served)
         self._renew, self._sleep = renew, sleep
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._turn, name="front", daemon=True)
         self._runner: web.AppRunner | None = None
         self._listening: asyncio.Server | None = None
         self._renewing: asyncio.Task[None] | None = None
-        self._open: set[asyncio.WriteTransport] = set()
+        self._open = Connections(limits)
         self._serving, self._gate = False, threading.Lock()
 
     def start(self) -> int:
@@ -147,13 +154,16 @@ class Server:
             return 0
         try:
             self._listening = await self._loop.create_server(
-                lambda: self._watched(self._handler()), self._host, self._port, ssl=self._tls,
-                backlog=_CONNECTIONS_WAITING,
+                lambda: self._open.made(self._handler(), self._tls), self._host, self._port,
+                backlog=_CONNECTIONS_AT_ONCE,
             )  # fmt: skip
         except (OSError, OverflowError) as error:
             self._serving = False
             await self._runner.cleanup()
             raise ServeError(_why(error, self._host, self._port)) from error
+        for listening in self._listening.sockets:  # for asyncio both numbers are one
+            with socket.socket(fileno=os.dup(listening.fileno())) as same:
+                same.listen(_CONNECTIONS_WAITING)
         return int(self._listening.sockets[0].getsockname()[1])
 
     def _handler(self) -> asyncio.Protocol:
@@ -163,21 +173,23 @@ class Server:
         how: dict[str, Any] = {  # Any: aiohttp wants loggers where it takes adapters and None
             "access_log": None, "keepalive_timeout": KEEP_ALIVE_S, "lingering_time": _LINGER_S,
             "auto_decompress": False, "max_headers": MAX_FIELDS, "max_field_size": MAX_FIELD_BYTES,
-            "logger": _Heard(logging.getLogger(f"{__name__}.http"), {}),
+            "read_bufsize": READ_BYTES, "logger": _Heard(logging.getLogger(f"{__name__}.http"), {}),
         }  # fmt: skip
         return _Speaker(self._runner.server, loop=self._loop, **how)
 
-    def _watched(self, handler: asyncio.Protocol, over: Callable[[], None] = lambda: None) -> "_Watched":
-        def begun(transport: asyncio.WriteTransport) -> None:
-            self._open.add(transport)
-            if not self._serving:  # it was half way in when the server began to stop
-                transport.abort()
-
-        def ended(transport: asyncio.WriteTransport) -> None:
-            self._open.discard(transport)
-            over()
-
-        return _Watched(handler, begun, ended)
+    @web.middleware
+    async def _served(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Have a connection know that its request is under way."""
+        connection = self._open.of(request.protocol)
+        if connection is None:  # it has just been cut
+            return await handler(request)
+        connection.begin_request()
+        try:
+            return await handler(request)
+        finally:
+            connection.end_request(request.content)
 
     async def _adopt(
         self, sock: socket.socket, client: str, tls: ssl.SSLContext | None,
@@ -193,11 +205,13 @@ class Server:
                 ended.set_result(None)
 
         self._app[DIALLED][handler] = client
+        shaken: asyncio.Future[None] = self._loop.create_future()
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: self._watched(handler, over), sock, ssl=tls,
-                ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
-            )  # fmt: skip
+            await self._loop.connect_accepted_socket(lambda: self._open.made(handler, tls, over, shaken), sock)
+            if tls is not None:
+                await shaken
+            if self._open.of(handler) is None:
+                raise ConnectionAbortedError("the connection was cut before it began")
         except BaseException:
             self._app[DIALLED].pop(handler, None)
             raise
@@ -209,13 +223,11 @@ class Server:
             self._renewing.cancel()
         if self._listening is not None:
             self._listening.close()
+        self._open.shut()
         drain = self._app.get(DRAIN)
         if drain is not None:
             await drain(grace_s)
-        # TLS would wait for a goodbye, for half a minute. And it comes before the application closes what is open:
-        # a TLS transport of asyncio that is closed twice, as aiohttp does, can be aborted no more
-        for transport in list(self._open):
-            transport.abort()
+        self._open.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -257,42 +269,6 @@ class _Heard(logging.LoggerAdapter[logging.Logger]):
         if isinstance(kwargs.get("exc_info"), HttpProcessingError):
             level, kwargs = logging.DEBUG, {}
         super().log(level, msg, *args, **kwargs)
-
-
-class _Watched(asyncio.Protocol):
-    """Passes on what a transport says, and tells when it has begun and when it has ended."""
-
-    def __init__(
-        self,
-        inner: asyncio.Protocol,
-        begun: Callable[[asyncio.WriteTransport], None],
-        ended: Callable[[asyncio.WriteTransport], None],
-    ) -> None:
-        self._inner, self._begun, self._ended = inner, begun, ended
-        self._transport: asyncio.WriteTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
-        self._begun(transport)
-        self._inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self._inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._inner.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is not None:
-            self._ended(self._transport)
-        self._inner.connection_lost(exc)
 
 
 def _why(error: Exception, host: str, port: int) -> str:

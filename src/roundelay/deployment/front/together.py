@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from roundelay.deployment.front.sending import InThread
+from roundelay.deployment.front.threads import InThread
+
+MOST_AT_ONCE = 64
+"""Those of a crowd wait for their own batch, and not for that of all."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -29,7 +32,7 @@ class Together(Generic[_T, _R]):
     async def _serve_all(self) -> None:
         try:
             while self._waiting:
-                served, self._waiting = self._waiting, []
+                served, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
                 try:
                     came: Sequence[_R | Exception] = await self._in_thread(self._serve, [one for one, _ in served])
                 except Exception as error:

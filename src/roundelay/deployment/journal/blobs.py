@@ -143,7 +143,7 @@ class Blobs:
         """Return the file of a client's upload. Its name is a digest, as an id may hold any character."""
         return self._incoming / f"{hashlib.sha256(client.encode()).hexdigest()}{_PART}"
 
-    def append(self, part: Path, pieces: Sequence[bytes], offset: int) -> None:
+    def append(self, part: Path, pieces: Sequence[Buffer], offset: int) -> None:
         """Write a part of an upload, piece after piece; it is on disk when this returns."""
         self._fuse.check()
         doing = "writing a part of an upload"

@@ -28,16 +28,25 @@ class Clients:
         Raises:
             ValueError: the digest is none; in another spelling it would be another key.
         """
-        if not DIGEST.fullmatch(key_digest):
-            raise ValueError(
-                f"client {client!r}: expected the SHA-256 of its key in 64 lower-case hexadecimal digits, "
-                f"got {key_digest!r}"
-            )
-        with self._db.writing(f"admitting client {client!r}") as db:
-            db.execute("INSERT OR IGNORE INTO clients (client, key_digest) VALUES (?, ?)", (client, key_digest))
-            known = self.get(client, key_digest)
+        self.admit_all([(client, key_digest)])
+        known = self.get(client, key_digest)
         assert known is not None
         return known
+
+    def admit_all(self, clients: Sequence[tuple[str, str]]) -> None:
+        """Let these clients take part, each with its key, at the cost of one.
+
+        Raises:
+            ValueError: as above.
+        """
+        for client, key_digest in clients:
+            if not DIGEST.fullmatch(key_digest):
+                raise ValueError(
+                    f"client {client!r}: expected the SHA-256 of its key in 64 lower-case hexadecimal digits, "
+                    f"got {key_digest!r}"
+                )
+        with self._db.writing(f"admitting {', '.join(client for client, _ in clients[:3])}") as db:
+            db.executemany("INSERT OR IGNORE INTO clients (client, key_digest) VALUES (?, ?)", clients)
 
     def advance(self, requests: Sequence[tuple[str, str, int]]) -> list[bool]:
         """Take note of the numbers of requests, each with its client and the key that it was signed with, all of them

@@ -113,23 +113,24 @@ SCHEMA = (
 
 
 class Database:
-    """One connection, used by one thread at a time: every call takes a lock for the milliseconds that it lasts."""
+    """A connection that writes and one that reads, each used by one thread at a time, for the milliseconds that a call
+    lasts: whoever reads waits for no sync, and sees what is on disk.
+    """
 
     def __init__(self, path: Path, disk: Disk, fuse: Fuse) -> None:
         self._path, self._disk, self._fuse = path, disk, fuse
-        self._lock = threading.RLock()
+        self._lock, self._reading = threading.RLock(), threading.Lock()
+        self._writer = 0  # the thread in a transaction, which reads what it has written
         if sqlite3.sqlite_version_info < (3, 37):
             raise JournalError(
                 f"a journal needs SQLite 3.37 or later, this Python comes with {sqlite3.sqlite_version}; use a newer "
                 "Python or system"
             )
         self._write_log_anew()
-        try:
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
-        except sqlite3.Error as error:
-            raise self._failure("opening the database", error) from error
+        self._connection = self._connected()
         try:
             self._prepare()
+            self._reader = self._connected()
         except BaseException:
             self._connection.close()
             raise
@@ -145,6 +146,7 @@ class Database:
             self._fuse.check()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
+                self._writer = threading.get_ident()
                 yield self._connection
                 self._disk.commit(self._connection)
             except sqlite3.Error as error:
@@ -154,27 +156,38 @@ class Database:
             except BaseException:
                 self._roll_back()
                 raise
+            finally:
+                self._writer = 0
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Keep every other thread out of the tables."""
+        """Keep every other thread from writing."""
         with self._lock:
             yield
 
     def all(self, sql: str, *values: object) -> list[tuple[Any, ...]]:  # Any: what the tables hold
-        with self._lock:
-            try:
+        try:
+            if self._writer == threading.get_ident():
                 return self._connection.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise self._failure("reading the database", error) from error
+            with self._reading:
+                return self._reader.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._failure("reading the database", error) from error
 
     def one(self, sql: str, *values: object) -> tuple[Any, ...] | None:
         rows = self.all(sql, *values)
         return rows[0] if rows else None
 
     def close(self) -> None:
-        with self._lock:
+        with self._lock, self._reading:
+            self._reader.close()
             self._connection.close()
+
+    def _connected(self) -> sqlite3.Connection:
+        try:
+            return sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=1.0)
+        except sqlite3.Error as error:
+            raise self._failure("opening the database", error) from error
 
     def _write_log_anew(self) -> None:
         """Write what the log of the last process holds over itself, and sync it. Where a sync failed, the kernel may

@@ -101,10 +101,11 @@ class Journal:
         Raises:
             JournalError: the blob is not there, or the disk failed; nothing was accepted.
         """
+        if self.known_answer(task_id, client, digest) is None:
+            self.blobs.require(digest, size)  # may wait for a sync, and others write meanwhile
         with self._db.writing(f"accepting the answer to task {task_id}") as db:
             ack = self.known_answer(task_id, client, digest)
             if ack is None:
-                self.blobs.require(digest, size)
                 sql = "INSERT INTO updates (task, digest, size, fields) VALUES (?, ?, ?, ?)"
                 number = db.execute(sql, (task_id, digest, size, json.dumps(dict(fields)))).lastrowid
                 assert number is not None

@@ -1,7 +1,7 @@
 """The tasks that clients have: noted before a client hears of one, and kept for good."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from roundelay.deployment.journal.blobs import Blobs
@@ -77,6 +77,12 @@ class Tasks:
         """Return the task of that id, which may be any whole number."""
         tasks = self._select("WHERE id = ?", task_id) if 0 <= task_id <= _MAX_ID else ()
         return tasks[0] if tasks else None
+
+    def several(self, task_ids: Collection[int]) -> dict[int, KeptTask]:
+        """Return those of these tasks that there are, by id, in one look at the tables."""
+        wanted = [task_id for task_id in task_ids if 0 <= task_id <= _MAX_ID]
+        marks = ", ".join("?" * len(wanted))
+        return {kept.task.id: kept for kept in self._select(f"WHERE id IN ({marks})", *wanted)} if wanted else {}
 
     def all(self, state: TaskState | None = None) -> tuple[KeptTask, ...]:
         """Return the tasks that stand so, or all of them, by id."""

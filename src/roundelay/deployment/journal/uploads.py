@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from roundelay.deployment.journal.blobs import DIGEST, Blobs
+from roundelay.deployment.journal.blobs import DIGEST, Blobs, Buffer
 from roundelay.deployment.journal.database import Database
 from roundelay.deployment.journal.records import Denial, RequestDenied
 
@@ -56,7 +56,7 @@ class Uploads:
         )
         return None if row is None else int(row[0])
 
-    def write(self, client: str, digest: str, offset: int, data: bytes | Sequence[bytes]) -> int:
+    def write(self, client: str, digest: str, offset: int, data: bytes | Sequence[Buffer]) -> int:
         """Add a part, in one piece or several; return the offset of the next one. The part is on disk when this
         returns.
 
@@ -87,7 +87,7 @@ class Uploads:
                     self._hashed[client] = (end, hasher)
             return end
 
-    def take_whole(self, client: str, digest: str, pieces: Sequence[bytes]) -> None:
+    def take_whole(self, client: str, digest: str, pieces: Sequence[Buffer]) -> None:
         """Take an upload that comes in one part, whether it was begun or not; one that the client had begun is
         forgotten. It is a blob when this returns, and pinned as one that was put. Nothing is noted of its progress, as
         there is none: after a crash before ``Journal.accept`` it is sent again.
