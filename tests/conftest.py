@@ -1,5 +1,6 @@
 """What every run of the tests loads."""
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ def pytest_configure() -> None:
     forkserver.set_forkserver_preload = lambda names: preload(list(dict.fromkeys([*names, *PRELOAD])))
     if IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free >= NEEDED_BYTES:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+def pytest_collection_finish() -> None:
+    """Have nobody who looks for garbage go through all that was imported and collected, millions of things, again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

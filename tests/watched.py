@@ -46,7 +46,7 @@ Failure = tuple[str, str]
 class Decoder:
     """``seeds`` are inputs that it takes; ``errors`` is what it may answer with. ``first`` is done to an input before
     anybody watches: a file is written. ``extra_bytes`` is what it has besides an input, a vector of a known length;
-    with a ``bound_bytes`` its memory has that bound, whatever the input.
+    with a ``bound_bytes`` its memory has that bound, whatever the input. A slow one gets a smaller ``share`` of inputs.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Decoder:
     tokens: tuple[bytes, ...] = ()
     extra_bytes: int = 0
     bound_bytes: int = 0
+    share: float = 1.0
 
 
 @dataclass
@@ -130,7 +131,7 @@ def _one(decoder: Decoder, raw: bytes, watch: Watch, report: Report) -> None:
     had = tracemalloc.get_traced_memory()[0]
     refused, wrong, took_s = _tried(decoder, raw, watch)
     used = tracemalloc.get_traced_memory()[1] - had
-    for _ in range(3):  # tracing takes time itself, and slow once may be somebody else's doing
+    for _ in range(5):  # tracing takes time itself, and slow once may be somebody else's doing
         if took_s <= MOST_S:
             break
         tracemalloc.stop()

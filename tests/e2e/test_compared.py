@@ -70,7 +70,7 @@ def test_the_tables_and_all_pictures_come_from_run_folders(folders: list[Path], 
     said = shown("compare", *folders[:1], "--target", "loss=1e9", "--svg", "--out", tmp_path / "svg")
     assert "to loss 1e+09" in said
     assert {path.suffix for path in (tmp_path / "svg").iterdir()} == {".svg"}
-    assert "never" in shown("compare", *folders, "--target", "loss=-1", "--out", tmp_path / "never")
+    assert "never" in shown("compare", *folders[:1], "--target", "loss=-1", "--out", tmp_path / "never")
     assert "such as 1-3" in shown("compare", *folders, "--rounds", "3-1", status=1)
 
 

@@ -1,7 +1,6 @@
 """What the documentation shows is run as it is shown."""
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -173,12 +172,9 @@ def test_what_the_pages_have_typed_into_two_terminals_trains_on_a_device(page: s
     else:
         (tmp_path / "job.toml").write_text(re.findall(r"```toml\n(.*?)```", text, flags=re.S)[0])
     with ExitStack() as stack:
-        first = typed if page == "README.md" else begun
-        serving = first(stack, tmp_path, serve.split(), "--port", "0")  # others may use the machine
+        serving = begun(stack, tmp_path, serve.split(), "--port", "0")  # others may use the machine
         line = waited(serving, "roundelay join").split()[1:]
-        sites = [first(stack, tmp_path, line, *joins[0].split()[6:])]
-        sites += [begun(stack, tmp_path, line, *join.split()[6:]) for join in joins[1:]]
-        assert serving.stdout is not None
+        sites = [begun(stack, tmp_path, line, *join.split()[6:]) for join in joins]
         (came,) = re.findall(r"sha256: ([0-9a-f]{64})", serving.stdout.read())
         assert [one.wait(60) for one in (serving, *sites)] == [0] * (1 + len(sites))
     alone = [word for word in serve.split()[1:] if word not in ("--host", "127.0.0.1")]
@@ -211,21 +207,9 @@ def begun(stack: ExitStack, folder: Path, words: Sequence[str], *more: str) -> F
     return stack.enter_context(Forked(folder, ["roundelay", *words, *more], environment={"COLUMNS": "200"}))
 
 
-def typed(stack: ExitStack, folder: Path, words: Sequence[str], *more: str) -> "subprocess.Popen[str]":
-    """Begin it as a shell does."""
-    process = subprocess.Popen(
-        [ROUNDELAY, *words, *more], cwd=folder, env={**os.environ, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    stack.enter_context(process)
-    stack.callback(process.kill)
-    return process
-
-
-def waited(process: "subprocess.Popen[str] | Forked", words: str) -> str:
+def waited(process: Forked, words: str) -> str:
     """Return the first line that holds these words."""
     said = []
-    assert process.stdout is not None
     for line in process.stdout:
         said.append(line)
         if words in line:

@@ -4,6 +4,7 @@ The decoders are in tests/decoders.py, the process that they are watched in is i
 """
 
 import json
+import math
 import pickle
 import random
 import time
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from decoders import decoders
 from figures import Figures
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -19,10 +21,13 @@ from hypothesis import strategies as st
 from watched import Decoder, Report, mutated, run, watched
 
 from roundelay import header
+from roundelay.data import ecg
+from roundelay.data.client_tables import Table
 from roundelay.data.images import plain_pickle
 from roundelay.data.split import Split
 from roundelay.deployment.trust import members
 from roundelay.errors import IdentityError
+from roundelay.tracking import checkpoint
 
 Only = Callable[[Decoder], bool]
 SHORT, LONG = (1_500, 300), (100_000, 20_000)
@@ -69,10 +74,11 @@ def attacked(folder: Path, num_mutated: int, num_generated: int, number: int, on
 
     def work() -> Report:
         chosen = [one for one in decoders(folder) if only(one)]
-        each = [-(-total // len(chosen)) for total in (num_mutated, num_generated)]
+        shares = sum(one.share for one in chosen)
         inputs = []
         for at, one in enumerate(chosen):
             draw = random.Random(number * 1_000 + at)
+            each = [math.ceil(total * one.share / shares) for total in (num_mutated, num_generated)]
             inputs.append(
                 (one, [*mutated(one.seeds, each[0], draw, one.tokens), *generated(one, each[1], number + at)])
             )
@@ -149,6 +155,25 @@ def errors_of_the_parser(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(header, "parse", planted)
 
 
+def code_in_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    def planted(path: Path, what: str) -> object:
+        return torch.load(path, weights_only=False)
+
+    patch.setattr(checkpoint, "load_saved", planted)
+
+
+def errors_of_torch(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(checkpoint, "load_saved", lambda path, what: torch.load(path, weights_only=True))
+
+
+def ids_as_they_are(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Table, "id", lambda self, number: bytes(self._ids[number]).decode())
+
+
+def signals_wherever_they_are(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ecg, "_require_sound", lambda file, header: None)
+
+
 def slow_ones(patch: pytest.MonkeyPatch) -> None:
     refuse = IdentityError.__init__
 
@@ -173,6 +198,16 @@ PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, int]] =
     ),
     "room for the largest secret": (room_for_the_largest_secret, "roster", "took [0-9]{8,} bytes", 20),
     "errors of the parser": (errors_of_the_parser, "answer, sealed", "sealed: [A-Za-z]*Error", 50),
+    "code in a checkpoint": (
+        code_in_a_checkpoint,
+        "checkpoint, sealed",
+        "audit events.*(pickle|os.system|import)",
+        400,
+    ),
+    "errors of torch": (errors_of_torch, "checkpoint", "checkpoint: [A-Za-z]*Error", 50),
+    "ids as they are": (ids_as_they_are, "client table, ids", "ids: UnicodeDecodeError", 50),
+    "signals wherever they are": (signals_wherever_they_are, "ECG, .hea", "audit events.*open|hea: |bytes", 200),
+    "errors of the parser, in a channel": (errors_of_the_parser, "channel", "channel: [A-Za-z]*Error", 100),
     "slow ones": (slow_ones, "address", "took [0-9]+ ms", 20),
 }
 

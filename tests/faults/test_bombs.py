@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,35 @@ MESSAGES: dict[str, bytes] = {
     "10,000 keys": b"{" + b",".join(b'"%d":1' % n for n in range(10_000)) + b"}",
     "escapes": b'{"reason":"' + b"\\u0000" * 170_000 + b'"}',
 }
+
+
+def compressed() -> bytes:
+    """An archive as of torch, in which 64 MiB are 64 kB."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(64 << 20))
+        archive.writestr("archive/version", b"3\n")
+    return written.getvalue()
+
+
+def header_of(samples: str = "800", frame: str = "16", frequency: str = "100") -> bytes:
+    """What is said of a record of one lead."""
+    return f"100 1 {frequency} {samples}\n100.dat {frame} 200 16 0 0 0 0 lead\n".encode()
+
+
+ROOM = b"\x80\x02c%s\nbytearray\nJ\xff\xff\xff\x7f\x85R."
 TWO_IMAGES = bytes.fromhex("00000803000000020000001c0000001c")
+
+HUGE = [2**48, 2**48]
+
+
+def table(**what: object) -> bytes:
+    """What is said of a client table of three clients with two rows each."""
+    column = {"dtype": "float32", "shape": [3]}
+    told = {"format": "roundelay client table 1", "num_clients": 3, "id_bytes": 3, "inputs": column, "targets": column}
+    return json.dumps(told | what).encode()
+
+
 FILES: dict[str, tuple[str, bytes]] = {
     "a pickle that numbers its first value 2**26": ("pickle", b"\x80\x02]r\xff\xff\xff\x03."),
     "the same in words": ("pickle", b"\x80\x02]p90000000\n."),
@@ -90,6 +119,33 @@ FILES: dict[str, tuple[str, bytes]] = {
     "a kit's settings of 100,000 lists": ("kit's settings", b"names = " + NEST),
     "weights of 2**31 bytes, said in 5": ("weights", b"X\xff\xff\xff\x7f"),
     "weights of 2**40 bytes, said in 9": ("weights", b"\x80\x04\x8e" + (2**40).to_bytes(8, "little")),
+    "weights of 64 MiB in 64 kB": ("weights", compressed()),
+    "a checkpoint of 64 MiB in 64 kB": ("checkpoint", compressed()),
+    "weights with room for 2**31 bytes": ("weights, sealed", ROOM % b"builtins"),
+    "the same as of Python 2": ("weights, sealed", ROOM % b"__builtin__"),
+    "a memory with room for 2**31 bytes": ("client's memory, sealed", ROOM % b"__builtin__"),
+    "a checkpoint that numbers its first value 2**26": ("checkpoint, sealed", b"\x80\x02]r\xff\xff\xff\x03."),
+    "a checkpoint of 10,000 lists": ("checkpoint, sealed", b"\x80\x02" + b"]" * 10_000 + b"a" * 9_999 + b"."),
+    "rows of 100,000 lists": ("rows", NEST + b"\n{}\n"),
+    "a record of 100,000 objects": ("record of a run", OBJECTS),
+    "a table of 100,000 lists": ("client table, table.json", NEST),
+    "a table of 2**62 clients": ("client table, table.json", table(num_clients=2**62)),
+    "a table with ids of 2**40 bytes": ("client table, table.json", table(id_bytes=2**40)),
+    "a table with rows of 2**96 values": ("client table, table.json", table(inputs={"dtype": "bool", "shape": HUGE})),
+    "a table with rows of objects": ("client table, table.json", table(inputs={"dtype": "object", "shape": [3]})),
+    "a table with 2**62 rows": ("client table, offsets", b"".join(n.to_bytes(8, "little") for n in (0, 2, 4, 2**62))),
+    "digits of 100,000 lists": ("FEMNIST", NEST),
+    "digits with a number of a million digits": ("FEMNIST", b'{"users":' + b"9" * MANY + b"}"),
+    "a play of 100,000 stars": ("Shakespeare, a play", b"**A**\n" + b"*" * 100_000),
+    "a play of 100,000 directions": ("Shakespeare, a play", b"**A**\n" + b"[" * 100_000),
+    "samples of 100,000 lists": ("Shakespeare, LEAF's", NEST),
+    "a signal of 2**40 samples": ("ECG, .hea", header_of(str(2**40))),
+    "a signal of 2**40 samples a frame": ("ECG, .hea", header_of(frame=f"16x{2**40}")),
+    "a signal with a skew of 2**40": ("ECG, .hea", header_of(frame=f"16:{2**40}")),
+    "a signal in an archive of 2**40 samples": ("ECG, .hea", header_of(str(2**40), "516")),
+    "10**300 samples a second": ("ECG, .hea", header_of(frequency="1" + "0" * 300)),
+    "a record of 100,000 signals": ("ECG, .hea", b"100 100000 100 800\n" + b"100.dat 16 200\n" * 100_000),
+    "beats 2**31 apart": ("ECG, .atr", b"\0\xec\xff\x7f\xff\xff\0\4" * 1_000 + b"\0\0"),
     "a certificate of 1 MB": ("authority of a kit", b"-----BEGIN CERTIFICATE-----\n" + b"A" * 2**20),
     "a token of 1 MB": ("token, key or pin", b"A" * 2**20),
     "a name of 1 MB": ("name", b"a" * 2**20),

@@ -27,7 +27,7 @@ def check_clocks(num_seeds: int, figures: Figures, seed: int = 0) -> None:
     figures("seeds, each with a wall clock that jumps up to a day", num_seeds)
     figures("attempts at rounds", sum(one.attempts for one in came_to))
     figures("closed at the very moment", sum(one.exact for one in came_to))
-    figures("closed within a heartbeat of a loss", sum(one.attempts - one.exact for one in came_to))
+    figures("closed within what a loss takes", sum(one.attempts - one.exact for one in came_to))
     figures("pauses under the quorum", sum(one.pauses for one in came_to))
 
 

@@ -156,10 +156,10 @@ def test_tasks_are_found_by_their_client_and_by_what_was_asked(journal: Journal)
 
 def test_what_is_asked_at_every_poll_is_looked_up_in_an_index(journal: Journal) -> None:
     asked: list[str] = []
-    journal._db._connection.set_trace_callback(asked.append)
+    journal._db._reader.set_trace_callback(asked.append)
     journal.tasks.open_of("a")
     journal.tasks.find(1, 0, "a", "evaluate", None)
-    journal._db._connection.set_trace_callback(None)
+    journal._db._reader.set_trace_callback(None)
     plans = [journal._db.all(f"EXPLAIN QUERY PLAN {sql}") for sql in asked]
     assert [len(plan) for plan in plans] == [1, 1], "nor sorted afterwards"
     assert [plan[0][-1].split(" (")[0] for plan in plans] == [

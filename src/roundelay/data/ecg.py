@@ -40,7 +40,7 @@ FLAC = frozenset({"508", "516", "524"})
 _MOST_COMPRESSED = 64
 """So many samples a byte such a file may hold; of the other formats' a sample takes a byte at least."""
 
-_MOST_FREQUENCY = 1e6
+_MOST_LEADS, _MOST_FREQUENCY = 64, 1e6
 _BESIDE = re.compile(r"(?!\.)[\w.+-]+")
 """The name of a file in the same folder: no path, and nothing that could mean an address."""
 
@@ -196,6 +196,9 @@ def _header(record: Path, reader: ModuleType) -> Any:  # Any: wfdb has no types
     file = record.with_name(f"{record.name}.hea")
     if not file.is_file():
         raise DataError(f"{file}: no such file; put the header of record {record.name} there, beside its signal")
+    told = [line for line in file.read_bytes()[: 2**20].splitlines() if line.strip() and not line.startswith(b"#")]
+    if len(told) > 1 + _MOST_LEADS:  # wfdb takes long for each
+        raise DataError(f"{file}: it tells of {len(told) - 1} signals, expected up to {_MOST_LEADS}; {_REPLACE}")
     try:
         header = reader.rdheader(str(record))
     except Exception as error:  # wfdb raises many kinds here and below: a wrong file is nobody's bug, whatever its kind
