@@ -100,6 +100,10 @@ def test_honest_rounds_beside_abuse(tmp_path: Path, figures: Figures, chaos_seed
 
 # ---- after many rounds ----------------------------------------------------------------------------------------------
 
+FOR_A_MOMENT = 3
+"""So many files may be open because somebody looked while a model was read or a checkpoint written: what is left behind
+in every round is more."""
+
 
 def check_growth(
     folder: Path, figures: Figures, num_rounds: int, first: int, kib_per_round: float, settings: Sequence[str] = ()
@@ -125,7 +129,7 @@ def check_growth(
     for what, at in (("open files", 1), ("threads", 2)):
         begin, end = max(look[at] for look in looked[:10]), max(look[at] for look in looked[-10:])
         figures(f"{what}, at first and at last", f"{begin}, {end}")
-        assert end <= begin, what
+        assert end <= begin + FOR_A_MOMENT, what
     assert slope <= kib_per_round
 
 
