@@ -89,23 +89,6 @@ def test_a_batch_of_long_tasks_holds_fewer_of_them(scene: Recorded, monkeypatch:
     assert batches == [["c"], ["g"], ["e", "h"], ["a", "b", "d", "f"]]
 
 
-def test_a_long_task_waits_behind_another_only_while_much_is_left(
-    scene: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = list[tuple[str, int]]()
-
-    def handed_out(worker: processes._Worker, batch: Sequence[Job]) -> None:
-        worker.batches.append([job.task.id for job in batch])
-        held.append((batch[0].task.client, len(worker.batches)))
-
-    monkeypatch.setattr(scene.pool, "_hand_out", handed_out)
-    scene.pool._line.task_s, scene.pool._line._task_size = 1.0, 7.0
-    tasks = [Task(number, client, 1) for number, client in enumerate(SIZES)]
-    scene.pool.submit(tasks, scene.received, {}, all_needed=True)
-    # of 108 examples, c and g are in work; e has 12 of the 48 that are left, and h 10 of 36: more than a quarter
-    assert held == [("c", 1), ("g", 1), ("e", 2)]
-
-
 @pytest.mark.parametrize(
     ("workflow", "needed"),
     [(rd.Rounds(), True), (rd.Rounds(goal=2), False), (rd.Rounds(deadline_s=5.0), False)],

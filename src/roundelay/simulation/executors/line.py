@@ -19,7 +19,7 @@ from roundelay.trainer import Answer
 BATCH_S = 0.005  # about how long a batch takes: messages cost tenths of a millisecond
 MAX_BATCH = 32
 EARLY_BYTES = 64 * 2**20  # about how much memory may hold results of tasks that were done before their turn
-SHORT_S = 0.025  # below, a task that waits behind another delays nobody noticeably
+SHORT_S = 0.025  # below, a worker that waits for its next task loses a noticeable share of its time
 
 
 @dataclass(slots=True)
@@ -97,14 +97,10 @@ class Line:
 
     @property
     def may_wait(self) -> bool:
-        """Whether who is next may wait behind a batch that is in work, so that its worker need not wait for us: there
-        is enough for everybody, and what is not short is short beside what is left. It holds its slot meanwhile.
+        """Whether who is next may wait behind a batch that is in work, so that its worker need not wait for us: tasks
+        are short, and there is enough for everybody.
         """
-        if self.task_s < SHORT_S:
-            return len(self._jobs) >= self._num_workers
-        if self._slot_bytes > EARLY_BYTES:
-            return False
-        return 2 * self._num_workers * self._jobs[0].size <= sum(job.size for job in self._jobs)
+        return self.task_s < SHORT_S and len(self._jobs) >= self._num_workers
 
     @property
     def batch_size(self) -> int:
