@@ -94,12 +94,15 @@ class Loaded:
 
 @contextmanager
 def serving(
-    folder: Path, num_clients: int, *, side: int, num_rounds: int, seed: int = 0, settings: Sequence[str] = ()
+    folder: Path, num_clients: int, *, side: int, num_rounds: int, seed: int = 0, settings: Sequence[str] = (),
+    planted: str = "",
 ) -> Iterator[Loaded]:  # fmt: skip
-    """Serve a model of ``side * side`` values to so many clients, who are enrolled."""
+    """Serve a model of ``side * side`` values to so many clients, who are enrolled. ``planted`` is code that the server
+    runs when it imports the model's module.
+    """
     (folder / "server").mkdir(mode=0o700)
     (folder / "job.toml").write_text(JOB.format(num_rounds=num_rounds, side=side))
-    (folder / "load_model.py").write_text(MODEL)
+    (folder / "load_model.py").write_text(MODEL + planted)
     members = {name: Member(name, public_key=encode(key_of(seed, name).public)) for name in names(num_clients)}
     write_members(folder / "server" / ROSTER, members, ())
     words = ["roundelay", "serve", "job.toml", "--clients", str(num_clients), "--host",

@@ -106,7 +106,7 @@ in every round is more."""
 
 
 def check_growth(
-    folder: Path, figures: Figures, num_rounds: int, first: int, kib_per_round: float, settings: Sequence[str] = ()
+    folder: Path, figures: Figures, num_rounds: int, first: int, kib_per_round: float, planted: str = ""
 ) -> None:
     """The contract: after the ``first`` rounds a server's files and threads stay as many, and its memory as large."""
     clients = names(3)
@@ -122,7 +122,7 @@ def check_growth(
         assert told.verdicts == {"accepted": num_rounds * len(clients)}
         return looked[first:]
 
-    with serving(folder, len(clients), side=64, num_rounds=num_rounds + 1, settings=settings) as here:
+    with serving(folder, len(clients), side=64, num_rounds=num_rounds + 1, planted=planted) as here:
         looked = within(go(), LIMIT_S)
     slope = statistics.linear_regression(range(len(looked)), [rss for rss, _, _ in looked]).slope
     figures("growth of RSS", slope, "KiB a round")
@@ -130,7 +130,7 @@ def check_growth(
         begin, end = max(look[at] for look in looked[:10]), max(look[at] for look in looked[-10:])
         figures(f"{what}, at first and at last", f"{begin}, {end}")
         assert end <= begin + FOR_A_MOMENT, what
-    assert slope <= kib_per_round
+    assert slope <= kib_per_round, "memory"
 
 
 def test_rounds_leave_nothing_behind(tmp_path: Path, figures: Figures) -> None:
@@ -140,3 +140,32 @@ def test_rounds_leave_nothing_behind(tmp_path: Path, figures: Figures) -> None:
 @pytest.mark.chaos
 def test_three_hundred_rounds_leave_nothing_behind(tmp_path: Path, figures: Figures) -> None:
     check_growth(tmp_path, figures, 300, 50, 20.0)
+
+
+LEAK = """
+
+import threading
+from roundelay.intake import Intake
+
+kept, close = [], Intake.close
+
+
+def leaking(self):
+    kept.append({leaked})
+    return close(self)
+
+
+Intake.close = leaking
+"""
+SLEEPER = "threading.Thread(target=threading.Event().wait, daemon=True).start()"
+LEAKS = {
+    "a file stays open": ("open(__file__)", "open files"),
+    "a thread lives on": (SLEEPER, "threads"),
+    "a MiB is kept": ('b"x" * 2**20', "memory"),
+}
+
+
+@pytest.mark.parametrize(("leaked", "what"), LEAKS.values(), ids=LEAKS)
+def test_what_a_round_leaves_behind_is_seen(tmp_path: Path, leaked: str, what: str) -> None:
+    with pytest.raises(AssertionError, match=what):
+        check_growth(tmp_path, lambda *_: None, 26, 5, 200.0, LEAK.format(leaked=leaked))
