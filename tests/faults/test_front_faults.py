@@ -208,7 +208,12 @@ def nothing_spilled(patch: pytest.MonkeyPatch) -> None:
 
 def spilled_out_of_order(patch: pytest.MonkeyPatch) -> None:
     pieces = Body.pieces
-    patch.setattr(Body, "pieces", lambda self: pieces(self)[::-1])
+
+    def swapped(self: Body) -> list[bytes]:
+        came = b"".join(pieces(self))
+        return [came[len(came) // 2 :], came[: len(came) // 2]]
+
+    patch.setattr(Body, "pieces", swapped)
 
 
 def spilled_to_one_place(patch: pytest.MonkeyPatch) -> None:
