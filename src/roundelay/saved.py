@@ -1,6 +1,8 @@
 """Files of ``torch.save``, read as data: nothing in them is run, and they take no more room than they have bytes."""
 
 import io
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ _ARCHIVE = b"PK\x03\x04"
 
 _ROOM = b"bytearray\n"
 """What torch takes in a pickle, and fills with as many zeros as that says; no tensor needs it."""
+
+_LONG_LINE = re.compile(rb"(?<![^\n])[^\n]{1000,}+\n")
+"""What may hold a name of a class that is as long: torch takes the square of its length to say that it knows none."""
 
 
 def load_saved(path: Path, what: str) -> Any:  # Any: plain values and tensors, however they were put together
@@ -50,4 +55,8 @@ def _checked(path: Path) -> Path:
 def _without_room(pickled: bytes) -> bytes:
     if _ROOM in pickled:
         raise ValueError("a bytearray is in it, expected tensors and plain values")
+    if _LONG_LINE.search(pickled):
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if opcode.name == "GLOBAL" and len(str(argument)) > 1_000:
+                raise ValueError("a name of more than 1,000 characters is in it, expected tensors and plain values")
     return pickled
