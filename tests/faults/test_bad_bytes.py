@@ -206,7 +206,12 @@ PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str, int]] =
     ),
     "errors of torch": (errors_of_torch, "checkpoint", "checkpoint: [A-Za-z]*Error", 50),
     "ids as they are": (ids_as_they_are, "client table, ids", "ids: UnicodeDecodeError", 50),
-    "signals wherever they are": (signals_wherever_they_are, "ECG, .hea", "audit events.*open|hea: |bytes", 200),
+    "signals wherever they are": (
+        signals_wherever_they_are,
+        "ECG, .hea",
+        "audit events.*(open|import)|hea: |bytes",
+        200,
+    ),
     "errors of the parser, in a channel": (errors_of_the_parser, "channel", "channel: [A-Za-z]*Error", 100),
     "slow ones": (slow_ones, "address", "took [0-9]+ ms", 20),
 }
